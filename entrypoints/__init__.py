@@ -1,0 +1,1 @@
+"""Entry points: each parses its parameters and calls its stage."""

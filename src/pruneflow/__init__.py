@@ -1,0 +1,38 @@
+"""pruneflow: pruning experiments as MLflow runs.
+
+Every stage can be called from here, with the parameters of its entry point:
+
+    import pruneflow
+    run = pruneflow.prune_iterative(model="alexnet", iterations=3)
+    run.levels  # a DataFrame, one row a level
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # what follows imports torch and mlflow: seconds, so only once it is called
+    from pruneflow.stages import FinishedRun
+
+__version__ = "0.1.0"
+
+
+def finetune(**parameters: Any) -> FinishedRun:
+    """Train a model on a data set, as a run; the same as the entry point `finetune`."""
+    return _run("finetune", parameters)
+
+
+def prune_iterative(**parameters: Any) -> FinishedRun:
+    """Prune a model level by level, fine-tuning between; as the entry point `prune_iterative`."""
+    return _run("prune_iterative", parameters)
+
+
+def prune_direct(**parameters: Any) -> FinishedRun:
+    """Prune a model to its target at once, then fine-tune; as the entry point `prune_direct`."""
+    return _run("prune_direct", parameters)
+
+
+def _run(stage: str, parameters: dict[str, Any]) -> FinishedRun:
+    from pruneflow.stages import run
+
+    return run(stage, parameters)

@@ -1,0 +1,106 @@
+"""Commands: one click option for every field of a stage's configuration, and nothing else.
+
+The same command stands behind `mlflow run`, `python -m entrypoints.<name>` and
+`pruneflow <name>`. Bad input ends as one line on standard error and exit code 2, a failed
+experiment as one line and exit code 1.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from types import FrameType
+from typing import Any, NoReturn
+
+import click
+
+from pruneflow import __version__
+from pruneflow.config import PRESET, Settings
+from pruneflow.errors import ExperimentError, InputError, unknown
+from pruneflow.stages import STAGES, run
+
+
+def command(stage: str) -> click.Command:
+    """The command of a stage."""
+    kind = STAGES[stage].config
+
+    def callback(**given: str | None) -> None:
+        run(stage, {name: value for name, value in given.items() if value is not None})
+
+    options: list[click.Parameter] = [
+        click.Option([f"--{name}"], metavar="VALUE", help=_help(kind, name))
+        for name in kind.model_fields
+    ]
+    return click.Command(stage, callback=callback, params=options, help=STAGES[stage].help)
+
+
+def _help(kind: type[Settings], name: str) -> str:
+    field = kind.model_fields[name]
+    default = PRESET if field.is_required() else field.default
+    shown = f" [default: {default}]" if default not in (None, ()) else ""
+    return f"{field.description}{shown}"
+
+
+@click.command()
+@click.option("--port", default=5000, show_default=True, help="port to serve on")
+def ui(port: int) -> None:
+    """Open MLflow's UI on the current tracking store, with light settings."""
+    from pruneflow.tracking.store import serve_ui
+
+    serve_ui(port)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="pruneflow")
+def group() -> None:
+    """How far can a model be pruned, what is lost, and does it get faster?"""
+
+
+for _stage in STAGES:
+    group.add_command(command(_stage))
+group.add_command(ui)
+
+
+def main() -> NoReturn:
+    """The command `pruneflow`."""
+    _exit(group)
+
+
+def run_entrypoint(stage: str) -> NoReturn:
+    """The whole of an entry file: the command of one stage."""
+    _exit(command(stage))
+
+
+def _exit(target: click.Command) -> NoReturn:
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        target.main(standalone_mode=False)
+    except click.NoSuchOption as error:
+        known = [p.name or "" for p in (error.ctx.command.params if error.ctx else [])]
+        problem = unknown("parameter", error.option_name.lstrip("-"), known, listed=40)
+        _refuse(str(problem))
+    except (InputError, click.UsageError) as error:
+        _refuse(error.format_message() if isinstance(error, click.UsageError) else str(error))
+    except ExperimentError as error:
+        print(f"pruneflow: {error}", file=sys.stderr)
+        sys.exit(1)
+    except (KeyboardInterrupt, click.Abort):
+        print("pruneflow: interrupted", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(0)
+
+
+def _refuse(reason: str) -> NoReturn:
+    line = " ".join(reason.split())
+    print(f"pruneflow: {line}", file=sys.stderr)
+    if "MLFLOW_RUN_ID" in os.environ:  # started by `mlflow run`, and not taken over yet
+        from pruneflow.tracking.run import refuse_handed_over
+
+        refuse_handed_over(line)
+    sys.exit(2)
+
+
+def _terminated(number: int, frame: FrameType | None) -> Any:
+    sys.exit(128 + number)

@@ -1,0 +1,246 @@
+"""The configuration of each stage: names, types, help and limits, in one place.
+
+A value comes from the caller, else from the preset, where a model's own settings go before the
+stage's and those before everyone's. Configurations are frozen; nothing is deleted or filled in
+later except what only the machine can tell (`device`, `precision`, `threads` when left to `auto`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from importlib import resources
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    model_validator,
+)
+
+from pruneflow.errors import InputError, unknown
+from pruneflow.pruning.criteria import CRITERIA
+from pruneflow.workloads.datasets import DATASETS
+
+PRESET = "preset"  # what MLproject passes for a parameter that was not given
+
+
+def _names(value: object) -> object:
+    """'a, b' -> ('a', 'b'); lists pass through."""
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return value
+
+
+def _criterion(value: str) -> str:
+    if value not in CRITERIA:
+        raise unknown("criterion", value, CRITERIA)
+    return value
+
+
+def _dataset(value: str) -> str:
+    if value not in DATASETS:
+        raise unknown("data set", value, DATASETS)
+    return value
+
+
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
+Patterns = Annotated[tuple[str, ...], BeforeValidator(_names)]
+C = TypeVar("C", bound="Settings")
+
+
+class Settings(BaseModel):
+    """What every training stage needs: the model, its data, how it is trained, and on what."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    model: Annotated[str, Field(min_length=1)] = Field(
+        description="alexnet, vgg16, resnet18, resnet50, or any other torchvision classifier"
+    )
+    dataset: Annotated[str, AfterValidator(_dataset)] = Field(
+        description=f"one of {', '.join(DATASETS)}"
+    )
+    data_dir: str | None = Field(
+        None, description="folder of the data set, instead of the Hugging Face hub"
+    )
+    weights: Annotated[str, Field(min_length=1)] = Field(
+        description="none, pretrained (ImageNet), or a file: safetensors or a plain state dict"
+    )
+    preset: str = Field("quick", description="named defaults: quick or paper")
+    image_size: Count = Field(description="side of the square images the model sees, in pixels")
+    train_limit: Count | None = Field(
+        None, description="use only this many training images, an equal share of each class"
+    )
+    batch_size: Count = Field(description="images in a training step")
+    learning_rate: Annotated[float, Field(gt=0)] = Field(
+        description="learning rate of this stage's own training (the peak, under one_cycle)"
+    )
+    lr_schedule: Literal["one_cycle", "constant"] = Field(
+        description="learning rate over one fine-tuning: one_cycle or constant"
+    )
+    optimizer: Literal["adamw", "sgd"] = Field(description="adamw, or sgd with momentum 0.9")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(description="of the optimizer")
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(
+        description="decides initial weights, split, data order, dropout and random scores"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto, cpu or cuda")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="auto (bf16 where a measurement shows it is faster), fp32 or bf16"
+    )
+    threads: Count | None = Field(None, description="CPU threads; all cores when not given")
+
+    _given: frozenset[str] = PrivateAttr(default=frozenset())
+
+    @property
+    def given(self) -> frozenset[str]:
+        """Names of the parameters that the caller gave, rather than the preset."""
+        return self._given
+
+    def resolved(self, **values: object) -> Self:
+        """A copy in which what was left to the machine is settled."""
+        copy = self.model_copy(update=values)
+        copy._given = self._given
+        return copy
+
+
+class FinetuneConfig(Settings):
+    """Configuration of `finetune`: train a model on a data set, to be a base run for pruning."""
+
+    epochs: Count = Field(description="passes over the training images")
+
+
+class PruneConfig(Settings):
+    """Configuration of `prune_iterative` and `prune_direct`."""
+
+    granularity: Literal["weight"] = Field(description="what is removed: weight")
+    criterion: Annotated[str, AfterValidator(_criterion)] = Field(
+        description=f"scores of what to keep: {', '.join(CRITERIA)}"
+    )
+    scope: Literal["global", "layer"] = Field(
+        description="where scores compete: global, or layer (each tensor loses the same fraction)"
+    )
+    fraction: Fraction = Field(
+        description="share of what is left that each level removes, in (0, 1)"
+    )
+    iterations: Annotated[int, Field(ge=1, le=99)] = Field(
+        description="number of levels; prune_direct goes to where they would end, in one level"
+    )
+    target_sparsity: Fraction | None = Field(
+        None, description="sparsity of the last level, in (0, 1); given instead of fraction"
+    )
+    finetune_epochs: Annotated[int, Field(ge=0)] = Field(
+        description="epochs of fine-tuning after each level; 0 is allowed"
+    )
+    base_epochs: Count = Field(description="epochs of the base run, when this run has to make one")
+    include: Patterns = Field(
+        (), description="prune only layers whose name matches one of these patterns (a,b*)"
+    )
+    exclude: Patterns = Field((), description="leave out layers whose name matches one of these")
+    prune_bias: bool = Field(description="prune biases too, as the 2020 study did")
+    base_run: str | None = Field(
+        None, description="id of the finetune run to prune; by default the newest that fits"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fraction_from_target(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """With a target sparsity, the fraction a level follows from it and the iterations."""
+        target, iterations = values.get("target_sparsity"), values.get("iterations")
+        try:
+            target, iterations = float(target), int(iterations)  # type: ignore[arg-type]
+        except (TypeError, ValueError):
+            return values  # not given, or for the field's own check to refuse
+        if 0 < target < 1 and iterations >= 1:
+            return values | {"fraction": -math.expm1(math.log1p(-target) / iterations)}
+        return values
+
+    @property
+    def final_sparsity(self) -> float:
+        """Sparsity that the last level aims at."""
+        if self.target_sparsity is not None:
+            return self.target_sparsity
+        return float(1 - (1 - self.fraction) ** self.iterations)
+
+
+def presets() -> list[str]:
+    """Names of the presets that the package carries."""
+    folder = resources.files("pruneflow") / "presets"
+    return sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith("yaml"))
+
+
+def _preset_values(name: str, kind: type[Settings], model: str | None) -> dict[str, Any]:
+    if name not in presets():
+        raise unknown("preset", name, presets())
+    text = (resources.files("pruneflow") / "presets" / f"{name}.yaml").read_text("utf-8")
+    preset: dict[str, dict[str, Any]] = yaml.safe_load(text)
+    section = "finetune" if kind is FinetuneConfig else "prune"
+    values = preset["all"] | preset[section]
+    if kind is PruneConfig:
+        values["base_epochs"] = preset["finetune"]["epochs"]
+    own: dict[str, Any] = preset["models"].get(model or values["model"], {})
+    return values | own
+
+
+def resolve(kind: type[C], given: Mapping[str, Any]) -> C:
+    """The configuration of a stage from what the caller gave, completed from the preset.
+
+    A value that is None, empty or the word `preset` counts as not given.
+
+    Raises:
+        InputError: an unknown name, or a value that is not valid; the first one found.
+    """
+    known = kind.model_fields
+    for name in given:
+        if name not in known:
+            raise unknown("parameter", name, known, listed=40)
+    values = {
+        name: value
+        for name, value in given.items()
+        if value is not None and value != PRESET and (value != "" or name == "model")
+    }
+    if "target_sparsity" in values and "fraction" in values:
+        raise InputError(
+            f"target_sparsity={values['target_sparsity']} and fraction={values['fraction']} both "
+            "say how far to prune: give one of them"
+        )
+    preset = str(values.get("preset", known["preset"].default))
+    model = values.get("model")
+    try:
+        config = kind.model_validate(_preset_values(preset, kind, model) | values)
+    except ValidationError as error:
+        raise InputError(_first_problem(error, kind)) from None
+    config._given = frozenset(values)
+    return config
+
+
+def base_config(config: PruneConfig) -> FinetuneConfig:
+    """The finetune configuration of the base run that a pruning run starts when it finds none.
+
+    What the caller gave applies to it as well, except `learning_rate`, which is the pruning
+    run's own; the rest is the preset's for `finetune`.
+    """
+    shared = (config.given & FinetuneConfig.model_fields.keys()) - {"learning_rate"}
+    values = {name: getattr(config, name) for name in shared}
+    machine = {"device": config.device, "precision": config.precision, "threads": config.threads}
+    return resolve(
+        FinetuneConfig, values | machine | {"preset": config.preset, "epochs": config.base_epochs}
+    )
+
+
+def _first_problem(error: ValidationError, kind: type[Settings]) -> str:
+    problem = error.errors()[0]
+    name = str(problem["loc"][0]) if problem["loc"] else "configuration"
+    cause = problem.get("ctx", {}).get("error")
+    if isinstance(cause, InputError):
+        return str(cause)
+    field = kind.model_fields.get(name)
+    valid = f" (valid: {field.description})" if field is not None else ""
+    reason = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    return f"{name}={problem['input']!r} is not valid: it should be {reason}{valid}"

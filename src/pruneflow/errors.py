@@ -1,0 +1,31 @@
+"""What can go wrong by the user's hand, and how it is said: one line, what is valid beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class InputError(ValueError):
+    """Input that cannot be used. Its text is one line: the value, why, and what is valid."""
+
+
+class ExperimentError(RuntimeError):
+    """An experiment that cannot go on (a loss that is not finite, say); its text is one line."""
+
+
+def unknown(kind: str, value: object, valid: Iterable[str], *, listed: int = 12) -> InputError:
+    """An InputError for a name that is not among the valid ones, the nearest of them first.
+
+    `listed` caps how many valid names are printed when nothing is near.
+    """
+    names = sorted(valid)
+    near = get_close_matches(str(value), names, n=3, cutoff=0.5)
+    if near:
+        hint = f"did you mean {' or '.join(near)}?"
+        if len(names) <= listed:
+            hint += f" (valid: {', '.join(names)})"
+    else:
+        more = f" and {len(names) - listed} more" if len(names) > listed else ""
+        hint = f"valid: {', '.join(names[:listed])}{more}"
+    return InputError(f"unknown {kind} {str(value)!r}: {hint}")

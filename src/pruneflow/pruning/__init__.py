@@ -1,0 +1,1 @@
+"""Pruning itself: scores, selection, masks, schedules, costs. Pure: nothing here logs."""

@@ -1,0 +1,33 @@
+"""Schedules: how far each level prunes. Direct pruning is an iterative schedule of one level."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one level removes.
+
+    Attributes:
+        level: 0 for the unpruned model, 1 for the first one that prunes.
+        fraction: share of what is left that it removes, in (0, 1); 0 at level 0.
+        target_sparsity: where that leads, in (0, 1), before rounding to whole entries.
+    """
+
+    level: int
+    fraction: float
+    target_sparsity: float
+
+
+UNPRUNED = Step(0, 0.0, 0.0)
+
+
+def iterative(fraction: float, iterations: int) -> list[Step]:
+    """Levels that each remove `fraction` of what is left (Han et al. 2015)."""
+    return [Step(k, fraction, 1 - (1 - fraction) ** k) for k in range(1, iterations + 1)]
+
+
+def direct(target_sparsity: float) -> list[Step]:
+    """One level that goes straight to `target_sparsity`."""
+    return [Step(1, target_sparsity, target_sparsity)]

@@ -1,0 +1,95 @@
+"""Stages: each reads as its experiment does. `run` starts one by its name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pruneflow.config import FinetuneConfig, PruneConfig, Settings, resolve
+from pruneflow.errors import unknown
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from pruneflow.stages.progress import Reporter
+    from pruneflow.tracking.run import Run
+
+
+def _finetune(config: Any, reporter: Reporter) -> Run:
+    from pruneflow.stages.finetune import finetune
+
+    return finetune(config, reporter)
+
+
+def _prune_iterative(config: Any, reporter: Reporter) -> Run:
+    from pruneflow.stages.prune import prune_iterative
+
+    return prune_iterative(config, reporter)
+
+
+def _prune_direct(config: Any, reporter: Reporter) -> Run:
+    from pruneflow.stages.prune import prune_direct
+
+    return prune_direct(config, reporter)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """An entry point: its configuration, what runs it (imported when called), its help line."""
+
+    config: type[Settings]
+    start: Callable[[Any, Reporter], Run]
+    help: str
+
+
+STAGES: dict[str, Stage] = {
+    "finetune": Stage(FinetuneConfig, _finetune, "Train a model, to be a base run for pruning."),
+    "prune_iterative": Stage(
+        PruneConfig, _prune_iterative, "Prune level by level, fine-tuning after each."
+    ),
+    "prune_direct": Stage(
+        PruneConfig, _prune_direct, "Prune to the target in one level, then fine-tune."
+    ),
+}
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run that a stage has finished.
+
+    Attributes:
+        run_id: its id in MLflow.
+        experiment_id: of the MLflow experiment that holds it.
+        address: where to see it in the UI.
+        levels: a DataFrame with the columns of `levels.csv`; empty for `finetune`.
+    """
+
+    run_id: str
+    experiment_id: str
+    address: str
+    levels: pd.DataFrame
+
+
+def run(stage: str, parameters: Mapping[str, Any]) -> FinishedRun:
+    """Run a stage with the parameters of its entry point; the rest comes from the preset.
+
+    Raises:
+        InputError: a stage, parameter or value that cannot be used. No run is left open.
+        ExperimentError: the experiment could not go on; its run is FAILED and says why.
+    """
+    if stage not in STAGES:
+        raise unknown("stage", stage, STAGES)
+    config = resolve(STAGES[stage].config, parameters)
+
+    import pandas as pd
+
+    from pruneflow.stages.progress import Reporter
+    from pruneflow.tracking import store
+
+    store.check()
+    with Reporter() as reporter:
+        done = STAGES[stage].start(config, reporter)
+        reporter.say(f"run {done.id} finished: {done.address}")
+    levels = pd.DataFrame(done.levels)
+    return FinishedRun(done.id, done.experiment_id, done.address, levels)

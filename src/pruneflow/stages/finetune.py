@@ -1,0 +1,73 @@
+"""Stage `finetune`: train a model on a data set; its run is a base that pruning runs start from."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from pruneflow.config import FinetuneConfig
+from pruneflow.stages.experiment import Experiment, prepare, timed
+from pruneflow.stages.progress import Reporter
+from pruneflow.tracking.run import Run, fingerprint, open_run, workload_fingerprint
+from pruneflow.workloads import training
+
+
+def finetune(config: FinetuneConfig, reporter: Reporter) -> Run:
+    """Train, measure and keep a model, in the run that was handed over or a new one."""
+    experiment = prepare(config)
+    model = experiment.build(config.weights)
+    return train_base(experiment, model, reporter, experiment_id=None)
+
+
+def train_base(
+    experiment: Experiment[FinetuneConfig],
+    model: nn.Module,
+    reporter: Reporter,
+    *,
+    experiment_id: str | None,
+) -> Run:
+    """Train a model, in a run of its own; the trained model is its checkpoint of level 0."""
+    config, data = experiment.config, experiment.data
+    tags = {
+        "pruneflow.fingerprint": fingerprint("finetune", config, data.digest, None),
+        "pruneflow.workload": workload_fingerprint(config, data.digest),
+    }
+    name = f"base-{config.model}-{config.dataset}-s{config.seed}"
+    with open_run("finetune", config, name=name, tags=tags, experiment_id=experiment_id) as run:
+        experiment.log_data(run)
+        reporter.say(f"finetune {name}: run {run.id}")
+        reporter.plan(config.epochs)
+
+        def progress(epoch: int, share: float, loss: float) -> None:
+            reporter.at(f"base, epoch {epoch}/{config.epochs}", epoch - 1 + share, loss)
+
+        recipe = experiment.recipe(config.epochs, level=0)
+        epochs = training.fit(model, data.train, recipe, experiment.machine, on_progress=progress)
+        for epoch in epochs:
+            validation = experiment.accuracy(model, data.val)
+            run.log_metrics(
+                {
+                    "train/loss": epoch.loss,
+                    "train/accuracy": epoch.accuracy,
+                    "val/accuracy": validation,
+                    "time/epoch_seconds": epoch.seconds,
+                    "throughput/samples_per_second": epoch.samples_per_second,
+                },
+                step=epoch.number,
+            )
+            reporter.say(
+                f"  epoch {epoch.number}/{config.epochs}: loss {epoch.loss:.4f}, train "
+                f"{epoch.accuracy:.4f}, val {validation:.4f}, {epoch.seconds:.1f} s "
+                f"({epoch.samples_per_second:.0f} images/s)"
+            )
+        reporter.at("base, evaluating", config.epochs)
+        test, seconds = timed(lambda: experiment.accuracy(model, data.test))
+        train = experiment.accuracy(model, data.train)
+        run.log_metrics({"accuracy/test": test, "accuracy/train": train}, step=config.epochs)
+        size = run.log_checkpoint(0, model.state_dict(), {}, experiment.structure)
+        run.describe(
+            f"**{config.model}** on **{config.dataset}**, {config.epochs} epochs from weights "
+            f"`{config.weights}`.\n\n| test | train | checkpoint |\n|---:|---:|---:|\n"
+            f"| {test:.4f} | {train:.4f} | {size / 1e6:.1f} MB |"
+        )
+        reporter.say(f"  test {test:.4f}, train {train:.4f} ({seconds:.1f} s for test)")
+    return run

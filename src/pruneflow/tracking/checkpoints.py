@@ -1,0 +1,109 @@
+"""Checkpoints: `model.safetensors` and `structure.json` in a folder. No pickle.
+
+A tensor that masks have pruned is stored as the values that are kept and one bit an entry that
+says where they go (`<name>.kept`), so that a checkpoint's size falls with its sparsity; every
+other tensor is stored as it is, under its own name.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pruneflow.errors import InputError
+
+FORMAT = 1
+_BITS = ".kept"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint holds.
+
+    Attributes:
+        structure: how to rebuild the model: its `model` name and its `classes`.
+        state: the model's state dict, dense, pruned entries zero.
+        masks: boolean masks (True = kept) of the tensors that were stored as pruned.
+    """
+
+    structure: dict[str, Any]
+    state: dict[str, Tensor]
+    masks: dict[str, Tensor]
+
+
+def save(
+    folder: Path,
+    state: Mapping[str, Tensor],
+    masks: Mapping[str, Tensor],
+    *,
+    structure: Mapping[str, Any],
+) -> int:
+    """Write a checkpoint and return its size in bytes.
+
+    Args:
+        folder: made if it is not there.
+        state: a state dict; entries that `masks` prunes have to be zero.
+        masks: boolean masks by name; may be empty.
+        structure: JSON values that say how to rebuild the model.
+
+    Raises:
+        ValueError: a pruned entry is not zero.
+    """
+    stored: dict[str, Tensor] = {}
+    packed: dict[str, list[int]] = {}
+    for name, value in state.items():
+        tensor = value.detach().to("cpu", memory_format=torch.contiguous_format)
+        mask = masks.get(name)
+        if mask is None or bool(mask.all()):
+            stored[name] = tensor
+            continue
+        kept = mask.cpu()
+        if int(tensor.count_nonzero()) != int((tensor[kept] != 0).sum()):
+            raise ValueError(f"{name} has pruned entries that are not zero")
+        stored[name] = tensor[kept]
+        stored[name + _BITS] = torch.from_numpy(np.packbits(kept.numpy().reshape(-1)))
+        packed[name] = list(tensor.shape)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(stored, folder / "model.safetensors")
+    described = {"format": FORMAT, **structure, "packed": packed}
+    (folder / "structure.json").write_text(json.dumps(described, indent=1), "utf-8")
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
+def load(folder: Path) -> Checkpoint:
+    """Read a checkpoint that `save` wrote.
+
+    Raises:
+        InputError: files that are missing, or are not such a checkpoint.
+    """
+    try:
+        structure = json.loads((folder / "structure.json").read_text("utf-8"))
+        stored = load_file(folder / "model.safetensors")
+        if structure.pop("format") != FORMAT:
+            raise InputError(f"the checkpoint in {folder} has an unknown format")
+        packed: dict[str, list[int]] = structure.pop("packed")
+        masks = {}
+        state = {}
+        for name, value in stored.items():
+            if name in packed:
+                shape = packed[name]
+                bits = np.unpackbits(stored[name + _BITS].numpy(), count=int(np.prod(shape)))
+                masks[name] = torch.from_numpy(bits.astype(bool)).view(shape)
+                state[name] = torch.zeros(shape, dtype=value.dtype)
+                state[name][masks[name]] = value
+            elif name.removesuffix(_BITS) not in packed:
+                state[name] = value
+    except (OSError, SafetensorError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise InputError(f"the checkpoint in {folder} cannot be read: {error}") from None
+    except json.JSONDecodeError as error:
+        raise InputError(f"structure.json in {folder} is not JSON: {error}") from None
+    return Checkpoint(structure, state, masks)

@@ -1,0 +1,289 @@
+"""A run in MLflow, by the run contract: opened, filled level by level, ended for a reason."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+from mlflow.tracking.context.registry import resolve_tags
+from torch import Tensor
+
+import pruneflow
+from pruneflow.config import Settings
+from pruneflow.errors import InputError
+from pruneflow.tracking import checkpoints, environment, levels, store
+from pruneflow.tracking.levels import METRICS, Layer, Level
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_TAG_LIMIT = 5_000  # characters that every MLflow store keeps of a tag
+
+# What does not decide a run's result: the preset's values are there one by one, what a folder
+# or a base run holds counts, not where it lies.
+_NOT_DECIDING = {"preset", "data_dir", "base_run"}
+
+
+def fingerprint(stage: str, config: Settings, data_digest: str, base: str | None) -> str:
+    """Hash of everything that decides a run's result; the same for the same experiment."""
+    deciding = {k: v for k, v in config.model_dump().items() if k not in _NOT_DECIDING}
+    return _hash(stage, pruneflow.__version__, deciding, data_digest, base)
+
+
+def workload_fingerprint(config: Settings, data_digest: str) -> str:
+    """Hash of model, data, weights, preset and seed: what a base run is found by."""
+    names = ("model", "weights", "preset", "seed", "image_size")
+    values = {name: getattr(config, name) for name in names}
+    return _hash(pruneflow.__version__, values, data_digest)
+
+
+def _hash(*parts: object) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+class Run:
+    """A run that is open. Everything is logged through it, by the names of the run contract."""
+
+    def __init__(self, client: MlflowClient, run_id: str, experiment_id: str) -> None:
+        self.id = run_id
+        self.experiment_id = experiment_id
+        self._client = client
+        self._levels: list[Level] = []
+        self._layers: list[Layer] = []
+
+    @property
+    def levels(self) -> list[Level]:
+        """The levels recorded so far."""
+        return list(self._levels)
+
+    @property
+    def layers(self) -> list[Layer]:
+        """The layers of all levels recorded so far."""
+        return list(self._layers)
+
+    @property
+    def address(self) -> str:
+        """Where a person finds the run in the UI."""
+        return store.address_of(self.experiment_id, self.id)
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Set tags."""
+        self._client.log_batch(self.id, tags=[RunTag(k, v) for k, v in tags.items()])
+
+    def log_metrics(self, values: Mapping[str, float], step: int) -> None:
+        """Log metrics of one step, all with the same time."""
+        now = int(time.time() * 1000)
+        batch = [Metric(key, float(value), now, step) for key, value in values.items()]
+        self._client.log_batch(self.id, metrics=batch)
+
+    def describe(self, text: str) -> None:
+        """Set the Markdown text on the run's page."""
+        self.set_tags({"mlflow.note.content": text})
+
+    def log_data(self, name: str, digest: str, source: str, profile: Mapping[str, int]) -> None:
+        """Log the data set as an input of the run."""
+        data = Dataset(
+            name=name,
+            digest=digest,
+            source_type="local" if Path(source).exists() else "code",
+            source=json.dumps({"uri": source}),
+            profile=json.dumps(dict(profile)),
+        )
+        context = InputTag("mlflow.data.context", "training")
+        self._client.log_inputs(self.id, [DatasetInput(data, [context])])
+
+    def log_text(self, path: str, text: str) -> None:
+        """Write an artifact."""
+        self._client.log_text(self.id, text, path)
+
+    def log_figure(self, path: str, figure: Figure) -> None:
+        """Write a figure as an artifact."""
+        self._client.log_figure(self.id, figure, path)
+
+    def log_checkpoint(
+        self,
+        level: int,
+        state: Mapping[str, Tensor],
+        masks: Mapping[str, Tensor],
+        structure: Mapping[str, Any],
+    ) -> int:
+        """Write a level's checkpoint and return its size in bytes."""
+        with tempfile.TemporaryDirectory(prefix="pruneflow-") as folder:
+            size = checkpoints.save(Path(folder), state, masks, structure=structure)
+            self._client.log_artifacts(self.id, folder, checkpoint_path(level))
+        return size
+
+    def load_checkpoint(self, level: int) -> checkpoints.Checkpoint:
+        """Read a level's checkpoint of this run."""
+        return load_checkpoint(self.id, level)
+
+    def record(self, level: Level, layers: Sequence[Layer]) -> None:
+        """Record a level: metrics, tables and curves, complete as of this level."""
+        self._levels.append(level)
+        self._layers.extend(layers)
+        row = asdict(level)
+        self.log_metrics({key: row[field] for field, key in METRICS.items()}, step=level.level)
+        self.log_metrics(
+            {"by_sparsity/test_after": level.test_after}, step=round(1000 * level.sparsity)
+        )
+        self.log_text("levels.csv", levels.to_csv(self._levels, Level))
+        self.log_text("layers.csv", levels.to_csv(self._layers, Layer))
+        self.set_tags({"pruneflow.curves": levels.curves(self._levels)})
+
+
+def checkpoint_path(level: int) -> str:
+    """Where a run keeps the checkpoint of a level, among its artifacts."""
+    return f"checkpoints/level_{level:02d}"
+
+
+@contextmanager
+def open_run(
+    stage: str,
+    config: Settings,
+    *,
+    name: str,
+    tags: Mapping[str, str],
+    experiment_id: str | None = None,
+) -> Iterator[Run]:
+    """Open a run and end it: FINISHED, or FAILED or KILLED with the reason in a tag.
+
+    A run handed over by `mlflow run` (MLFLOW_RUN_ID) is taken over by the first one opened;
+    otherwise a new one is made, in `experiment_id` or MLflow's current experiment.
+    """
+    client = MlflowClient()
+    run_id = os.environ.pop("MLFLOW_RUN_ID", None) if experiment_id is None else None
+    if run_id is None:
+        experiment_id = experiment_id or current_experiment()
+        run_id = client.create_run(experiment_id, tags=resolve_tags(), run_name=name).info.run_id
+    else:
+        experiment_id = client.get_run(run_id).info.experiment_id
+        client.update_run(run_id, name=name)
+    run = Run(client, run_id, experiment_id)
+    try:
+        run.set_tags({"pruneflow.stage": stage, **tags})
+        values = config.model_dump(mode="json")
+        params = [Param(f"cfg/{key}", _text(value)) for key, value in values.items()]
+        client.log_batch(run_id, params=params)
+        run.log_text("config.json", json.dumps({"stage": stage, **values}, indent=1))
+        run.log_text("environment.json", json.dumps(environment.describe(), indent=1))
+        yield run
+    except BaseException as error:
+        killed = isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit)
+        status = "KILLED" if killed else "FAILED"
+        _end(client, run_id, status, f"{type(error).__name__}: {error}")
+        raise
+    client.set_terminated(run_id, "FINISHED")
+
+
+def refuse_handed_over(reason: str) -> None:
+    """End a run that `mlflow run` handed over, and that was not taken over, as FAILED."""
+    run_id = os.environ.pop("MLFLOW_RUN_ID", None)
+    if run_id is not None:
+        _end(MlflowClient(), run_id, "FAILED", reason)
+
+
+def _end(client: MlflowClient, run_id: str, status: str, reason: str) -> None:
+    client.set_tag(run_id, "pruneflow.failure", reason[:_TAG_LIMIT])
+    client.set_terminated(run_id, status)
+
+
+def _text(value: object) -> str:
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    return "" if value is None else str(value)
+
+
+def current_experiment() -> str:
+    """Id of MLflow's current experiment: MLFLOW_EXPERIMENT_ID or _NAME, else the default one."""
+    client = MlflowClient()
+    name = os.environ.get("MLFLOW_EXPERIMENT_NAME")
+    if name:
+        found = client.get_experiment_by_name(name)
+        return str(found.experiment_id if found else client.create_experiment(name))
+    return os.environ.get("MLFLOW_EXPERIMENT_ID") or "0"
+
+
+def find_base(workload: str, *, epochs: int | None) -> str | None:
+    """Id of the newest finished finetune run of a workload, anywhere in the store.
+
+    Args:
+        workload: its `workload_fingerprint`.
+        epochs: only runs of that many epochs, if given.
+    """
+    client = MlflowClient()
+    experiments = [e.experiment_id for e in client.search_experiments()]
+    conditions = [
+        "attributes.status = 'FINISHED'",
+        "tags.`pruneflow.stage` = 'finetune'",
+        f"tags.`pruneflow.workload` = '{workload}'",
+    ]
+    if epochs is not None:
+        conditions.append(f"params.`cfg/epochs` = '{epochs}'")
+    found = client.search_runs(
+        experiments, " and ".join(conditions), max_results=1, order_by=["start_time DESC"]
+    )
+    return str(found[0].info.run_id) if found else None
+
+
+def open_base(run_id: str, config: Settings, classes: int) -> checkpoints.Checkpoint:
+    """The model of a finetune run, once it is seen that this configuration can prune it.
+
+    Raises:
+        InputError: a run that does not exist, did not finish, is no finetune run, or whose
+            model or classes are others.
+    """
+    client = MlflowClient()
+    try:
+        run = client.get_run(run_id)
+    except MlflowException:
+        raise InputError(
+            f"base_run={run_id!r} does not exist in {store.without_credentials(store.uri())}: pass "
+            "the id of a finished finetune run, or nothing to have one found or made"
+        ) from None
+    stage = run.data.tags.get("pruneflow.stage")
+    if stage != "finetune":
+        raise InputError(
+            f"base_run={run_id!r} is not a finetune run but {stage or 'one of something else'}"
+        )
+    if run.info.status != "FINISHED":
+        raise InputError(f"base_run={run_id!r} did not finish: its status is {run.info.status}")
+    model = run.data.params.get("cfg/model")
+    if model != config.model:
+        raise InputError(f"base_run={run_id!r} is of model {model}, not {config.model}")
+    checkpoint = load_checkpoint(run_id, 0)
+    found = checkpoint.structure.get("classes")
+    if found != classes:
+        raise InputError(f"base_run={run_id!r} has {found} classes, the data set {classes}")
+    return checkpoint
+
+
+def fingerprint_of(run_id: str) -> str:
+    """The fingerprint of a run."""
+    return str(MlflowClient().get_run(run_id).data.tags["pruneflow.fingerprint"])
+
+
+def load_checkpoint(run_id: str, level: int) -> checkpoints.Checkpoint:
+    """Read a level's checkpoint of a run.
+
+    Raises:
+        InputError: the run has no such checkpoint, or it cannot be read.
+    """
+    path = checkpoint_path(level)
+    with tempfile.TemporaryDirectory(prefix="pruneflow-") as folder:
+        try:
+            local = MlflowClient().download_artifacts(run_id, path, folder)
+        except (MlflowException, OSError) as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(f"run {run_id} has no checkpoint of level {level}: {reason}") from None
+        return checkpoints.load(Path(local))

@@ -1,0 +1,1 @@
+"""Workloads: models, data sets, and how they are trained and evaluated."""

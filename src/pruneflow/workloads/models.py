@@ -1,0 +1,158 @@
+"""Models: torchvision's classifiers, with a head sized to the data set.
+
+Every torchvision classifier works by its name; the study's four are listed for the help text.
+"""
+
+from __future__ import annotations
+
+import urllib.error
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from pruneflow.errors import InputError, unknown
+
+# Without these two, the auxiliary heads of Inception-style models would train on nothing.
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "googlenet": {"aux_logits": False, "init_weights": True},
+    "inception_v3": {"aux_logits": False, "init_weights": True},
+}
+
+
+def names() -> list[str]:
+    """Names of torchvision's classifiers."""
+    return list(torchvision.models.list_models(module=torchvision.models))
+
+
+def build(name: str, classes: int, *, weights: str = "none") -> nn.Module:
+    """A classifier with `classes` outputs, images (N, 3, H, W) in, logits (N, classes) out.
+
+    Args:
+        name: a torchvision classifier.
+        classes: outputs of the head.
+        weights: `none` (torchvision's initialisation, from torch's global generator),
+            `pretrained` (ImageNet, downloaded by torchvision on first use; the head is new),
+            or a file: safetensors, or a state dict saved by torch. Of a file whose head has
+            another number of outputs, all but the head is taken.
+
+    Raises:
+        InputError: an unknown name, a download that fails, a file that does not fit.
+    """
+    if name not in names():
+        raise unknown("model", name, names())
+    options = _OPTIONS.get(name, {})
+    if weights != "pretrained":
+        model: nn.Module = torchvision.models.get_model(
+            name, weights=None, num_classes=classes, **options
+        )
+        if weights != "none":
+            _load(model, _read(Path(weights).expanduser()), Path(weights))
+        return model
+    try:
+        model = torchvision.models.get_model(name, weights="DEFAULT")
+    except (urllib.error.URLError, OSError, RuntimeError) as error:
+        folder = Path(torch.hub.get_dir()) / "checkpoints"
+        raise InputError(
+            f"the ImageNet weights of {name} could not be downloaded ({error}): pass weights=none, "
+            f"weights=<file>, or put torchvision's file into {folder}"
+        ) from None
+    if options:
+        _without_auxiliary_heads(model)
+    _replace(model, _head(model), classes)
+    return model
+
+
+def _without_auxiliary_heads(model: nn.Module) -> None:
+    """Drop the heads that Inception-style models have for training on ImageNet only."""
+    model.aux_logits = False  # type: ignore[assignment]
+    for name in ("AuxLogits", "aux1", "aux2"):
+        if hasattr(model, name):
+            setattr(model, name, None)
+
+
+def check_image_size(model: nn.Module, name: str, size: int) -> Tensor:
+    """One blank input (1, 3, size, size) that the model is seen to accept.
+
+    Raises:
+        InputError: an image size that the model cannot take.
+    """
+    sample = torch.zeros(1, 3, size, size, device=next(model.parameters()).device)
+    training = model.training
+    try:
+        with torch.inference_mode():
+            model.eval()(sample)
+    except (RuntimeError, ValueError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else "it does not fit"
+        raise InputError(f"image_size={size} does not work with {name}: {reason}") from None
+    finally:
+        model.train(training)
+    return sample
+
+
+def _head(model: nn.Module) -> str:
+    """Name of the layer that makes the logits: the last linear layer, or convolution."""
+    linear = [str(n) for n, m in model.named_modules() if isinstance(m, nn.Linear)]
+    return (linear or [str(n) for n, m in model.named_modules() if isinstance(m, nn.Conv2d)])[-1]
+
+
+def _replace(model: nn.Module, name: str, classes: int) -> None:
+    old = model.get_submodule(name)
+    new: nn.Module
+    if isinstance(old, nn.Conv2d):
+        new = nn.Conv2d(old.in_channels, classes, old.kernel_size)  # type: ignore[arg-type]
+    else:
+        assert isinstance(old, nn.Linear)
+        new = nn.Linear(old.in_features, classes)
+    parent, _, attribute = name.rpartition(".")
+    setattr(model.get_submodule(parent), attribute, new)
+
+
+def _read(path: Path) -> Mapping[str, Tensor]:
+    if not path.is_file():
+        raise InputError(
+            f"weights={str(path)!r} is not a file: pass none, pretrained, or a safetensors file "
+            "or state dict"
+        )
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, OSError, EOFError) as error:
+        raise InputError(f"weights={str(path)!r} cannot be read: {error}") from None
+    except Exception as error:  # torch.load raises what the file's bytes lead it to
+        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+        raise InputError(f"weights={str(path)!r} is not a plain state dict ({reason})") from None
+    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise InputError(
+            f"weights={str(path)!r} holds {type(state).__name__}, not a state dict of tensors"
+        )
+    return state
+
+
+def _load(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    own = model.state_dict()
+    head = _head(model) + "."
+    taken = {}
+    for name, tensor in own.items():
+        given = state.get(name)
+        if given is not None and given.shape == tensor.shape:
+            taken[name] = given
+        elif not name.startswith(head):
+            has = "missing" if given is None else f"of shape {tuple(given.shape)}"
+            raise InputError(
+                f"weights={str(path)!r} do not fit the model: {name} is {has}, "
+                f"it should be of shape {tuple(tensor.shape)}"
+            )
+    extra = sorted(state.keys() - own.keys())
+    if extra:
+        raise InputError(f"weights={str(path)!r} do not fit the model: it has no {extra[0]}")
+    for name, tensor in taken.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise InputError(f"weights={str(path)!r}: {name} holds NaN or infinite values")
+    model.load_state_dict(own | taken)
