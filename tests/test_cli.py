@@ -1,0 +1,125 @@
+"""The commands, as a person at a terminal meets them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pruneflow.stages import STAGES
+
+
+def run(
+    *arguments: str, root: Path, uri: str, timeout: float = 120
+) -> subprocess.CompletedProcess[str]:
+    """`python -m entrypoints.<name> ...` from the checkout, on the given store."""
+    environment = os.environ | {"MLFLOW_TRACKING_URI": uri, "PYTHONPATH": str(root / "src")}
+    return subprocess.run(
+        [sys.executable, "-m", *arguments],
+        cwd=root,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_help_is_fast_and_imports_nothing_heavy(stage: str, root: Path, store: str) -> None:
+    code = (
+        "import sys, time; start = time.perf_counter()\n"
+        "from pruneflow.cli import command\n"
+        f"command({stage!r}).main(['--help'], standalone_mode=False)\n"
+        "heavy = {'torch', 'mlflow', 'matplotlib', 'pandas', 'datasets'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(root / "src")}
+    start = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "--learning_rate" in done.stdout
+    assert time.perf_counter() - start < 5  # under a second alone; CI machines are shared
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--fraction", "1.5"], "fraction='1.5'"),
+        (["--modle", "alexnet"], "did you mean model"),
+        (["--criterion"], "requires an argument"),
+        (["extra"], "unexpected extra argument"),
+        (["--model", "alexnt"], "did you mean alexnet?"),
+        (["--image_size", "16"], "image_size=16 does not work with alexnet"),
+        (["--include", "conv9"], "'conv9' matches no prunable layer"),
+        (["--base_run", "0123"], "base_run='0123' does not exist"),
+        (["--dataset", "cifar10", "--data_dir", "/nowhere"], "'/nowhere' does not exist"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    arguments: list[str], said: str, root: Path, store: str
+) -> None:
+    done = run("entrypoints.prune_iterative", *arguments, root=root, uri=store)
+    assert done.returncode == 2
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("pruneflow: ")
+    assert said in lines[0]
+
+
+def test_bad_input_leaves_no_run(root: Path, store: str) -> None:
+    from mlflow.tracking import MlflowClient
+
+    done = run("entrypoints.finetune", "--image_size", "16", root=root, uri=store)
+    assert done.returncode == 2
+    assert MlflowClient(store).search_runs(["0"]) == []
+
+
+def test_bad_input_ends_the_run_that_mlflow_handed_over(
+    root: Path, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow.tracking import MlflowClient
+
+    handed = MlflowClient(store).create_run("0").info.run_id
+    monkeypatch.setenv("MLFLOW_RUN_ID", handed)
+    done = run("entrypoints.finetune", "--epochs", "0", root=root, uri=store)
+    assert done.returncode == 2
+    ended = MlflowClient(store).get_run(handed)
+    assert ended.info.status == "FAILED"
+    assert "epochs='0'" in ended.data.tags["pruneflow.failure"]
+
+
+def test_a_server_that_does_not_answer_is_refused_within_seconds(root: Path) -> None:
+    start = time.perf_counter()
+    uri = "http://user:secret@127.0.0.1:9"  # nothing listens on the discard port
+    done = run("entrypoints.finetune", root=root, uri=uri)
+    assert done.returncode == 2
+    assert "tracking server http://127.0.0.1:9 does not answer" in done.stderr
+    assert "secret" not in done.stderr + done.stdout
+    assert time.perf_counter() - start < 60  # seconds alone; MLflow by itself tries for minutes
+
+
+def test_a_terminated_run_says_so(root: Path, store: str) -> None:
+    from mlflow.tracking import MlflowClient
+
+    command = [sys.executable, "-m", "entrypoints.finetune", "--model", "squeezenet1_1"]
+    command += ["--image_size", "32", "--epochs", "1000"]
+    environment = os.environ | {"PYTHONPATH": str(root / "src"), "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(
+        command, cwd=root, env=environment, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if "epoch 1/1000" in line:
+                break
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) != 0
+    (run_,) = MlflowClient(store).search_runs(["0"])
+    assert run_.info.status == "KILLED"
+    assert "SystemExit" in run_.data.tags["pruneflow.failure"]

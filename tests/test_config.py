@@ -1,0 +1,126 @@
+"""Configuration: what comes from where, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from pruneflow.config import FinetuneConfig, PruneConfig, base_config, presets, resolve
+from pruneflow.errors import InputError
+from pruneflow.pruning import schedule
+
+
+def test_caller_goes_before_model_goes_before_stage_goes_before_all() -> None:
+    of_stage = resolve(PruneConfig, {"model": "alexnet"})
+    of_model = resolve(PruneConfig, {"model": "resnet18"})
+    of_caller = resolve(PruneConfig, {"model": "resnet18", "learning_rate": "0.5"})
+    assert of_stage.learning_rate == 3e-4
+    assert of_model.learning_rate == 1e-3
+    assert of_caller.learning_rate == 0.5
+    assert (of_stage.image_size, of_model.image_size) == (64, 32)
+
+
+@pytest.mark.parametrize("value", ["preset", "", None])
+def test_not_given_means_the_preset_decides(value: str | None) -> None:
+    config = resolve(PruneConfig, {"criterion": value, "seed": "3"})
+    assert config.criterion == "l1"
+    assert config.given == {"seed"}
+
+
+@pytest.mark.parametrize("name", presets())
+def test_every_preset_is_complete_for_every_stage(name: str) -> None:
+    assert resolve(FinetuneConfig, {"preset": name}).preset == name
+    assert resolve(PruneConfig, {"preset": name}).preset == name
+
+
+def test_paper_preset_is_the_study() -> None:
+    config = resolve(PruneConfig, {"preset": "paper"})
+    assert (config.dataset, config.weights, config.image_size) == ("cifar10", "pretrained", 224)
+    assert (config.optimizer, config.batch_size, config.base_epochs) == ("sgd", 128, 20)
+    assert (config.finetune_epochs, config.learning_rate) == (10, 1e-4)
+    assert (config.fraction, config.iterations, config.prune_bias) == (0.5, 6, True)
+
+
+def test_configurations_are_frozen() -> None:
+    config = resolve(FinetuneConfig, {})
+    with pytest.raises(ValidationError, match="frozen"):
+        config.seed = 1  # type: ignore[misc]
+
+
+def test_text_becomes_typed_values() -> None:
+    config = resolve(
+        PruneConfig, {"include": "features.*, classifier.6", "prune_bias": "false", "threads": "2"}
+    )
+    assert config.include == ("features.*", "classifier.6")
+    assert config.prune_bias is False
+    assert config.threads == 2
+
+
+def test_target_sparsity_decides_the_fraction_of_each_level() -> None:
+    config = resolve(PruneConfig, {"target_sparsity": "0.9375", "iterations": "4"})
+    assert config.fraction == pytest.approx(0.5, abs=1e-12)
+    steps = schedule.iterative(config.fraction, config.iterations)
+    assert steps[-1].target_sparsity == pytest.approx(0.9375, abs=1e-12)
+    assert config.final_sparsity == 0.9375
+
+
+def test_direct_goes_where_the_iterative_levels_would_end() -> None:
+    assert resolve(PruneConfig, {"fraction": "0.5", "iterations": "4"}).final_sparsity == 0.9375
+
+
+def test_base_takes_what_was_given_but_the_learning_rate() -> None:
+    config = resolve(
+        PruneConfig,
+        {"batch_size": 16, "learning_rate": 0.1, "base_epochs": 2, "model": "resnet18", "seed": 7},
+    )
+    base = base_config(config)
+    assert (base.batch_size, base.epochs, base.model, base.seed) == (16, 2, "resnet18", 7)
+    assert base.learning_rate == resolve(FinetuneConfig, {"model": "resnet18"}).learning_rate
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"criterion": "l3"}, ["criterion", "'l3'", "l1"]),
+        ({"dataset": "cifar"}, ["data set", "'cifar'", "cifar10"]),
+        ({"preset": "qiuck"}, ["preset", "'qiuck'", "quick"]),
+        ({"modle": "alexnet"}, ["parameter", "'modle'", "model"]),
+        ({"fraction": "1"}, ["fraction", "'1'", "less than 1"]),
+        ({"fraction": "0"}, ["fraction", "'0'", "greater than 0"]),
+        ({"fraction": "-0.5"}, ["fraction", "'-0.5'"]),
+        ({"fraction": "nan"}, ["fraction", "nan", "finite"]),
+        ({"fraction": "half"}, ["fraction", "'half'"]),
+        ({"target_sparsity": "1.5"}, ["target_sparsity", "'1.5'"]),
+        ({"target_sparsity": "nan"}, ["target_sparsity", "nan"]),
+        ({"target_sparsity": "0.5", "fraction": "0.5"}, ["target_sparsity", "fraction", "one"]),
+        ({"iterations": "0"}, ["iterations", "'0'"]),
+        ({"iterations": "2.5"}, ["iterations", "'2.5'"]),
+        ({"iterations": "100"}, ["iterations", "'100'"]),
+        ({"finetune_epochs": "-1"}, ["finetune_epochs", "'-1'"]),
+        ({"base_epochs": "0"}, ["base_epochs", "'0'"]),
+        ({"batch_size": "-8"}, ["batch_size", "'-8'"]),
+        ({"image_size": "0"}, ["image_size", "'0'"]),
+        ({"train_limit": "0"}, ["train_limit", "'0'"]),
+        ({"learning_rate": "inf"}, ["learning_rate", "inf"]),
+        ({"learning_rate": "0"}, ["learning_rate", "'0'"]),
+        ({"weight_decay": "-1"}, ["weight_decay", "'-1'"]),
+        ({"seed": "-1"}, ["seed", "'-1'"]),
+        ({"seed": "one"}, ["seed", "'one'"]),
+        ({"threads": "0"}, ["threads", "'0'"]),
+        ({"device": "tpu"}, ["device", "'tpu'", "cpu"]),
+        ({"precision": "fp8"}, ["precision", "'fp8'", "bf16"]),
+        ({"scope": "filter"}, ["scope", "'filter'", "layer"]),
+        ({"granularity": "neuron"}, ["granularity", "'neuron'", "weight"]),
+        ({"optimizer": "adam"}, ["optimizer", "'adam'", "adamw"]),
+        ({"lr_schedule": "cosine"}, ["lr_schedule", "'cosine'", "one_cycle"]),
+        ({"prune_bias": "perhaps"}, ["prune_bias", "'perhaps'"]),
+        ({"epochs": "3"}, ["parameter", "'epochs'", "base_epochs"]),
+    ],
+)
+def test_bad_values_are_refused_in_one_line(given: dict[str, str], said: list[str]) -> None:
+    with pytest.raises(InputError) as refused:
+        resolve(PruneConfig, given)
+    text = str(refused.value)
+    assert "\n" not in text
+    for part in said:
+        assert part in text

@@ -1,0 +1,60 @@
+"""Records have the contract's columns and fit where they are put."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from dataclasses import fields
+
+from pruneflow.tracking import levels
+from pruneflow.tracking.levels import METRICS, Layer, Level
+
+
+def level(number: int) -> Level:
+    return Level(
+        number, 0.5, 0.123456789, 57_044_810, 1 / 3, 90_000_000, 2 / 3, 228_000_000,
+        0.1 / 3, 0.2 / 3, 0.3 / 3, 0.4 / 3, 0.5 / 3, 0.001, 100.0, 10.0,
+    )  # fmt: skip
+
+
+def test_levels_csv_has_the_contract_columns() -> None:
+    text = levels.to_csv([level(0)], Level)
+    assert text.splitlines()[0] == (
+        "level,target_sparsity,sparsity,params,params_left,macs,macs_left,size_bytes,test_before,"
+        "test_after,train_before,train_after,val_after,score_seconds,finetune_seconds,"
+        "evaluate_seconds"
+    )
+
+
+def test_layers_csv_has_the_contract_columns() -> None:
+    text = levels.to_csv([Layer(0, "fc.weight", "Linear", "10x512", 5120, 0, 0.0)], Layer)
+    assert text == (
+        "level,layer,kind,shape,params,zeros,sparsity\n0,fc.weight,Linear,10x512,5120,0,0.0\n"
+    )
+
+
+def test_csv_keeps_every_digit() -> None:
+    (row,) = csv.DictReader(io.StringIO(levels.to_csv([level(3)], Level)))
+    assert float(row["params_left"]) == 1 / 3
+    assert float(row["test_before"]) == 0.1 / 3
+
+
+def test_every_number_of_a_level_but_its_own_is_a_metric() -> None:
+    assert set(METRICS) == {field.name for field in fields(Level)} - {"level"}
+    assert len(set(METRICS.values())) == len(METRICS)
+
+
+def test_curves_hold_the_levels() -> None:
+    table = json.loads(levels.curves([level(0), level(1)]))
+    assert table["level"] == [0, 1]
+    assert table["test_after"] == [0.0666667, 0.0666667]
+    assert table["params"] == [57_044_810, 57_044_810]
+
+
+def test_curves_of_the_longest_schedule_fit_into_a_tag() -> None:
+    text = levels.curves([level(number) for number in range(100)])
+    table = json.loads(text)
+    assert len(text) < 8_000
+    assert len(table["level"]) == 100
+    assert {"sparsity", "params_left", "test_after", "test_before"} <= set(table)
