@@ -12,12 +12,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pruneflow.errors import ExperimentError, InputError
+from pruneflow.version import __version__
 
 if TYPE_CHECKING:  # what follows imports torch and mlflow: seconds, so only once it is called
     from pruneflow.stages import FinishedRun
 
-__all__ = ["ExperimentError", "InputError", "finetune", "prune_direct", "prune_iterative"]
-__version__ = "0.1.0"
+__all__ = [
+    "ExperimentError",
+    "InputError",
+    "__version__",
+    "finetune",
+    "prune_direct",
+    "prune_iterative",
+]
 
 
 def finetune(**parameters: Any) -> FinishedRun:

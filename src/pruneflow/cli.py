@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import click
 
 from pruneflow import __version__
-from pruneflow.config import PRESET, Settings
+from pruneflow.config import Settings, resolve
 from pruneflow.errors import ExperimentError, InputError, unknown
 from pruneflow.stages import STAGES, run
 
@@ -28,18 +28,21 @@ def command(stage: str) -> click.Command:
     def callback(**given: str | None) -> None:
         run(stage, {name: value for name, value in given.items() if value is not None})
 
+    quick = resolve(kind, {})
     options: list[click.Parameter] = [
-        click.Option([f"--{name}"], metavar="VALUE", help=_help(kind, name))
+        click.Option([f"--{name}"], metavar="VALUE", help=_help(quick, name))
         for name in kind.model_fields
     ]
     return click.Command(stage, callback=callback, params=options, help=STAGES[stage].help)
 
 
-def _help(kind: type[Settings], name: str) -> str:
-    field = kind.model_fields[name]
-    default = PRESET if field.is_required() else field.default
-    shown = f" [default: {default}]" if default not in (None, ()) else ""
-    return f"{field.description}{shown}"
+def _help(quick: Settings, name: str) -> str:
+    field = type(quick).model_fields[name]
+    value = getattr(quick, name)
+    if value in (None, ()):
+        return str(field.description)
+    origin = "preset quick" if field.is_required() else "default"
+    return f"{field.description} [{origin}: {value}]"
 
 
 @click.command()

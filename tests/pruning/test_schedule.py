@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import pytest
 from hypothesis import given
@@ -52,8 +53,8 @@ def test_each_level_removes_the_fraction_of_what_the_one_before_left(
 @given(fraction=st.floats(0.05, 0.6), iterations=st.integers(2, 12))
 def test_sparsity_rises_and_stays_below_one(fraction: float, iterations: int) -> None:
     targets = [step.target_sparsity for step in iterative(fraction, iterations)]
-    assert all(a < b for a, b in zip(targets, targets[1:], strict=False))
-    assert 0 < targets[0]
+    assert all(a < b for a, b in itertools.pairwise(targets))
+    assert targets[0] > 0
     assert targets[-1] < 1
 
 

@@ -76,7 +76,9 @@ def test_run_has_the_contract_metrics(job: tuple[Any, Run, Path]) -> None:
         history = sorted(client.get_metric_history(job[1].info.run_id, key), key=lambda m: m.step)
         assert [m.step for m in history] == [0, 1, 2]
         assert [m.value for m in history] == levels[column].tolist()
-    steps = [m.step for m in client.get_metric_history(job[1].info.run_id, "by_sparsity/test_after")]
+    steps = [
+        m.step for m in client.get_metric_history(job[1].info.run_id, "by_sparsity/test_after")
+    ]
     assert steps == [round(1000 * s) for s in levels["sparsity"]]
 
 
@@ -103,7 +105,7 @@ def test_run_has_the_contract_artifacts(job: tuple[Any, Run, Path]) -> None:
         "figures/layer_sparsity.png",
     }
     environment = json.loads((artifacts / "environment.json").read_text("utf-8"))
-    assert environment["versions"]["torch"] == torch.__version__
+    assert torch.__version__.startswith(environment["versions"]["torch"])
     assert environment["threads"] == 1
 
 
@@ -192,7 +194,7 @@ def test_base_epochs_that_are_given_are_kept_to(job: tuple[Any, Run, Path]) -> N
 def test_without_fine_tuning_before_and_after_are_one(job: tuple[Any, Run, Path]) -> None:
     levels = pruneflow.prune_direct(**(SMALL | {"finetune_epochs": 0, "scope": "layer"})).levels
     assert levels["test_before"].tolist() == levels["test_after"].tolist()
-    assert levels["finetune_seconds"].tolist()[0] < 0.01
+    assert levels["finetune_seconds"].tolist() == [0.0, 0.0]
 
 
 def test_options_reach_the_masks(job: tuple[Any, Run, Path]) -> None:

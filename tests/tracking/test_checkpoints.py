@@ -112,7 +112,7 @@ def test_files_that_are_no_checkpoint_are_refused(
     saved["conv.weight"].mul_(mask)
     checkpoints.save(tmp_path, saved, {"conv.weight": mask}, structure={})
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(InputError, match="checkpoint|structure"):
+    with pytest.raises(InputError, match=r"checkpoint|structure"):
         checkpoints.load(tmp_path)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from pathlib import Path
 
 import pytest
 from mlflow.tracking import MlflowClient
@@ -95,8 +96,9 @@ def test_the_newest_finished_base_of_the_workload_is_found(
     time.sleep(0.01)
     finished_base(config, "another")
     finished_base(config, "w", stage="prune_iterative")
-    with pytest.raises(RuntimeError), open_run(
-        "finetune", config, name="n", tags={"pruneflow.workload": "w"}
+    with (
+        pytest.raises(RuntimeError),
+        open_run("finetune", config, name="n", tags={"pruneflow.workload": "w"}),
     ):
         raise RuntimeError
     assert tracking.find_base("w", epochs=None) == newest
@@ -137,6 +139,22 @@ def test_fingerprint_follows_what_decides_the_result_and_nothing_else() -> None:
     assert tracking.fingerprint("prune_direct", config, "data", None) != same
 
 
+def test_fingerprints_follow_the_content_of_a_weights_file(tmp_path: Path) -> None:
+    def fingerprints() -> tuple[str, str]:
+        config = resolve(FinetuneConfig, {"weights": str(tmp_path / "w.safetensors")})
+        return (
+            tracking.fingerprint("finetune", config, "data", None),
+            tracking.workload_fingerprint(config, "data"),
+        )
+
+    (tmp_path / "w.safetensors").write_bytes(b"one")
+    one = fingerprints()
+    assert fingerprints() == one
+    (tmp_path / "w.safetensors").write_bytes(b"two")
+    assert fingerprints()[0] != one[0]
+    assert fingerprints()[1] != one[1]
+
+
 @pytest.mark.parametrize(
     ("address", "shown"),
     [
@@ -150,7 +168,7 @@ def test_credentials_are_not_shown(address: str, shown: str) -> None:
 
 
 def test_a_store_that_cannot_be_used_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////no/such/folder/mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "bogus://me:pass@host/mlflow")
     with pytest.raises(InputError, match="cannot be used") as refused:
         stores.check()
     assert "\n" not in str(refused.value)

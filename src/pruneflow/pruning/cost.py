@@ -6,47 +6,67 @@ normalisation, activations and pooling count nothing. One MAC is two FLOPs.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from pruneflow.pruning.selection import PRUNABLE
+from pruneflow.pruning.selection import prunable_parameters
+
+_PRODUCTS = {"convolution", "addmm", "mm", "bmm", "baddbmm", "linear", "matmul"}
+
+
+class _Uses(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts, below autograd and modules, at how many positions each weight is applied.
+
+    Hooks on layers would not do: attention uses its projections' weights without calling them.
+    """
+
+    def __init__(self, weights: Mapping[str, Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.counts: dict[str, float] = {}
+        self._weights = {w.untyped_storage().data_ptr(): (n, w) for n, w in weights.items()}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        output = func(*args, **(kwargs or {}))
+        if func.overloadpacket.__name__ in _PRODUCTS:
+            for argument in args:
+                if isinstance(argument, Tensor):
+                    found = self._weights.get(argument.untyped_storage().data_ptr())
+                    if found is not None:
+                        # Rows of the weight are output channels. A packed one (query, key, value)
+                        # may be applied slice by slice: then each counts for its share of rows.
+                        name, weight = found
+                        uses = output.numel() / weight.shape[0]
+                        self.counts[name] = self.counts.get(name, 0.0) + uses
+        return output
 
 
 def positions(model: nn.Module, sample: Tensor) -> dict[str, int]:
-    """How often each weight of a layer is used in one forward pass of one sample.
+    """How often each prunable weight is used in one forward pass of one sample.
 
     Args:
         model: any module; its mode is left as it was found.
         sample: one input, shape (1, ...).
 
     Returns:
-        parameter name of the layer's weight -> number of output positions it is applied at.
+        name of the weight -> number of output positions it is applied at.
     """
-    counts: dict[str, int] = {}
-    hooks = []
-
-    def counter(name: str, module: nn.Module):  # type: ignore[no-untyped-def]
-        channels_last = isinstance(module, nn.Linear)
-
-        def count(_module: nn.Module, _inputs: object, output: Tensor) -> None:
-            channels = output.shape[-1] if channels_last else output.shape[1]
-            counts[name] = counts.get(name, 0) + output.numel() // channels
-
-        return count
-
-    for layer, module in model.named_modules():
-        if isinstance(module, PRUNABLE):
-            name = f"{layer}.weight" if layer else "weight"
-            hooks.append(module.register_forward_hook(counter(name, module)))
+    weights = prunable_parameters(model, include=(), exclude=(), biases=False)
     training = model.training
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # one opaque operation, where it applies
     try:
-        with torch.inference_mode():
+        with torch.no_grad(), _Uses(weights) as uses:
             model.eval()(sample)
     finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
         model.train(training)
-        for hook in hooks:
-            hook.remove()
-    return counts
+    return {name: round(count) for name, count in uses.counts.items()}
 
 
 def macs(model: nn.Module, uses: dict[str, int]) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pruneflow.errors import InputError
 from pruneflow.pruning.masks import Masks
 
-PRUNABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+PRUNABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, nn.MultiheadAttention)
 
 _CHUNK = 1 << 20
 _DEAD = torch.iinfo(torch.int32).max  # sorts after every score: pruned entries are not chosen
@@ -23,8 +23,9 @@ def prunable_parameters(
 ) -> dict[str, nn.Parameter]:
     """The parameters that may be pruned, by name, in model order.
 
-    Weights, and biases if asked for, of convolutions and linear layers. A pattern (`classifier.*`,
-    `conv?`) is matched against the layer's name and the parameter's. No `include` means all.
+    Weights, and biases if asked for, of convolutions, linear layers and attention projections.
+    A pattern (`classifier.*`, `conv?`) is matched against the layer's name and the parameter's.
+    No `include` means all.
 
     Raises:
         InputError: a pattern that matches nothing, or nothing left to prune.
@@ -33,7 +34,7 @@ def prunable_parameters(
     for layer, module in model.named_modules():
         if isinstance(module, PRUNABLE):
             for name, _ in module.named_parameters(recurse=False):
-                if biases or name != "bias":
+                if biases or "bias" not in name:
                     names[f"{layer}.{name}" if layer else name] = layer
 
     def matching(pattern: str) -> set[str]:

@@ -145,16 +145,17 @@ def _level(
         ):
             pass
 
-    masks, score_seconds = timed(lambda: _tighten(config, parameters, masks, step))
+    score_seconds = finetune_seconds = after_seconds = 0.0
+    if step.fraction:
+        masks, score_seconds = timed(lambda: _tighten(config, parameters, masks, step))
     keep_pruned = masks.keeper(model)
     keep_pruned()
     (test_before, train_before), before_seconds = timed(measure)
-    _, finetune_seconds = timed(train)
+    test_after, train_after = test_before, train_before
     if epochs:
+        _, finetune_seconds = timed(train)
         planned += epochs
         (test_after, train_after), after_seconds = timed(measure)
-    else:
-        test_after, train_after, after_seconds = test_before, train_before, 0.0
     val_after, val_seconds = timed(lambda: experiment.accuracy(model, data.val))
 
     prunable = sum(p.numel() for p in parameters.values())
@@ -187,8 +188,6 @@ def _level(
 
 def _tighten(config: PruneConfig, parameters: Parameters, masks: Masks, step: Step) -> Masks:
     """The masks of a level from those of the level before."""
-    if not step.fraction:
-        return masks
     criterion = CRITERIA[config.criterion]
 
     def scores(name: str) -> Tensor:

@@ -8,27 +8,21 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 
+import psutil
 import torch
 
-_PACKAGES = (
-    "pruneflow", "torch", "torchvision", "mlflow", "numpy", "datasets", "safetensors", "pandas",
-)  # fmt: skip
+from pruneflow.version import __version__
+
+_PACKAGES = ("torch", "torchvision", "mlflow", "numpy", "datasets", "safetensors", "pandas")
 
 
 def describe() -> dict[str, object]:
     """Versions, processors, threads, memory, and the commit of the source that ran."""
-    versions: dict[str, str | None] = {}
-    for package in _PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = None
-    import psutil
-
+    versions = {package: metadata.version(package) for package in _PACKAGES}
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "versions": versions,
+        "versions": {"pruneflow": __version__, **versions},
         "cpu": _cpu(),
         "cores": os.cpu_count(),
         "memory_bytes": psutil.virtual_memory().total,
@@ -58,9 +52,7 @@ def _git(folder: Path) -> dict[str, object] | None:
         ).stdout.strip()
 
     try:
-        tracked = git("ls-files", "--", Path(__file__).name, str(folder))
-        if not tracked:
-            return None
+        git("ls-files", "--error-unmatch", str(Path(__file__)))  # else it is another's checkout
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
     except (OSError, subprocess.SubprocessError):
         return None

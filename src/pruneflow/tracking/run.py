@@ -19,11 +19,11 @@ from mlflow.tracking import MlflowClient
 from mlflow.tracking.context.registry import resolve_tags
 from torch import Tensor
 
-import pruneflow
 from pruneflow.config import Settings
 from pruneflow.errors import InputError
 from pruneflow.tracking import checkpoints, environment, levels, store
 from pruneflow.tracking.levels import METRICS, Layer, Level
+from pruneflow.version import __version__
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,14 +38,24 @@ _NOT_DECIDING = {"preset", "data_dir", "base_run"}
 def fingerprint(stage: str, config: Settings, data_digest: str, base: str | None) -> str:
     """Hash of everything that decides a run's result; the same for the same experiment."""
     deciding = {k: v for k, v in config.model_dump().items() if k not in _NOT_DECIDING}
-    return _hash(stage, pruneflow.__version__, deciding, data_digest, base)
+    deciding["weights"] = _weights(config)
+    return _hash(stage, __version__, deciding, data_digest, base)
 
 
 def workload_fingerprint(config: Settings, data_digest: str) -> str:
     """Hash of model, data, weights, preset and seed: what a base run is found by."""
-    names = ("model", "weights", "preset", "seed", "image_size")
-    values = {name: getattr(config, name) for name in names}
-    return _hash(pruneflow.__version__, values, data_digest)
+    names = ("model", "preset", "seed", "image_size")
+    values = {name: getattr(config, name) for name in names} | {"weights": _weights(config)}
+    return _hash(__version__, values, data_digest)
+
+
+def _weights(config: Settings) -> str:
+    """What tells weights apart: their name, or of a file the hash of its content."""
+    path = Path(config.weights).expanduser()
+    if config.weights in ("none", "pretrained") or not path.is_file():
+        return config.weights
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _hash(*parts: object) -> str:

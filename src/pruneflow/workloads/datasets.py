@@ -25,8 +25,6 @@ VALIDATION = 0.1  # share of the training set that is held out for validation
 TEST = 0.2  # share held out as the test set, where a data set has none of its own
 _TEST_SEED = 2020  # a test set is the same whatever a run's seed
 
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".webp", ".tif", ".tiff", ".pgm"}
-
 
 @dataclass(frozen=True, eq=False)
 class Split:
@@ -86,9 +84,13 @@ def load(
     raw = DATASETS[name](data_dir, image_size)
     published, test = raw.train, raw.test
     if test is None:
-        held, kept = _balanced(published.labels, round(TEST * len(published)), _TEST_SEED)
+        held, kept = _balanced(
+            published.labels, round(TEST * len(published)), _TEST_SEED, shares=True
+        )
         published, test = published[kept], published[held]
-    held, kept = _balanced(published.labels, max(1, round(VALIDATION * len(published))), seed)
+    held, kept = _balanced(
+        published.labels, max(1, round(VALIDATION * len(published))), seed, shares=True
+    )
     train, val = published[kept], published[held]
     if train_limit is not None:
         classes = len(raw.classes)
@@ -97,7 +99,7 @@ def load(
                 f"train_limit={train_limit} is not valid for {name}: it should be from {classes} "
                 f"(one image a class) to {len(train)} (all but validation)"
             )
-        chosen, _ = _balanced(train.labels, train_limit, seed)
+        chosen, _ = _balanced(train.labels, train_limit, seed, shares=False)
         train = train[chosen]
     if len(set(train.labels.tolist())) < 2:
         raise InputError(f"{name} has training images of one class only; at least 2 are needed")
@@ -105,17 +107,24 @@ def load(
     return ImageData(name, train, val, test, raw.classes, digest, raw.source)
 
 
-def _balanced(labels: Labels, count: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Sorted indices of `count` samples, classes as equal as can be, and those of the rest."""
+def _balanced(
+    labels: Labels, count: int, seed: int, *, shares: bool
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Sorted indices of `count` samples and those of the rest, drawn by the seed.
+
+    With `shares`, every class gives the same share of its samples; otherwise the same number of
+    them, as far as it has so many.
+    """
     import numpy as np
 
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(labels))
-    rank = np.empty(len(labels), dtype=np.int64)  # how many of its class come before each sample
+    turn = np.empty(len(labels))  # when each sample's turn comes
     for number in np.unique(labels):
         members = order[labels[order] == number]
-        rank[members] = np.arange(len(members))
-    queue = order[np.argsort(rank[order], kind="stable")]
+        rank = np.arange(len(members))
+        turn[members] = (rank + 0.5) / len(members) if shares else rank
+    queue = order[np.argsort(turn[order], kind="stable")]
     return np.sort(queue[:count]), np.sort(queue[count:])
 
 
@@ -159,7 +168,7 @@ def imagefolder(data_dir: str | None, image_size: int) -> Raw:
     """
     if data_dir is None:
         raise InputError("dataset=imagefolder needs data_dir=<folder of class folders>")
-    return _hugging_face("imagefolder", None, data_dir, image_size)
+    return _folder("imagefolder", data_dir, image_size)
 
 
 DATASETS: dict[str, Callable[[str | None, int], Raw]] = {
@@ -169,58 +178,52 @@ DATASETS: dict[str, Callable[[str | None, int], Raw]] = {
 }
 
 
-def _hugging_face(name: str, hub: str | None, data_dir: str | None, size: int) -> Raw:
+@dataclass(frozen=True, eq=False)
+class _Published:
+    """One split as it is stored: how to read its pictures from the first on, and their labels."""
+
+    pictures: Callable[[], Iterable[Image.Image | None]]
+    labels: Labels
+    where: str
+
+
+def _hugging_face(name: str, hub: str, data_dir: str | None, size: int) -> Raw:
+    """A data set from a folder, if one is given, else from the hub."""
+    if data_dir is not None:
+        return _folder(name, data_dir, size)
+    refused = f"{name} could not be read from the Hugging Face hub ({hub})"
+    instead = "pass data_dir=<folder with the hub repository's layout, or an image folder>"
+    return _table(hub, size, refused, instead)
+
+
+def _folder(name: str, data_dir: str, size: int) -> Raw:
+    """A folder laid out as a hub repository (Parquet files), or of images in class folders."""
+    folder = Path(data_dir).expanduser()
+    if not folder.exists():
+        raise InputError(f"data_dir={data_dir!r} does not exist (looked at {folder.resolve()})")
+    if not folder.is_dir():
+        raise InputError(f"data_dir={data_dir!r} is a file, not a folder")
+    if next(folder.rglob("*.parquet"), None) is None:
+        return _image_folder(folder, size)
+    refused = f"data_dir={data_dir!r} could not be read as {name}"
+    return _table(str(folder.resolve()), size, refused, "it should hold the hub repository's files")
+
+
+def _table(source: str, size: int, refused: str, instead: str) -> Raw:
+    """A data set of Parquet files with an image and a class label column."""
     import datasets
+    import numpy as np
 
     datasets.disable_progress_bars()
-    path = hub or ""
     try:
-        if data_dir is None:
-            splits = datasets.load_dataset(path)
-        else:
-            folder = Path(data_dir).expanduser()
-            path = str(folder.resolve())
-            if _has_tables(folder):
-                splits = datasets.load_dataset(path)
-            else:
-                splits = datasets.load_dataset("imagefolder", data_dir=path)
-    except InputError:
-        raise
+        splits: Any = datasets.load_dataset(source)
     except Exception as error:  # its readers raise whatever the network or the bytes lead them to
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        if data_dir is None:
-            raise InputError(
-                f"{name} could not be read from the Hugging Face hub ({hub}): {reason}. "
-                "Pass data_dir=<folder with the hub repository's layout, or an image folder>"
-            ) from None
-        raise InputError(f"data_dir={data_dir!r} could not be read as {name}: {reason}") from None
-    return _raw(splits, name, path, size)
-
-
-def _has_tables(folder: Path) -> bool:
-    """Whether a folder is laid out as a hub repository (Parquet files), not as an image folder."""
-    if not folder.exists():
-        raise InputError(f"data_dir={str(folder)!r} does not exist (looked at {folder.resolve()})")
-    if not folder.is_dir():
-        raise InputError(f"data_dir={str(folder)!r} is a file, not a folder")
-    images = False
-    for path in folder.rglob("*"):
-        if path.suffix.lower() == ".parquet":
-            return True
-        images = images or path.suffix.lower() in _SUFFIXES
-    if not images:
-        raise InputError(
-            f"data_dir={str(folder)!r} holds neither Parquet files nor images: it should be laid "
-            "out as the hub repository (Parquet) or as train/<class>/<images>"
-        )
-    return False
-
-
-def _raw(splits: Any, name: str, source: str, size: int) -> Raw:
+        raise InputError(f"{refused}: {reason}; {instead}") from None
     if "train" not in splits:
         raise InputError(f"{source} has no training split; it has: {', '.join(splits)}")
-    train = splits["train"]
-    kinds = {key: type(feature).__name__ for key, feature in train.features.items()}
+    features = splits["train"].features
+    kinds = {key: type(feature).__name__ for key, feature in features.items()}
     image = next((key for key, kind in kinds.items() if kind == "Image"), None)
     label = next((key for key, kind in kinds.items() if kind == "ClassLabel"), None)
     if image is None or label is None:
@@ -228,42 +231,85 @@ def _raw(splits: Any, name: str, source: str, size: int) -> Raw:
             f"{source} is not an image classification set: an image and a class label column are "
             f"needed, there are: {', '.join(f'{k} ({v})' for k, v in kinds.items())}"
         )
-    classes = tuple(train.features[label].names)
-    test = next((splits[key] for key in ("test", "validation", "val") if key in splits), None)
-    parts = [train] if test is None else [train, test]
-    side = train[0][image].size if len(train) else (size, size)
-    decoded = _decode(parts, image, label, side) or _decode(parts, image, label, None, size)
-    assert decoded is not None
-    return Raw(decoded[0], decoded[1] if test is not None else None, classes, source)
+
+    def published(key: str) -> _Published:
+        labels = list(splits[key][label])
+        if not labels or any(value is None or value < 0 for value in labels):
+            raise InputError(f"{source}: split {key!r} is empty or has rows without a {label}")
+        numbers = np.asarray(labels, dtype=np.int64)
+        return _Published(lambda: splits[key][image], numbers, f"{source}, split {key!r}")
+
+    test = next((key for key in ("test", "validation", "val") if key in splits), None)
+    parts = [published(key) for key in ("train", test) if key is not None]
+    return _raw(parts, tuple(features[label].names), source, size)
 
 
-def _decode(
-    parts: list[Any], image: str, label: str, side: tuple[int, int] | None, size: int = 0
-) -> list[Split] | None:
-    """Decode every image once; None at the first one that is not of `side` (width, height).
+def _image_folder(folder: Path, size: int) -> Raw:
+    """`train/<class>/*` and, if there is one, a test folder beside it; or `<class>/*` alone."""
+    import numpy as np
+    from PIL import Image
+    from torchvision.datasets import ImageFolder
 
-    With side None, each is brought to a square of `size`.
+    def find(*names: str) -> Path | None:
+        return next((folder / name for name in names if (folder / name).is_dir()), None)
+
+    train = find("train", "training")
+    test = find("test", "testing", "val", "valid", "validation") if train else None
+    roots = [root for root in (train or folder, test) if root is not None]
+    parts, classes = [], []
+    for root in roots:
+        try:
+            found = ImageFolder(str(root))
+        except (FileNotFoundError, OSError) as error:
+            raise InputError(
+                f"data_dir={str(folder)!r} holds neither Parquet files nor images in class folders "
+                f"(train/<class>/<images>): {str(error).splitlines()[0]}"
+            ) from None
+        paths = [path for path, _ in found.samples]
+        numbers = np.asarray([number for _, number in found.samples], dtype=np.int64)
+        parts.append(
+            _Published(lambda paths=paths: map(Image.open, paths), numbers, str(root))  # type: ignore[misc]
+        )
+        classes.append(tuple(found.classes))
+    if len(set(classes)) > 1:
+        odd = sorted(set(classes[0]) ^ set(classes[1]))
+        raise InputError(f"{roots[0]} and {roots[1]} differ in their classes: {', '.join(odd)}")
+    return _raw(parts, classes[0], str(folder.resolve()), size)
+
+
+def _raw(parts: list[_Published], classes: tuple[str, ...], source: str, size: int) -> Raw:
+    splits = _decode(parts, None) or _decode(parts, (size, size))
+    assert splits is not None
+    return Raw(splits[0], splits[1] if len(splits) > 1 else None, classes, source)
+
+
+def _decode(parts: list[_Published], fit: tuple[int, int] | None) -> list[Split] | None:
+    """Decode every image once, as it is; None at the first one of another size than the others.
+
+    With `fit` (width, height), each has its shorter side resized and its middle cut out.
     """
     import numpy as np
-
-    width, height = side or (size, size)
-    splits = []
-    for part in parts:
-        labels = np.asarray(part[label], dtype=np.int64)
-        if len(labels) == 0 or labels.min() < 0:
-            raise InputError("the data set has a split that is empty or without labels")
-        images = np.empty((len(labels), height, width, 3), dtype=np.uint8)
-        for index, picture in enumerate(part[image]):
-            if side is not None and picture.size != side:
-                return None
-            rgb = picture.convert("RGB")
-            images[index] = np.asarray(rgb if side else _square(rgb, size))
-        splits.append(Split(images, labels))
-    return splits
-
-
-def _square(picture: Image.Image, size: int) -> Image.Image:
-    """The shorter side resized to `size`, the middle cut out."""
     from PIL import ImageOps
 
-    return ImageOps.fit(picture, (size, size))
+    side = fit
+    splits = []
+    for part in parts:
+        images: Images | None = None
+        index = 0
+        try:
+            for index, picture in enumerate(part.pictures()):
+                if picture is None:
+                    raise ValueError("there is none")
+                side = side or picture.size
+                if fit is None and picture.size != side:
+                    return None
+                rgb = picture.convert("RGB")
+                if images is None:
+                    images = np.empty((len(part.labels), side[1], side[0], 3), dtype=np.uint8)
+                images[index] = np.asarray(ImageOps.fit(rgb, side) if fit else rgb)
+        except (OSError, SyntaxError, ValueError) as error:  # what Pillow's decoders raise
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise InputError(f"{part.where}: image {index} cannot be decoded: {reason}") from None
+        assert images is not None
+        splits.append(Split(images, part.labels))
+    return splits

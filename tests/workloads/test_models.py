@@ -1,0 +1,299 @@
+"""Models: heads of the asked-for size, and weights that are taken whole or refused in a line."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import urllib.error
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from pruneflow.errors import InputError
+from pruneflow.workloads.models import build, check_image_size, names
+
+HEADS = {"alexnet": "classifier.6", "squeezenet1_1": "classifier.1", "resnet18": "fc"}
+
+
+def write(state: Mapping[str, Tensor], path: Path) -> Path:
+    if path.suffix == ".safetensors":
+        save_file(dict(state), path)
+    else:
+        torch.save(dict(state), path)
+    return path
+
+
+def one_line(path: Path, *, name: str = "squeezenet1_1", classes: int = 4) -> str:
+    with pytest.raises(InputError) as error:
+        build(name, classes, weights=str(path))
+    text = str(error.value)
+    assert text == " ".join(text.splitlines())
+    assert str(path) in text
+    return text
+
+
+def assert_equal_states(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> None:
+    assert first.keys() == second.keys()
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+
+
+# --------------------------------------------------------------------------------- architectures
+
+
+@pytest.mark.parametrize("name", sorted(HEADS))
+@pytest.mark.parametrize("classes", [2, 10])
+def test_the_head_has_as_many_outputs_as_there_are_classes(name: str, classes: int) -> None:
+    model = build(name, classes)
+    assert model.get_parameter(f"{HEADS[name]}.weight").shape[0] == classes
+    with torch.inference_mode():
+        assert model.eval()(torch.zeros(2, 3, 64, 64)).shape == (2, classes)
+
+
+def test_every_classifier_of_torchvision_has_its_name_here() -> None:
+    assert {"alexnet", "vgg16", "squeezenet1_1", "resnet18", "vit_b_16"} <= set(names())
+    assert not {"fcn_resnet50", "maskrcnn_resnet50_fpn", "quantized_resnet18"} & set(names())
+
+
+def test_an_unknown_name_is_refused_with_the_nearest() -> None:
+    with pytest.raises(InputError, match="unknown model 'alexnett': did you mean alexnet"):
+        build("alexnett", 10)
+
+
+def test_initialisation_follows_torchs_seed() -> None:
+    def state(seed: int) -> dict[str, Tensor]:
+        torch.manual_seed(seed)
+        return build("squeezenet1_1", 4).state_dict()
+
+    first, other = state(1), state(2)
+    assert_equal_states(first, state(1))
+    assert not torch.equal(first["classifier.1.weight"], other["classifier.1.weight"])
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_an_image_size_that_works_returns_an_input_and_leaves_the_mode(training: bool) -> None:
+    model = build("squeezenet1_1", 4).train(training)
+    assert check_image_size(model, "squeezenet1_1", 32).shape == (1, 3, 32, 32)
+    assert [module.training for module in model.modules()] == [training] * len(
+        list(model.modules())
+    )
+
+
+@pytest.mark.parametrize("name", ["alexnet", "squeezenet1_1"])
+def test_an_image_size_that_is_too_small_is_one_line(name: str) -> None:
+    model = build(name, 4)
+    with pytest.raises(InputError) as error:
+        check_image_size(model, name, 8)
+    assert str(error.value).startswith(f"image_size=8 does not work with {name}: ")
+    assert "\n" not in str(error.value)
+    assert model.training
+
+
+def test_a_vision_transformers_only_size_is_in_the_message() -> None:
+    model = torchvision.models.VisionTransformer(16, 8, 1, 2, 8, 16, num_classes=3)
+    with pytest.raises(InputError, match=r"image_size=24 does not work with vit: .*16"):
+        check_image_size(model, "vit", 24)
+
+
+# ---------------------------------------------------------------------------------- weights files
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pt", "pth"])
+@pytest.mark.parametrize("name", ["squeezenet1_1", "resnet18"])
+def test_a_weights_file_is_loaded_bit_for_bit(tmp_path: Path, suffix: str, name: str) -> None:
+    saved = build(name, 4).state_dict()
+    path = write(saved, tmp_path / f"w.{suffix}")
+    torch.manual_seed(99)
+    assert_equal_states(build(name, 4, weights=str(path)).state_dict(), saved)
+
+
+def test_a_path_that_begins_with_a_tilde_is_in_the_home_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    saved = build("squeezenet1_1", 4).state_dict()
+    write(saved, tmp_path / "w.safetensors")
+    loaded = build("squeezenet1_1", 4, weights="~/w.safetensors")
+    assert_equal_states(loaded.state_dict(), saved)
+
+
+@pytest.mark.parametrize("name", ["squeezenet1_1", "resnet18"])
+def test_a_head_of_another_size_is_new_and_all_the_rest_is_taken(tmp_path: Path, name: str) -> None:
+    saved = build(name, 7).state_dict()
+    path = write(saved, tmp_path / "w.safetensors")
+    torch.manual_seed(5)
+    loaded = build(name, 3, weights=str(path)).state_dict()
+    torch.manual_seed(5)
+    fresh = build(name, 3).state_dict()
+    head = {f"{HEADS[name]}.weight", f"{HEADS[name]}.bias"}
+    assert_equal_states(
+        {n: v for n, v in loaded.items() if n not in head},
+        {n: v for n, v in saved.items() if n not in head},
+    )
+    assert_equal_states({n: loaded[n] for n in head}, {n: fresh[n] for n in head})
+
+
+def test_weights_of_a_body_without_a_head_are_taken(tmp_path: Path) -> None:
+    saved = build("resnet18", 4).state_dict()
+    body = {name: value for name, value in saved.items() if not name.startswith("fc.")}
+    loaded = build("resnet18", 4, weights=str(write(body, tmp_path / "w.pt"))).state_dict()
+    assert_equal_states({name: loaded[name] for name in body}, body)
+
+
+def test_a_tensor_of_another_shape_is_named_with_both_shapes(tmp_path: Path) -> None:
+    state = build("squeezenet1_1", 4).state_dict()
+    state["features.3.squeeze.weight"] = torch.zeros(16, 64, 3, 3)
+    text = one_line(write(state, tmp_path / "w.safetensors"))
+    assert "features.3.squeeze.weight is of shape (16, 64, 3, 3)" in text
+    assert "(16, 64, 1, 1)" in text
+
+
+def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
+    state = build("squeezenet1_1", 4).state_dict()
+    del state["features.0.bias"]
+    assert "features.0.bias is missing" in one_line(write(state, tmp_path / "w.pt"))
+
+
+def test_a_tensor_that_the_model_has_not_is_named(tmp_path: Path) -> None:
+    state = build("squeezenet1_1", 4).state_dict() | {"extra.weight": torch.zeros(2)}
+    assert "it has no extra.weight" in one_line(write(state, tmp_path / "w.safetensors"))
+
+
+def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
+    path = write(build("resnet18", 4).state_dict(), tmp_path / "w.safetensors")
+    assert "do not fit the model: features.0.weight is missing" in one_line(path)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path: Path, bad: float) -> None:
+    state = build("squeezenet1_1", 4).state_dict()
+    state["features.0.weight"][3, 1, 0, 0] = bad
+    text = one_line(write(state, tmp_path / "w.safetensors"))
+    assert "features.0.weight holds NaN or infinite values" in text
+
+
+def test_a_file_that_does_not_exist_is_refused_with_what_is_valid(tmp_path: Path) -> None:
+    text = one_line(tmp_path / "none.pt")
+    assert "is not a file: pass none, pretrained, or" in text
+
+
+def test_a_folder_is_not_a_weights_file(tmp_path: Path) -> None:
+    assert "is not a file" in one_line(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pt"])
+@pytest.mark.parametrize("content", [b"", b"these are no weights\n\n", bytes(200)])
+def test_a_file_of_other_bytes_is_refused(tmp_path: Path, suffix: str, content: bytes) -> None:
+    path = tmp_path / f"w.{suffix}"
+    path.write_bytes(content)
+    text = one_line(path)
+    assert "cannot be read" in text or "is not a plain state dict" in text
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pt"])
+def test_a_file_that_is_cut_short_is_refused(tmp_path: Path, suffix: str) -> None:
+    path = write(build("squeezenet1_1", 4).state_dict(), tmp_path / f"w.{suffix}")
+    path.write_bytes(path.read_bytes()[:-5000])
+    text = one_line(path)
+    assert "cannot be read" in text or "is not a plain state dict" in text
+
+
+@pytest.mark.parametrize("content", [{"state_dict": {"a": 1}}, [1, 2], 3])
+def test_a_pickle_of_something_else_is_refused(tmp_path: Path, content: Any) -> None:
+    torch.save(content, tmp_path / "w.pt")
+    assert "not a state dict of tensors" in one_line(tmp_path / "w.pt")
+
+
+class Payload:
+    """A pickle that makes a folder when it is loaded."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_malicious_pickle_is_refused_and_does_not_run(tmp_path: Path, zipped: bool) -> None:
+    marker = tmp_path / "it-ran"
+    torch.save({"w": Payload(marker)}, tmp_path / "w.pt", _use_new_zipfile_serialization=zipped)
+    assert "is not a plain state dict" in one_line(tmp_path / "w.pt")
+    assert not marker.exists()
+    torch.load(tmp_path / "w.pt", weights_only=False)
+    assert marker.exists()  # it was loaded: the file did hold the payload
+
+
+def test_a_bare_malicious_pickle_is_refused_and_does_not_run(tmp_path: Path) -> None:
+    marker = tmp_path / "it-ran"
+    (tmp_path / "w.pt").write_bytes(pickle.dumps(Payload(marker), protocol=2))
+    assert "is not a plain state dict" in one_line(tmp_path / "w.pt")
+    assert not marker.exists()
+
+
+def test_a_pickled_module_is_refused(tmp_path: Path) -> None:
+    torch.save(nn.Linear(2, 2), tmp_path / "w.pt")
+    assert "is not a plain state dict" in one_line(tmp_path / "w.pt")
+
+
+# ------------------------------------------------------------------------------------- pretrained
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        urllib.error.URLError("no route to host"),
+        urllib.error.HTTPError("https://x", 503, "Unavailable", {}, None),  # type: ignore[arg-type]
+        ConnectionResetError("reset by peer"),
+        RuntimeError("invalid hash value"),
+    ],
+    ids=lambda failure: type(failure).__name__,
+)
+def test_a_download_that_fails_is_one_line_with_the_ways_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception
+) -> None:
+    def fail(*_args: object, **_options: object) -> None:
+        raise failure
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
+    with pytest.raises(InputError) as error:
+        build("squeezenet1_1", 10, weights="pretrained")
+    text = str(error.value)
+    assert "ImageNet weights of squeezenet1_1 could not be downloaded" in text
+    assert "weights=none" in text
+    assert str(tmp_path / "hub" / "checkpoints") in text
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize("name", sorted(HEADS))
+def test_pretrained_weights_are_taken_whole_but_for_a_new_head(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    torch.manual_seed(0)
+    published = torchvision.models.get_model(name, weights=None)
+    state = {key: value.clone() for key, value in published.state_dict().items()}
+    asked: list[dict[str, object]] = []
+
+    def get_model(_name: str, **options: object) -> nn.Module:
+        asked.append({"name": _name, **options})
+        return published
+
+    monkeypatch.setattr(torchvision.models, "get_model", get_model)
+    model = build(name, 6, weights="pretrained")
+    assert asked == [{"name": name, "weights": "DEFAULT"}]
+    head = {f"{HEADS[name]}.weight", f"{HEADS[name]}.bias"}
+    loaded = model.state_dict()
+    assert loaded[f"{HEADS[name]}.weight"].shape[0] == 6
+    assert loaded[f"{HEADS[name]}.bias"].shape == (6,)
+    assert_equal_states(
+        {n: v for n, v in loaded.items() if n not in head},
+        {n: v for n, v in state.items() if n not in head},
+    )
+    with torch.inference_mode():
+        assert model.eval()(torch.zeros(1, 3, 64, 64)).shape == (1, 6)
