@@ -55,7 +55,7 @@ def test_help_is_fast_and_imports_nothing_heavy(stage: str, root: Path, store: s
         (["--modle", "alexnet"], "did you mean model"),
         (["--criterion"], "requires an argument"),
         (["extra"], "unexpected extra argument"),
-        (["--model", "alexnt"], "did you mean alexnet?"),
+        (["--model", "alexnt"], "did you mean alexnet"),
         (["--image_size", "16"], "image_size=16 does not work with alexnet"),
         (["--include", "conv9"], "'conv9' matches no prunable layer"),
         (["--base_run", "0123"], "base_run='0123' does not exist"),

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -399,3 +403,31 @@ def test_prunable_parameters_are_the_models_own_tensors() -> None:
     model = small_net()
     found = prunable_parameters(model, include=(), exclude=(), biases=False)
     assert found["2.0.weight"] is model.get_parameter("2.0.weight")
+
+
+def test_extra_memory_stays_under_twice_the_models_size() -> None:
+    code = """
+import resource, torch
+from pruneflow.pruning.masks import Masks
+from pruneflow.pruning.selection import select
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+torch.set_num_threads(1)
+warm = {"w": torch.randn(1000)}
+select(lambda n: warm[n].abs(), Masks.keep_all(warm), warm, fraction=0.5, scope="global")
+weights = {"large": torch.randn(40_000_000), "small": torch.randn(10_000_000)}
+before = peak()
+masks = Masks.keep_all(weights)
+for _ in range(3):
+    masks = select(lambda n: weights[n].abs(), masks, weights, fraction=0.5, scope="global")
+print((peak() - before) / 200_000_000)
+"""
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": str(root / "src")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert 0 < float(done.stdout) < 2

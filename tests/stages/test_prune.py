@@ -229,3 +229,14 @@ def test_a_loss_that_is_not_finite_ends_the_run_as_failed(job: tuple[Any, Run, P
 def test_bad_input_from_python_is_an_input_error(job: tuple[Any, Run, Path]) -> None:
     with pytest.raises(InputError, match="did you mean model"):
         pruneflow.prune_iterative(modle="alexnet")
+
+
+def test_a_layer_that_is_emptied_is_named(
+    job: tuple[Any, Run, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = pruneflow.prune_direct(
+        **(SMALL | {"finetune_epochs": 0}), include="fc", target_sparsity=0.99999
+    )
+    assert "nothing is left of fc.weight" in capsys.readouterr().out
+    note = MlflowClient().get_run(done.run_id).data.tags["mlflow.note.content"]
+    assert "Nothing is left of fc.weight" in note

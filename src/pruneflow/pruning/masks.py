@@ -61,7 +61,7 @@ class Masks(Mapping[str, Tensor]):
     @property
     def kept(self) -> int:
         """Entries kept."""
-        return sum(int(mask.sum()) for mask in self._masks.values())
+        return sum(int(mask.count_nonzero()) for mask in self._masks.values())
 
     @property
     def sparsity(self) -> float:
@@ -76,12 +76,16 @@ class Masks(Mapping[str, Tensor]):
 class Keeper:
     """Sets the pruned entries of one model's parameters to zero; call it after every update.
 
-    Whatever an optimizer does to them (momentum, weight decay, Adam's moments), they are exactly
-    zero when the next forward pass reads them, and the forward pass itself costs nothing more.
+    Whatever an optimizer does to them (momentum, weight decay, Adam's moments), as long as it is
+    finite, they are exactly zero when the next forward pass reads them, and the forward pass itself
+    costs nothing more. It holds the parameters' memory: make a new one once a model has been moved.
+
+    Raises:
+        ValueError: a model that lacks a masked parameter, or has it in another shape.
     """
 
     def __init__(self, model: nn.Module, masks: Masks) -> None:
-        parameters = {name: model.get_parameter(name) for name in masks}
+        parameters = {name: p for name, p in model.named_parameters() if name in masks}
         Masks(parameters, masks)  # the model may be another than the one they were made for
         self._pairs: list[tuple[Tensor, Tensor]] = []
         for name, mask in masks.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 
 import torch
@@ -13,7 +13,7 @@ from pruneflow.pruning.masks import Masks
 
 PRUNABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, nn.MultiheadAttention)
 
-_CHUNK = 1 << 20
+_CHUNK = 1 << 18  # a piece and its keys fit into a core's cache
 _DEAD = torch.iinfo(torch.int32).max  # sorts after every score: pruned entries are not chosen
 _BUCKETS = 1 << 16
 
@@ -87,7 +87,7 @@ def select(
     groups = [list(parameters)] if scope == "global" else [[name] for name in parameters]
     new: dict[str, Tensor] = {}
     for names in groups:
-        left = sum(int(masks[name].sum()) for name in names)
+        left = sum(int(masks[name].count_nonzero()) for name in names)
         new |= _drop_lowest(scores, {n: masks[n] for n in names}, round(fraction * left))
     return Masks(parameters, new)
 
@@ -106,6 +106,7 @@ def _drop_lowest(
     histogram = torch.zeros(_BUCKETS, dtype=torch.int64)
     for _, keys in _keys(scores, masks):
         histogram += torch.bincount((keys >> 16) + _BUCKETS // 2, minlength=_BUCKETS).cpu()
+    _refuse_nan(histogram, scores, masks)
     cumulative = histogram.cumsum(0)
     bucket = int(torch.searchsorted(cumulative, count))
     below = int(cumulative[bucket] - histogram[bucket])
@@ -140,9 +141,20 @@ def _keys(
             raise ValueError(
                 f"scores of {name} have shape {tuple(values.shape)}, not {tuple(mask.shape)}"
             )
-        pieces = (t.reshape(-1).split(_CHUNK) for t in (values, mask))  # type: ignore[no-untyped-call]
-        for value, kept in zip(*pieces, strict=True):
-            if value.isnan().any():
-                raise ValueError(f"scores of {name} are not numbers (NaN)")
-            bits = (value + 0.0).view(torch.int32)  # + 0.0 turns -0.0 into 0.0
-            yield name, torch.where(kept, bits ^ ((bits >> 31) & 0x7FFFFFFF), _DEAD)
+        values, kept = values.reshape(-1), mask.reshape(-1)
+        for start in range(0, len(values), _CHUNK):
+            piece = slice(start, start + _CHUNK)
+            bits = (values[piece] + 0.0).view(torch.int32)  # + 0.0 turns -0.0 into 0.0
+            sign = bits >> 31
+            bits ^= sign.bitwise_and_(0x7FFFFFFF)
+            yield name, torch.where(kept[piece], bits, _DEAD)
+        del values  # before the next tensor's scores are made
+
+
+def _refuse_nan(histogram: Tensor, scores: Callable[[str], Tensor], names: Iterable[str]) -> None:
+    """Raise ValueError if a score is NaN: as a key it lies beyond the infinities' buckets."""
+    infinity = 0x7F80 + _BUCKETS // 2
+    beyond = histogram[infinity + 1 : -1].sum() + histogram[: _BUCKETS - 1 - infinity].sum()
+    if beyond:
+        bad = [name for name in names if scores(name).isnan().any()]
+        raise ValueError(f"scores of {', '.join(bad)} are not numbers (NaN)")

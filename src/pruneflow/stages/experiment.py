@@ -46,12 +46,6 @@ class Experiment(Generic[C]):
         """How a checkpoint's model is rebuilt."""
         return {"builder": "torchvision", "model": self.config.model, "classes": self.classes}
 
-    def build(self, weights: str) -> nn.Module:
-        """The model on the machine, its new parameters drawn by the seed."""
-        torch.manual_seed(self.config.seed)
-        model = models.build(self.config.model, self.classes, weights=weights)
-        return training.to_machine(model, self.machine)
-
     def recipe(self, epochs: int, *, level: int) -> Recipe:
         """How the model is trained at a level; data order and dropout differ between levels."""
         c = self.config
@@ -79,8 +73,21 @@ class Experiment(Generic[C]):
         run.log_data(self.data.name, self.data.digest, self.data.source, sizes)
 
 
-def prepare(config: C) -> Experiment[C]:
+def build(config: Settings, classes: int, machine: Machine, *, weights: str) -> nn.Module:
+    """The configuration's model on the machine, its new parameters drawn by the seed."""
+    torch.manual_seed(config.seed)
+    return training.to_machine(models.build(config.model, classes, weights=weights), machine)
+
+
+def prepare(config: C, *, weights: str) -> tuple[Experiment[C], nn.Module]:
     """Load what a configuration names, and see that it fits together.
+
+    Args:
+        config: of a stage.
+        weights: those that the model is built with.
+
+    Returns:
+        The experiment, and its model on the machine.
 
     Raises:
         InputError: something that is missing or does not fit.
@@ -96,11 +103,11 @@ def prepare(config: C) -> Experiment[C]:
         train_limit=config.train_limit,
         seed=config.seed,
     )
-    model = models.build(config.model, len(data.classes))
+    model = build(config, len(data.classes), machine, weights=weights)
     if config.batch_size == 1 and any(isinstance(m, nn.BatchNorm2d) for m in model.modules()):
         raise InputError(f"batch_size=1 does not work with {config.model}: BatchNorm needs 2")
     sample = models.check_image_size(model, config.model, config.image_size)
-    return Experiment(config, data, machine, cost.positions(model, sample))
+    return Experiment(config, data, machine, cost.positions(model, sample)), model
 
 
 def _cores() -> int:

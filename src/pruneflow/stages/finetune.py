@@ -13,8 +13,7 @@ from pruneflow.workloads import training
 
 def finetune(config: FinetuneConfig, reporter: Reporter) -> Run:
     """Train, measure and keep a model, in the run that was handed over or a new one."""
-    experiment = prepare(config)
-    model = experiment.build(config.weights)
+    experiment, model = prepare(config, weights=config.weights)
     return train_base(experiment, model, reporter, experiment_id=None)
 
 

@@ -15,7 +15,7 @@ from pruneflow.pruning.masks import Masks
 from pruneflow.pruning.schedule import Step
 from pruneflow.pruning.selection import prunable_parameters, select
 from pruneflow.report.figures import RUN_FIGURES
-from pruneflow.stages.experiment import Experiment, prepare, timed
+from pruneflow.stages.experiment import Experiment, build, prepare, timed
 from pruneflow.stages.finetune import train_base
 from pruneflow.stages.progress import Reporter, levels_table
 from pruneflow.tracking.checkpoints import Checkpoint
@@ -47,13 +47,12 @@ def prune_direct(config: PruneConfig, reporter: Reporter) -> Run:
 
 
 def _prune(stage: str, config: PruneConfig, steps: list[Step], reporter: Reporter) -> Run:
-    experiment = prepare(config)
+    experiment, model = prepare(config, weights="none")
     config, data = experiment.config, experiment.data
-    model = experiment.build("none")
     parameters = prunable_parameters(
         model, include=config.include, exclude=config.exclude, biases=config.prune_bias
     )
-    base_of = _base(experiment, reporter)
+    base_of = _base(experiment, model, reporter)
 
     name = f"{config.criterion}-{config.granularity}-{config.model}-{config.dataset}-s{config.seed}"
     tags = {"pruneflow.workload": workload_fingerprint(config, data.digest)}
@@ -75,15 +74,22 @@ def _prune(stage: str, config: PruneConfig, steps: list[Step], reporter: Reporte
                 f"{level.test_before:.4f} -> {level.test_after:.4f}, train "
                 f"{level.train_before:.4f} -> {level.train_after:.4f}"
             )
+            for name in _emptied(run, level.level):
+                reporter.say(f"    nothing is left of {name}: exclude it, or prune by scope=layer")
         _summarise(stage, config, parameters, run)
     reporter.console.print(levels_table(run.levels))
     return run
 
 
 def _base(
-    experiment: Experiment[PruneConfig], reporter: Reporter
+    experiment: Experiment[PruneConfig], model: nn.Module, reporter: Reporter
 ) -> Callable[[str], tuple[str, Checkpoint]]:
     """Decide on the base run: the one named, else the newest that fits, else one to be made.
+
+    Args:
+        experiment: the pruning run's.
+        model: its model, untrained and without given weights; a base run may train it.
+        reporter: of the pruning run.
 
     Returns:
         What gives its id and model; told in which MLflow experiment to make it, if it must.
@@ -101,7 +107,9 @@ def _base(
         return lambda _experiment_id: (found, checkpoint)
 
     base = Experiment(base_config(config), experiment.data, experiment.machine, experiment.uses)
-    untrained = base.build(config.weights)
+    untrained = model
+    if config.weights != "none":
+        untrained = build(base.config, base.classes, base.machine, weights=config.weights)
 
     def make(experiment_id: str) -> tuple[str, Checkpoint]:
         run = train_base(base, untrained, reporter, experiment_id=experiment_id)
@@ -215,6 +223,12 @@ def _layers(model: nn.Module, level: int) -> list[Layer]:
     return rows
 
 
+def _emptied(run: Run, level: int) -> list[str]:
+    """Weights of which a level has left nothing, so that no signal passes their layer."""
+    rows = [row for row in run.layers if row.level == level and row.layer.endswith("weight")]
+    return [row.layer for row in rows if row.zeros == row.params]
+
+
 def _summarise(stage: str, config: PruneConfig, parameters: Parameters, run: Run) -> None:
     """The run's own figures, and the text on its page."""
     title = f"{config.model} on {config.dataset}: {stage}, {config.criterion}, {config.scope}"
@@ -222,11 +236,13 @@ def _summarise(stage: str, config: PruneConfig, parameters: Parameters, run: Run
     for name, figure in RUN_FIGURES.items():
         run.log_figure(f"figures/{name}.png", figure(run.levels, pruned, title))
     first, last = run.levels[0], run.levels[-1]
+    emptied = _emptied(run, last.level)
+    warning = f"**Nothing is left of {', '.join(emptied)}.**\n\n" if emptied else ""
     run.describe(
         f"**{config.model}** on **{config.dataset}**: `{stage}`, criterion `{config.criterion}`, "
         f"scope `{config.scope}`, seed {config.seed}.\n\n"
         f"{100 * last.params_left:.3g} % of the parameters left: test accuracy "
         f"{first.test_after:.4f} -> {last.test_after:.4f} after fine-tuning.\n\n"
-        f"{to_markdown(run.levels)}\n\n"
+        f"{warning}{to_markdown(run.levels)}\n\n"
         "Sparsity is zeros / prunable parameters; MACs left counts weights that are not zero."
     )
