@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from pruneflow import cli
 from pruneflow.stages import STAGES
 
 
@@ -60,6 +61,10 @@ def test_help_is_fast_and_imports_nothing_heavy(stage: str, root: Path, store: s
         (["--include", "conv9"], "'conv9' matches no prunable layer"),
         (["--base_run", "0123"], "base_run='0123' does not exist"),
         (["--dataset", "cifar10", "--data_dir", "/nowhere"], "'/nowhere' does not exist"),
+        (["--dataset", "cifar10", "--data_dir", "~nosuchuser/x"], "is not a usable path"),
+        (["--threads", "9999"], "threads=9999"),
+        (["--image_size", "10000000000"], "image_size='10000000000'"),
+        (["--base_run", "x", "--weights", "y"], "no effect with base_run"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(
@@ -119,7 +124,18 @@ def test_a_terminated_run_says_so(root: Path, store: str) -> None:
             if "epoch 1/1000" in line:
                 break
         process.send_signal(signal.SIGTERM)
-        assert process.wait(60) != 0
+        assert process.wait(60) == 143
     (run_,) = MlflowClient(store).search_runs(["0"])
     assert run_.info.status == "KILLED"
-    assert "SystemExit" in run_.data.tags["pruneflow.failure"]
+    assert "terminated" in run_.data.tags["pruneflow.failure"]
+
+
+def test_no_command_shows_the_help(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["pruneflow"])
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert "  prune_iterative " in capsys.readouterr().err

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from pruneflow.config import FinetuneConfig, PruneConfig, base_config, presets, resolve
@@ -64,6 +66,17 @@ def test_target_sparsity_decides_the_fraction_of_each_level() -> None:
     assert config.final_sparsity == 0.9375
 
 
+@settings(max_examples=200, deadline=None)
+@given(fraction=st.floats(0.001, 0.999), left=st.integers(1, 10_000_000))
+def test_one_iterative_level_is_direct_to_the_last_entry(fraction: float, left: int) -> None:
+    for given_as in ("fraction", "target_sparsity"):
+        config = resolve(PruneConfig, {given_as: fraction, "iterations": 1})
+        (one,) = schedule.iterative(config.fraction, config.iterations)
+        (direct,) = schedule.direct(config.final_sparsity)
+        assert one == direct
+        assert round(one.fraction * left) == round(fraction * left)
+
+
 def test_direct_goes_where_the_iterative_levels_would_end() -> None:
     assert resolve(PruneConfig, {"fraction": "0.5", "iterations": "4"}).final_sparsity == 0.9375
 
@@ -79,7 +92,7 @@ def test_base_takes_what_was_given_but_the_learning_rate() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("values", "said"),
     [
         ({"criterion": "l3"}, ["criterion", "'l3'", "l1"]),
         ({"dataset": "cifar"}, ["data set", "'cifar'", "cifar10"]),
@@ -114,12 +127,15 @@ def test_base_takes_what_was_given_but_the_learning_rate() -> None:
         ({"optimizer": "adam"}, ["optimizer", "'adam'", "adamw"]),
         ({"lr_schedule": "cosine"}, ["lr_schedule", "'cosine'", "one_cycle"]),
         ({"prune_bias": "perhaps"}, ["prune_bias", "'perhaps'"]),
+        ({"image_size": "4097"}, ["image_size", "'4097'"]),
+        ({"base_run": "x", "weights": "none"}, ["weights=none", "base_run"]),
+        ({"base_run": "x", "base_epochs": "3"}, ["base_epochs=3", "base_run"]),
         ({"epochs": "3"}, ["parameter", "'epochs'", "base_epochs"]),
     ],
 )
-def test_bad_values_are_refused_in_one_line(given: dict[str, str], said: list[str]) -> None:
+def test_bad_values_are_refused_in_one_line(values: dict[str, str], said: list[str]) -> None:
     with pytest.raises(InputError) as refused:
-        resolve(PruneConfig, given)
+        resolve(PruneConfig, values)
     text = str(refused.value)
     assert "\n" not in text
     for part in said:

@@ -19,6 +19,7 @@ from pruneflow import __version__
 from pruneflow.config import Settings, resolve
 from pruneflow.errors import ExperimentError, InputError, unknown
 from pruneflow.stages import STAGES, run
+from pruneflow.tracking.store import UI_PORT
 
 
 def command(stage: str) -> click.Command:
@@ -46,7 +47,7 @@ def _help(quick: Settings, name: str) -> str:
 
 
 @click.command()
-@click.option("--port", default=5000, show_default=True, help="port to serve on")
+@click.option("--port", default=UI_PORT, show_default=True, help="port to serve on")
 def ui(port: int) -> None:
     """Open MLflow's UI on the current tracking store, with light settings."""
     from pruneflow.tracking.store import serve_ui
@@ -78,8 +79,13 @@ def run_entrypoint(stage: str) -> NoReturn:
 def _exit(target: click.Command) -> NoReturn:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     signal.signal(signal.SIGTERM, _terminated)
+    if hasattr(signal, "SIGHUP"):  # not on Windows
+        signal.signal(signal.SIGHUP, _terminated)
     try:
         target.main(standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.ctx.get_help() if error.ctx else "", file=sys.stderr)
+        sys.exit(2)
     except click.NoSuchOption as error:
         known = [p.name or "" for p in (error.ctx.command.params if error.ctx else [])]
         problem = unknown("parameter", error.option_name.lstrip("-"), known, listed=40)
@@ -87,7 +93,7 @@ def _exit(target: click.Command) -> NoReturn:
     except (InputError, click.UsageError) as error:
         _refuse(error.format_message() if isinstance(error, click.UsageError) else str(error))
     except ExperimentError as error:
-        print(f"pruneflow: {error}", file=sys.stderr)
+        print(f"pruneflow: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(1)
     except (KeyboardInterrupt, click.Abort):
         print("pruneflow: interrupted", file=sys.stderr)

@@ -25,6 +25,7 @@ from pydantic import (
 )
 
 from pruneflow.errors import InputError, unknown
+from pruneflow.pruning import schedule
 from pruneflow.pruning.criteria import CRITERIA
 from pruneflow.workloads.datasets import DATASETS
 
@@ -74,7 +75,9 @@ class Settings(BaseModel):
         description="none, pretrained (ImageNet), or a file: safetensors or a plain state dict"
     )
     preset: str = Field("quick", description="named defaults: quick or paper")
-    image_size: Count = Field(description="side of the square images the model sees, in pixels")
+    image_size: Annotated[int, Field(ge=1, le=4096)] = Field(
+        description="side of the square images the model sees, in pixels"
+    )
     train_limit: Count | None = Field(
         None, description="use only this many training images, an equal share of each class"
     )
@@ -157,16 +160,19 @@ class PruneConfig(Settings):
             target, iterations = float(target), int(iterations)  # type: ignore[arg-type]
         except (TypeError, ValueError):
             return values  # not given, or for the field's own check to refuse
-        if 0 < target < 1 and iterations >= 1:
-            return values | {"fraction": -math.expm1(math.log1p(-target) / iterations)}
-        return values
+        if not (0 < target < 1 and iterations >= 1):
+            return values
+        # one level takes the target as it is given, so that it is prune_direct to the last digit
+        one = iterations == 1
+        fraction = target if one else -math.expm1(math.log1p(-target) / iterations)
+        return values | {"fraction": fraction}
 
     @property
     def final_sparsity(self) -> float:
         """Sparsity that the last level aims at."""
         if self.target_sparsity is not None:
             return self.target_sparsity
-        return float(1 - (1 - self.fraction) ** self.iterations)
+        return schedule.iterative(self.fraction, self.iterations)[-1].target_sparsity
 
 
 def presets() -> list[str]:
@@ -210,6 +216,12 @@ def resolve(kind: type[C], given: Mapping[str, Any]) -> C:
             f"target_sparsity={values['target_sparsity']} and fraction={values['fraction']} both "
             "say how far to prune: give one of them"
         )
+    ignored = sorted({"weights", "base_epochs"} & values.keys())
+    if "base_run" in values and ignored:
+        raise InputError(
+            f"{ignored[0]}={values[ignored[0]]} has no effect with base_run, whose model is taken "
+            "as it is: leave one of them out"
+        )
     preset = str(values.get("preset", known["preset"].default))
     model = values.get("model")
     try:
@@ -218,6 +230,15 @@ def resolve(kind: type[C], given: Mapping[str, Any]) -> C:
         raise InputError(_first_problem(error, kind)) from None
     config._given = frozenset(values)
     return config
+
+
+_OF_BASE = {"batch_size", "lr_schedule", "optimizer", "weight_decay"}
+
+
+def given_for_base(config: PruneConfig) -> list[str]:
+    """Names of what the caller gave that says how a base run has to have been trained."""
+    epochs = ["epochs"] if "base_epochs" in config.given else []
+    return sorted(config.given & _OF_BASE) + epochs
 
 
 def base_config(config: PruneConfig) -> FinetuneConfig:

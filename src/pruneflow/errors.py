@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
 
 
 class InputError(ValueError):
@@ -12,6 +13,28 @@ class InputError(ValueError):
 
 class ExperimentError(RuntimeError):
     """An experiment that cannot go on (a loss that is not finite, say); its text is one line."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of another library says, in one line; its kind, if it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def user_path(parameter: str, value: str) -> Path:
+    """The path that a parameter names, `~` expanded; it need not exist.
+
+    Raises:
+        InputError: text that no file system takes for a path, or a place that may not be seen.
+    """
+    try:
+        path = Path(value).expanduser()
+        path.exists()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise InputError(
+            f"{parameter}={value[:80]!r} is not a usable path: {first_line(error)}"
+        ) from None
+    return path
 
 
 def unknown(kind: str, value: object, valid: Iterable[str], *, listed: int = 12) -> InputError:

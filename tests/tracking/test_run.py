@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import time
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from pruneflow.config import FinetuneConfig, resolve
-from pruneflow.errors import InputError
+from pruneflow.errors import ExperimentError, InputError
 from pruneflow.tracking import run as tracking
 from pruneflow.tracking import store as stores
 from pruneflow.tracking.run import open_run
@@ -46,11 +48,15 @@ def test_configuration_is_logged_as_params_and_as_typed_json(
 
 
 @pytest.mark.parametrize(
-    ("error", "status"),
-    [(RuntimeError("no luck"), "FAILED"), (KeyboardInterrupt(), "KILLED")],
+    ("error", "status", "said"),
+    [
+        (RuntimeError("no luck"), "FAILED", "RuntimeError: no luck"),
+        (KeyboardInterrupt(), "KILLED", "terminated"),
+        (SystemExit(143), "KILLED", "terminated: 143"),
+    ],
 )
 def test_a_run_that_does_not_finish_says_why(
-    store: str, config: FinetuneConfig, error: BaseException, status: str
+    store: str, config: FinetuneConfig, error: BaseException, status: str, said: str
 ) -> None:
     with (
         pytest.raises(type(error)),
@@ -59,8 +65,16 @@ def test_a_run_that_does_not_finish_says_why(
         raise error
     found = MlflowClient().get_run(run.id)
     assert found.info.status == status
-    assert found.data.tags["pruneflow.failure"].startswith(type(error).__name__)
-    assert str(error) in found.data.tags["pruneflow.failure"]
+    assert found.data.tags["pruneflow.failure"].startswith(said)
+
+
+def test_a_full_disk_fails_the_run_and_is_one_line(store: str, config: FinetuneConfig) -> None:
+    with (
+        pytest.raises(ExperimentError, match="No space left on device"),
+        open_run("finetune", config, name="n", tags={}) as run,
+    ):
+        raise OSError(28, "No space left on device")
+    assert MlflowClient().get_run(run.id).info.status == "FAILED"
 
 
 def test_the_run_handed_over_is_taken_over_once(
@@ -89,7 +103,7 @@ def test_the_current_experiment_is_used(
 def test_the_newest_finished_base_of_the_workload_is_found(
     store: str, config: FinetuneConfig
 ) -> None:
-    assert tracking.find_base("w", epochs=None) is None
+    assert tracking.find_base("w", {}) is None
     finished_base(config, "w")
     time.sleep(0.01)
     newest = finished_base(config, "w")
@@ -101,14 +115,16 @@ def test_the_newest_finished_base_of_the_workload_is_found(
         open_run("finetune", config, name="n", tags={"pruneflow.workload": "w"}),
     ):
         raise RuntimeError
-    assert tracking.find_base("w", epochs=None) == newest
-    assert tracking.find_base("w", epochs=3) == newest
-    assert tracking.find_base("w", epochs=4) is None
+    assert tracking.find_base("w", {}) == newest
+    assert tracking.find_base("w", {"epochs": 3, "batch_size": 64}) == newest
+    assert tracking.find_base("w", {"epochs": 3, "batch_size": 65}) is None
 
 
 def test_a_base_that_cannot_be_used_is_refused(store: str, config: FinetuneConfig) -> None:
     pruning = finished_base(config, "w", stage="prune_direct")
     other = finished_base(config.resolved(model="vgg16"), "w")
+    seed = finished_base(config.resolved(seed=7), "w")
+    data = finished_base(config.resolved(dataset="cifar10"), "w")
     empty = finished_base(config, "w")
     with pytest.raises(RuntimeError), open_run("finetune", config, name="n", tags={}) as failed:
         raise RuntimeError
@@ -116,7 +132,9 @@ def test_a_base_that_cannot_be_used_is_refused(store: str, config: FinetuneConfi
         ("nowhere", "does not exist"),
         (pruning, "not a finetune run but prune_direct"),
         (failed.id, "its status is FAILED"),
-        (other, "is of model vgg16, not resnet18"),
+        (other, "has model=vgg16, not resnet18"),
+        (seed, "has seed=7, not 0"),
+        (data, "has dataset=cifar10, not digits"),
         (empty, "no checkpoint of level 0"),
     ]:
         with pytest.raises(InputError, match=said) as refused:
@@ -160,6 +178,8 @@ def test_fingerprints_follow_the_content_of_a_weights_file(tmp_path: Path) -> No
     [
         ("http://me:pass@host:5000/x", "http://host:5000/x"),
         ("postgresql://me:p@ss@host/db", "postgresql://host/db"),
+        ("postgresql://host/db?user=me&password=p", "postgresql://host/db"),
+        ("http://me:pass@[bad", "[bad"),
         ("sqlite:////tmp/mlflow.db", "sqlite:////tmp/mlflow.db"),
     ],
 )
@@ -167,8 +187,28 @@ def test_credentials_are_not_shown(address: str, shown: str) -> None:
     assert stores.without_credentials(address) == shown
 
 
-def test_a_store_that_cannot_be_used_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "bogus://me:pass@host/mlflow")
-    with pytest.raises(InputError, match="cannot be used") as refused:
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("MLFLOW_TRACKING_URI", "bogus://me:secret@host/mlflow", "bogus://host/mlflow"),
+        ("MLFLOW_TRACKING_URI", "http://me:secret@[bad", "does not answer"),
+        ("MLFLOW_RUN_ID", "deadbeef", "MLFLOW_RUN_ID=deadbeef"),
+        ("MLFLOW_EXPERIMENT_ID", "999", "MLFLOW_EXPERIMENT_ID=999"),
+    ],
+)
+def test_a_store_that_cannot_be_used_is_refused(
+    store: str, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, said: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(InputError, match=re.escape(said)) as refused:
         stores.check()
     assert "\n" not in str(refused.value)
+    assert "secret" not in str(refused.value)
+
+
+def test_refusing_a_handed_over_run_that_is_not_there_raises_nothing(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_RUN_ID", "deadbeef")
+    tracking.refuse_handed_over("a reason")
+    assert "MLFLOW_RUN_ID" not in os.environ

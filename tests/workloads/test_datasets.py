@@ -366,6 +366,9 @@ def test_an_image_that_cannot_be_decoded_is_one_line(
 # --------------------------------------------------------------------------------------- Parquet
 
 
+TEN = ("plane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
 def write_table(
     folder: Path, split: str, labels: list[int | None], *, seed: int, classes: bool = True
 ) -> None:
@@ -374,7 +377,7 @@ def write_table(
     features = hugging_face.Features(
         {
             "img": hugging_face.Image(),
-            "label": hugging_face.ClassLabel(names=["plane", "car", "bird"])
+            "label": hugging_face.ClassLabel(names=list(TEN))
             if classes
             else hugging_face.Value("int64"),
         }
@@ -398,7 +401,7 @@ def test_parquet_in_the_hubs_layout_is_read_back_with_exact_pixels(
     write_table(tmp_path, "test", list(test), seed=500)
     data = load_folder(tmp_path, name=name)
     assert data.name == name
-    assert data.classes == ("plane", "car", "bird")
+    assert data.classes == TEN
     assert (len(data.train), len(data.val)) == (27, 3)
     assert data.train.images.shape[1:] == (5, 6, 3)
     assert pictures(data.train) + pictures(data.val) == expected_rows(train, 0)
@@ -425,6 +428,13 @@ def test_parquet_without_a_training_split_is_refused_with_the_splits_there_are(
     write_table(tmp_path, "test", [0, 1, 2], seed=0)
     text = one_line(tmp_path, name="cifar10")
     assert f"{tmp_path} has no training split; it has: test" in text
+
+
+def test_a_folder_of_other_classes_is_not_cifar10(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        write_pictures(tmp_path / "train" / name, 5, seed=1)
+    text = one_line(tmp_path, name="cifar10")
+    assert "has 2 classes, CIFAR-10 has 10: pass dataset=imagefolder" in text
 
 
 def test_parquet_with_a_row_without_a_label_is_refused(tmp_path: Path) -> None:

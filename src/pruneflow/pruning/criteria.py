@@ -21,7 +21,7 @@ def l1(weight: Tensor, generator: Generator) -> Tensor:
 
 
 def l2(weight: Tensor, generator: Generator) -> Tensor:
-    """Squared magnitude w². Ranks single weights as `l1` does; any shape."""
+    """Squared magnitude w². Ranks single weights as `l1` does, but for rounding; any shape."""
     return weight.square()
 
 

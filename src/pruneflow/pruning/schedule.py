@@ -25,7 +25,12 @@ UNPRUNED = Step(0, 0.0, 0.0)
 
 def iterative(fraction: float, iterations: int) -> list[Step]:
     """Levels that each remove `fraction` of what is left (Han et al. 2015)."""
-    return [Step(k, fraction, 1 - (1 - fraction) ** k) for k in range(1, iterations + 1)]
+
+    def target(level: int) -> float:
+        # the first as it was given: 1 - (1 - fraction) rounds
+        return fraction if level == 1 else 1 - (1 - fraction) ** level
+
+    return [Step(k, fraction, target(k)) for k in range(1, iterations + 1)]
 
 
 def direct(target_sparsity: float) -> list[Step]:

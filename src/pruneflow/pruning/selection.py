@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from fnmatch import fnmatchcase
 
 import torch
@@ -106,7 +106,6 @@ def _drop_lowest(
     histogram = torch.zeros(_BUCKETS, dtype=torch.int64)
     for _, keys in _keys(scores, masks):
         histogram += torch.bincount((keys >> 16) + _BUCKETS // 2, minlength=_BUCKETS).cpu()
-    _refuse_nan(histogram, scores, masks)
     cumulative = histogram.cumsum(0)
     bucket = int(torch.searchsorted(cumulative, count))
     below = int(cumulative[bucket] - histogram[bucket])
@@ -141,6 +140,8 @@ def _keys(
             raise ValueError(
                 f"scores of {name} have shape {tuple(values.shape)}, not {tuple(mask.shape)}"
             )
+        if values.isnan().any():
+            raise ValueError(f"scores of {name} are not numbers (NaN)")
         values, kept = values.reshape(-1), mask.reshape(-1)
         for start in range(0, len(values), _CHUNK):
             piece = slice(start, start + _CHUNK)
@@ -149,12 +150,3 @@ def _keys(
             bits ^= sign.bitwise_and_(0x7FFFFFFF)
             yield name, torch.where(kept[piece], bits, _DEAD)
         del values  # before the next tensor's scores are made
-
-
-def _refuse_nan(histogram: Tensor, scores: Callable[[str], Tensor], names: Iterable[str]) -> None:
-    """Raise ValueError if a score is NaN: as a key it lies beyond the infinities' buckets."""
-    infinity = 0x7F80 + _BUCKETS // 2
-    beyond = histogram[infinity + 1 : -1].sum() + histogram[: _BUCKETS - 1 - infinity].sum()
-    if beyond:
-        bad = [name for name in names if scores(name).isnan().any()]
-        raise ValueError(f"scores of {', '.join(bad)} are not numbers (NaN)")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from pruneflow.config import FinetuneConfig, PruneConfig, Settings, resolve
@@ -91,5 +91,7 @@ def run(stage: str, parameters: Mapping[str, Any]) -> FinishedRun:
     with Reporter() as reporter:
         done = STAGES[stage].start(config, reporter)
         reporter.say(f"run {done.id} finished: {done.address}")
-    levels = pd.DataFrame(done.levels)
+    from pruneflow.tracking.levels import Level
+
+    levels = pd.DataFrame(done.levels, columns=[field.name for field in fields(Level)])
     return FinishedRun(done.id, done.experiment_id, done.address, levels)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from pruneflow.config import PruneConfig, base_config
+from pruneflow.config import PruneConfig, base_config, given_for_base
 from pruneflow.pruning import cost, schedule
 from pruneflow.pruning.criteria import CRITERIA
 from pruneflow.pruning.masks import Masks
@@ -74,8 +74,10 @@ def _prune(stage: str, config: PruneConfig, steps: list[Step], reporter: Reporte
                 f"{level.test_before:.4f} -> {level.test_after:.4f}, train "
                 f"{level.train_before:.4f} -> {level.train_after:.4f}"
             )
-            for name in _emptied(run, level.level):
-                reporter.say(f"    nothing is left of {name}: exclude it, or prune by scope=layer")
+            if emptied := _emptied(run, parameters, level.level):
+                reporter.say(
+                    f"    nothing is left of {emptied}: exclude them, or prune by scope=layer"
+                )
         _summarise(stage, config, parameters, run)
     reporter.console.print(levels_table(run.levels))
     return run
@@ -98,15 +100,16 @@ def _base(
         InputError: here, before any run is open, for all that can be refused.
     """
     config = experiment.config
-    epochs = config.base_epochs if "base_epochs" in config.given else None
+    made_by = base_config(config)
     found = config.base_run or find_base(
-        workload_fingerprint(config, experiment.data.digest), epochs=epochs
+        workload_fingerprint(config, experiment.data.digest),
+        {name: getattr(made_by, name) for name in given_for_base(config)},
     )
     if found is not None:
         checkpoint = open_base(found, config, experiment.classes)
         return lambda _experiment_id: (found, checkpoint)
 
-    base = Experiment(base_config(config), experiment.data, experiment.machine, experiment.uses)
+    base = Experiment(made_by, experiment.data, experiment.machine, experiment.uses)
     untrained = model
     if config.weights != "none":
         untrained = build(base.config, base.classes, base.machine, weights=config.weights)
@@ -223,10 +226,12 @@ def _layers(model: nn.Module, level: int) -> list[Layer]:
     return rows
 
 
-def _emptied(run: Run, level: int) -> list[str]:
-    """Weights of which a level has left nothing, so that no signal passes their layer."""
-    rows = [row for row in run.layers if row.level == level and row.layer.endswith("weight")]
-    return [row.layer for row in rows if row.zeros == row.params]
+def _emptied(run: Run, parameters: Parameters, level: int) -> str:
+    """The pruned weights of which a level has left nothing: no signal passes their layers."""
+    rows = [row for row in run.layers if row.level == level and row.layer in parameters]
+    names = [row.layer for row in rows if row.zeros == row.params and "weight" in row.layer]
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + more
 
 
 def _summarise(stage: str, config: PruneConfig, parameters: Parameters, run: Run) -> None:
@@ -236,8 +241,8 @@ def _summarise(stage: str, config: PruneConfig, parameters: Parameters, run: Run
     for name, figure in RUN_FIGURES.items():
         run.log_figure(f"figures/{name}.png", figure(run.levels, pruned, title))
     first, last = run.levels[0], run.levels[-1]
-    emptied = _emptied(run, last.level)
-    warning = f"**Nothing is left of {', '.join(emptied)}.**\n\n" if emptied else ""
+    emptied = _emptied(run, parameters, last.level)
+    warning = f"**Nothing is left of {emptied}.**\n\n" if emptied else ""
     run.describe(
         f"**{config.model}** on **{config.dataset}**: `{stage}`, criterion `{config.criterion}`, "
         f"scope `{config.scope}`, seed {config.seed}.\n\n"

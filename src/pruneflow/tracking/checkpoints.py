@@ -91,6 +91,9 @@ def load(folder: Path) -> Checkpoint:
         if structure.pop("format") != FORMAT:
             raise InputError(f"the checkpoint in {folder} has an unknown format")
         packed: dict[str, list[int]] = structure.pop("packed")
+        missing = sorted(packed.keys() - stored.keys())
+        if missing:
+            raise InputError(f"the checkpoint in {folder} lacks {missing[0]}")
         masks = {}
         state = {}
         for name, value in stored.items():
@@ -102,8 +105,12 @@ def load(folder: Path) -> Checkpoint:
                 state[name][masks[name]] = value
             elif name.removesuffix(_BITS) not in packed:
                 state[name] = value
-    except (OSError, SafetensorError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        raise InputError(f"the checkpoint in {folder} cannot be read: {error}") from None
     except json.JSONDecodeError as error:
         raise InputError(f"structure.json in {folder} is not JSON: {error}") from None
+    except InputError:
+        raise
+    except (OSError, SafetensorError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise InputError(f"the checkpoint in {folder} cannot be read: {error!r}") from None
+    except ValueError as error:  # of NumPy
+        raise InputError(f"the checkpoint in {folder} cannot be unpacked: {error}") from None
     return Checkpoint(structure, state, masks)

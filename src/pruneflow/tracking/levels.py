@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, astuple, dataclass, fields
 
-CURVES_LIMIT = 8_000  # characters: what MLflow keeps of a tag
+TAG_LIMIT = 8_000  # characters that MLflow keeps of a tag
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Level:
         size_bytes: the level's checkpoint on disk.
         test_before, train_before: accuracy before this level's fine-tuning.
         test_after, train_after, val_after: after it. Level 0 has before and after equal.
-        score_seconds: scoring, selection and masking.
+        score_seconds: scoring and selection.
     """
 
     level: int
@@ -99,7 +99,7 @@ def curves(levels: Sequence[Level]) -> str:
     table = {c: [_short(asdict(level)[c]) for level in levels] for c in columns}
     for dropped in ("size_bytes", "macs", "params", "target_sparsity", "val_after", "train_before"):
         text = json.dumps(table, separators=(",", ":"))
-        if len(text) < CURVES_LIMIT:
+        if len(text) < TAG_LIMIT:
             return text
         del table[dropped]
     return json.dumps(table, separators=(",", ":"))

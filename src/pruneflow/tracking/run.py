@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +14,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import mlflow
+import torch
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
@@ -20,19 +23,19 @@ from mlflow.tracking.context.registry import resolve_tags
 from torch import Tensor
 
 from pruneflow.config import Settings
-from pruneflow.errors import InputError
+from pruneflow.errors import ExperimentError, InputError, first_line, user_path
 from pruneflow.tracking import checkpoints, environment, levels, store
-from pruneflow.tracking.levels import METRICS, Layer, Level
+from pruneflow.tracking.levels import METRICS, TAG_LIMIT, Layer, Level
 from pruneflow.version import __version__
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_TAG_LIMIT = 5_000  # characters that every MLflow store keeps of a tag
+_MISSING = "RESOURCE_DOES_NOT_EXIST"
 
 # What does not decide a run's result: the preset's values are there one by one, what a folder
 # or a base run holds counts, not where it lies.
-_NOT_DECIDING = {"preset", "data_dir", "base_run"}
+_NOT_DECIDING = {"preset", "data_dir", "base_run", "base_epochs"}
 
 
 def fingerprint(stage: str, config: Settings, data_digest: str, base: str | None) -> str:
@@ -51,9 +54,11 @@ def workload_fingerprint(config: Settings, data_digest: str) -> str:
 
 def _weights(config: Settings) -> str:
     """What tells weights apart: their name, or of a file the hash of its content."""
-    path = Path(config.weights).expanduser()
-    if config.weights in ("none", "pretrained") or not path.is_file():
+    if config.weights in ("none", "pretrained"):
         return config.weights
+    path = user_path("weights", config.weights)
+    if not path.is_file():
+        return config.weights  # refused when it is read; a run that has its base never reads it
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -99,14 +104,14 @@ class Run:
 
     def describe(self, text: str) -> None:
         """Set the Markdown text on the run's page."""
-        self.set_tags({"mlflow.note.content": text})
+        self.set_tags({"mlflow.note.content": text[:TAG_LIMIT]})
 
     def log_data(self, name: str, digest: str, source: str, profile: Mapping[str, int]) -> None:
         """Log the data set as an input of the run."""
         data = Dataset(
             name=name,
             digest=digest,
-            source_type="local" if Path(source).exists() else "code",
+            source_type="local" if Path(source).is_absolute() else "code",
             source=json.dumps({"uri": source}),
             profile=json.dumps(dict(profile)),
         )
@@ -133,10 +138,6 @@ class Run:
             size = checkpoints.save(Path(folder), state, masks, structure=structure)
             self._client.log_artifacts(self.id, folder, checkpoint_path(level))
         return size
-
-    def load_checkpoint(self, level: int) -> checkpoints.Checkpoint:
-        """Read a level's checkpoint of this run."""
-        return load_checkpoint(self.id, level)
 
     def record(self, level: Level, layers: Sequence[Layer]) -> None:
         """Record a level: metrics, tables and curves, complete as of this level."""
@@ -190,8 +191,10 @@ def open_run(
         yield run
     except BaseException as error:
         killed = isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit)
-        status = "KILLED" if killed else "FAILED"
-        _end(client, run_id, status, f"{type(error).__name__}: {error}")
+        what = "terminated" if killed else type(error).__name__
+        _end(client, run_id, "KILLED" if killed else "FAILED", f"{what}: {error}")
+        if isinstance(error, MlflowException | OSError | MemoryError | torch.OutOfMemoryError):
+            raise ExperimentError(f"run {run_id} failed: {first_line(error)}") from error
         raise
     client.set_terminated(run_id, "FINISHED")
 
@@ -199,13 +202,22 @@ def open_run(
 def refuse_handed_over(reason: str) -> None:
     """End a run that `mlflow run` handed over, and that was not taken over, as FAILED."""
     run_id = os.environ.pop("MLFLOW_RUN_ID", None)
-    if run_id is not None:
-        _end(MlflowClient(), run_id, "FAILED", reason)
+    if run_id is None:
+        return
+    try:
+        store.check()
+    except InputError:
+        return  # the reason has been told, and there is nowhere else to write it
+    _end(MlflowClient(), run_id, "FAILED", reason)
 
 
 def _end(client: MlflowClient, run_id: str, status: str, reason: str) -> None:
-    client.set_tag(run_id, "pruneflow.failure", reason[:_TAG_LIMIT])
-    client.set_terminated(run_id, status)
+    """End a run for a reason; a store that has gone must not hide what went wrong."""
+    try:
+        client.set_tag(run_id, "pruneflow.failure", reason[:TAG_LIMIT])
+        client.set_terminated(run_id, status)
+    except MlflowException as error:
+        print(f"pruneflow: run {run_id} could not be ended: {first_line(error)}", file=sys.stderr)
 
 
 def _text(value: object) -> str:
@@ -224,24 +236,25 @@ def current_experiment() -> str:
     return os.environ.get("MLFLOW_EXPERIMENT_ID") or "0"
 
 
-def find_base(workload: str, *, epochs: int | None) -> str | None:
+def find_base(workload: str, settings: Mapping[str, object]) -> str | None:
     """Id of the newest finished finetune run of a workload, anywhere in the store.
 
     Args:
         workload: its `workload_fingerprint`.
-        epochs: only runs of that many epochs, if given.
+        settings: values of its configuration that it has to have.
     """
-    client = MlflowClient()
-    experiments = [e.experiment_id for e in client.search_experiments()]
     conditions = [
         "attributes.status = 'FINISHED'",
         "tags.`pruneflow.stage` = 'finetune'",
         f"tags.`pruneflow.workload` = '{workload}'",
+        *(f"params.`cfg/{name}` = '{_text(value)}'" for name, value in settings.items()),
     ]
-    if epochs is not None:
-        conditions.append(f"params.`cfg/epochs` = '{epochs}'")
-    found = client.search_runs(
-        experiments, " and ".join(conditions), max_results=1, order_by=["start_time DESC"]
+    found = mlflow.search_runs(
+        filter_string=" and ".join(conditions),
+        order_by=["start_time DESC"],
+        max_results=1,
+        search_all_experiments=True,
+        output_format="list",
     )
     return str(found[0].info.run_id) if found else None
 
@@ -250,16 +263,20 @@ def open_base(run_id: str, config: Settings, classes: int) -> checkpoints.Checkp
     """The model of a finetune run, once it is seen that this configuration can prune it.
 
     Raises:
-        InputError: a run that does not exist, did not finish, is no finetune run, or whose
-            model or classes are others.
+        InputError: a run that does not exist, did not finish, is no finetune run, has another
+            model, image size or classes, or another data set or seed: its training images would be
+            among those held out here.
     """
     client = MlflowClient()
     try:
         run = client.get_run(run_id)
-    except MlflowException:
+    except MlflowException as error:
+        reason = first_line(error)
+        if error.error_code == _MISSING:
+            reason = f"does not exist in {store.without_credentials(store.uri())}"
         raise InputError(
-            f"base_run={run_id!r} does not exist in {store.without_credentials(store.uri())}: pass "
-            "the id of a finished finetune run, or nothing to have one found or made"
+            f"base_run={run_id!r} {reason}: pass the id of a finished finetune run, or nothing "
+            "to have one found or made"
         ) from None
     stage = run.data.tags.get("pruneflow.stage")
     if stage != "finetune":
@@ -268,9 +285,12 @@ def open_base(run_id: str, config: Settings, classes: int) -> checkpoints.Checkp
         )
     if run.info.status != "FINISHED":
         raise InputError(f"base_run={run_id!r} did not finish: its status is {run.info.status}")
-    model = run.data.params.get("cfg/model")
-    if model != config.model:
-        raise InputError(f"base_run={run_id!r} is of model {model}, not {config.model}")
+    for name in ("model", "dataset", "image_size", "seed"):
+        theirs, ours = run.data.params.get(f"cfg/{name}"), _text(getattr(config, name))
+        if theirs != ours:
+            raise InputError(
+                f"base_run={run_id!r} has {name}={theirs}, not {ours}: they must agree"
+            )
     checkpoint = load_checkpoint(run_id, 0)
     found = checkpoint.structure.get("classes")
     if found != classes:
@@ -294,6 +314,8 @@ def load_checkpoint(run_id: str, level: int) -> checkpoints.Checkpoint:
         try:
             local = MlflowClient().download_artifacts(run_id, path, folder)
         except (MlflowException, OSError) as error:
-            reason = str(error).splitlines()[0]
-            raise InputError(f"run {run_id} has no checkpoint of level {level}: {reason}") from None
+            raise InputError(
+                f"run {run_id} has no checkpoint of level {level} any more ({first_line(error)}): "
+                "delete that run, or pass base_run"
+            ) from None
         return checkpoints.load(Path(local))

@@ -7,7 +7,7 @@ import os
 import sys
 from urllib.parse import urlsplit, urlunsplit
 
-from pruneflow.errors import InputError
+from pruneflow.errors import InputError, first_line
 
 UI_PORT = 5000
 _ANSWER_SECONDS = 5.0
@@ -21,43 +21,67 @@ def uri() -> str:
 
 
 def without_credentials(address: str) -> str:
-    """An address that can be shown: user and password taken out."""
-    parts = urlsplit(address)
-    if "@" not in parts.netloc:
+    """An address that can be shown: user, password and query taken out."""
+    try:
+        parts = urlsplit(address)
+    except ValueError:  # not an address at all
+        return address.rpartition("@")[2]
+    if "@" not in parts.netloc and not parts.query:
         return address
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query=""))
 
 
 def check() -> None:
-    """See that the tracking store answers, within seconds; MLflow itself would try for minutes.
+    """See that the tracking store can be used, within seconds; MLflow itself would try for minutes.
+
+    So is the experiment that runs are to go to, and the run that `mlflow run` has handed over.
 
     Raises:
-        InputError: a server that does not answer, or a store that MLflow refuses.
+        InputError: a server that does not answer, a store that MLflow refuses, an experiment or
+            run that is not there.
     """
-    import requests
-    from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
 
     address = uri()
+    shown = without_credentials(address)
     if address.startswith(("http://", "https://")):
-        try:
-            requests.get(address.rstrip("/") + "/health", timeout=_ANSWER_SECONDS)
-        except requests.RequestException as error:
-            raise InputError(
-                f"the tracking server {without_credentials(address)} does not answer "
-                f"({type(error).__name__}): start it, or set MLFLOW_TRACKING_URI to another one"
-            ) from None
+        _check_server(address)
     logging.getLogger("alembic").setLevel(logging.WARNING)  # a line for each table it creates
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+    handed_over = os.environ.get("MLFLOW_RUN_ID")
+    experiment = os.environ.get("MLFLOW_EXPERIMENT_ID")
+    asked = "the store"
     try:
-        MlflowClient().search_experiments(max_results=1)
+        client = MlflowClient()
+        client.search_experiments(max_results=1)
+        if handed_over:
+            asked = f"MLFLOW_RUN_ID={handed_over}"
+            client.get_run(handed_over)
+        elif experiment:
+            asked = f"MLFLOW_EXPERIMENT_ID={experiment}"
+            client.get_experiment(experiment)
     except Exception as error:  # the store's own: a driver that is missing, a path, a locked file
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        if not isinstance(error, MlflowException):
-            reason = f"{type(error).__name__}: {reason}"
+        reason = first_line(error).replace(address, shown)
+        raise InputError(f"the tracking store {shown} cannot be used ({asked}): {reason}") from None
+
+
+def _check_server(address: str) -> None:
+    import requests
+
+    shown = without_credentials(address)
+    instead = "start it, or set MLFLOW_TRACKING_URI to another one"
+    try:
+        answer = requests.get(address.rstrip("/") + "/health", timeout=_ANSWER_SECONDS)
+    except requests.exceptions.SSLError:
+        return  # MLflow has settings of its own for certificates
+    except (requests.RequestException, ValueError) as error:
         raise InputError(
-            f"the tracking store {without_credentials(address)} cannot be used: {reason}"
+            f"the tracking server {shown} does not answer ({type(error).__name__}): {instead}"
         ) from None
+    if answer.status_code >= 500:
+        raise InputError(
+            f"the tracking server {shown} answers with status {answer.status_code}: {instead}"
+        )
 
 
 def address_of(experiment_id: str, run_id: str) -> str:
@@ -81,7 +105,8 @@ def serve_ui(port: int) -> None:
     check()  # creates a fresh store, with the artifact root that direct runs can write to
     print(f"MLflow UI: http://127.0.0.1:{port}/?workflowType=machine_learning  (Ctrl-C ends it)")
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
+    os.environ["MLFLOW_BACKEND_STORE_URI"] = address  # not an argument: it may hold a password
     sys.stdout.flush()
-    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1"]
-    command += ["--backend-store-uri", address, "--host", "127.0.0.1", "--port", str(port)]
+    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--no-serve-artifacts"]
+    command += ["--host", "127.0.0.1", "--port", str(port)]
     os.execv(sys.executable, command)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from pruneflow.errors import InputError
+from pruneflow.errors import InputError, first_line, user_path
 
 if TYPE_CHECKING:  # imported when used: names and help must not wait for them
     import numpy as np
@@ -158,7 +158,13 @@ def digits(data_dir: str | None, image_size: int) -> Raw:
 
 def cifar10(data_dir: str | None, image_size: int) -> Raw:
     """CIFAR-10 (Krizhevsky 2009): from the hub, or a folder with its layout or an ImageFolder."""
-    return _hugging_face("cifar10", "uoft-cs/cifar10", data_dir, image_size)
+    raw = _hugging_face("cifar10", "uoft-cs/cifar10", data_dir, image_size)
+    if len(raw.classes) != 10:
+        raise InputError(
+            f"{raw.source} has {len(raw.classes)} classes, CIFAR-10 has 10: "
+            "pass dataset=imagefolder for images of your own"
+        )
+    return raw
 
 
 def imagefolder(data_dir: str | None, image_size: int) -> Raw:
@@ -198,12 +204,12 @@ def _hugging_face(name: str, hub: str, data_dir: str | None, size: int) -> Raw:
 
 def _folder(name: str, data_dir: str, size: int) -> Raw:
     """A folder laid out as a hub repository (Parquet files), or of images in class folders."""
-    folder = Path(data_dir).expanduser()
+    folder = user_path("data_dir", data_dir)
     if not folder.exists():
         raise InputError(f"data_dir={data_dir!r} does not exist (looked at {folder.resolve()})")
     if not folder.is_dir():
         raise InputError(f"data_dir={data_dir!r} is a file, not a folder")
-    if next(folder.rglob("*.parquet"), None) is None:
+    if not any(folder.glob("*.parquet")) and not any(folder.glob("*/*.parquet")):
         return _image_folder(folder, size)
     refused = f"data_dir={data_dir!r} could not be read as {name}"
     return _table(str(folder.resolve()), size, refused, "it should hold the hub repository's files")
@@ -218,8 +224,7 @@ def _table(source: str, size: int, refused: str, instead: str) -> Raw:
     try:
         splits: Any = datasets.load_dataset(source)
     except Exception as error:  # its readers raise whatever the network or the bytes lead them to
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"{refused}: {reason}; {instead}") from None
+        raise InputError(f"{refused}: {first_line(error)}; {instead}") from None
     if "train" not in splits:
         raise InputError(f"{source} has no training split; it has: {', '.join(splits)}")
     features = splits["train"].features
@@ -263,7 +268,7 @@ def _image_folder(folder: Path, size: int) -> Raw:
         except (FileNotFoundError, OSError) as error:
             raise InputError(
                 f"data_dir={str(folder)!r} holds neither Parquet files nor images in class folders "
-                f"(train/<class>/<images>): {str(error).splitlines()[0]}"
+                f"(train/<class>/<images>): {first_line(error)}"
             ) from None
         paths = [path for path, _ in found.samples]
         numbers = np.asarray([number for _, number in found.samples], dtype=np.int64)
@@ -289,7 +294,7 @@ def _decode(parts: list[_Published], fit: tuple[int, int] | None) -> list[Split]
     With `fit` (width, height), each has its shorter side resized and its middle cut out.
     """
     import numpy as np
-    from PIL import ImageOps
+    from PIL import Image, ImageOps
 
     side = fit
     splits = []
@@ -307,8 +312,14 @@ def _decode(parts: list[_Published], fit: tuple[int, int] | None) -> list[Split]
                 if images is None:
                     images = np.empty((len(part.labels), side[1], side[0], 3), dtype=np.uint8)
                 images[index] = np.asarray(ImageOps.fit(rgb, side) if fit else rgb)
-        except (OSError, SyntaxError, ValueError) as error:  # what Pillow's decoders raise
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        except (
+            OSError,
+            SyntaxError,
+            ValueError,
+            MemoryError,
+            Image.DecompressionBombError,
+        ) as error:
+            reason = first_line(error)
             raise InputError(f"{part.where}: image {index} cannot be decoded: {reason}") from None
         assert images is not None
         splits.append(Split(images, part.labels))

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pruneflow.errors import InputError, unknown
+from pruneflow.errors import InputError, first_line, unknown, user_path
 
 # Without these two, the auxiliary heads of Inception-style models would train on nothing.
 _OPTIONS: dict[str, dict[str, Any]] = {
@@ -52,7 +52,8 @@ def build(name: str, classes: int, *, weights: str = "none") -> nn.Module:
             name, weights=None, num_classes=classes, **options
         )
         if weights != "none":
-            _load(model, _read(Path(weights).expanduser()), Path(weights))
+            path = user_path("weights", weights)
+            _load(model, _read(path), path)
         return model
     try:
         model = torchvision.models.get_model(name, weights="DEFAULT")
@@ -82,13 +83,13 @@ def check_image_size(model: nn.Module, name: str, size: int) -> Tensor:
     Raises:
         InputError: an image size that the model cannot take.
     """
-    sample = torch.zeros(1, 3, size, size, device=next(model.parameters()).device)
     training = model.training
     try:
+        sample = torch.zeros(1, 3, size, size, device=next(model.parameters()).device)
         with torch.inference_mode():
             model.eval()(sample)
-    except (RuntimeError, ValueError, AssertionError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else "it does not fit"
+    except (RuntimeError, ValueError, AssertionError, MemoryError) as error:
+        reason = first_line(error)
         raise InputError(f"image_size={size} does not work with {name}: {reason}") from None
     finally:
         model.train(training)
@@ -126,7 +127,7 @@ def _read(path: Path) -> Mapping[str, Tensor]:
     except (SafetensorError, OSError, EOFError) as error:
         raise InputError(f"weights={str(path)!r} cannot be read: {error}") from None
     except Exception as error:  # torch.load raises what the file's bytes lead it to
-        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+        reason = f"{type(error).__name__}: {first_line(error)}"
         raise InputError(f"weights={str(path)!r} is not a plain state dict ({reason})") from None
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         raise InputError(
@@ -136,6 +137,11 @@ def _read(path: Path) -> Mapping[str, Tensor]:
 
 
 def _load(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    if any(name.endswith(".kept") for name in state):
+        raise InputError(
+            f"weights={str(path)!r} is the checkpoint of a pruned level, whose tensors are packed: "
+            "pass dense weights"
+        )
     own = model.state_dict()
     head = _head(model) + "."
     taken = {}

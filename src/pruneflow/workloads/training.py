@@ -47,10 +47,13 @@ class Machine:
 
     @classmethod
     def settle(cls, device: str, precision: str, threads: int | None, cores: int) -> Machine:
-        """Decide what was left to `auto` or None, and set PyTorch's thread count.
+        """Decide what was left to `auto` or None.
+
+        Sets PyTorch's thread count, and on a CPU the allocator's way with large blocks, for the
+        whole process.
 
         Raises:
-            InputError: a device that is not there.
+            InputError: a device that is not there, or more threads than cores.
         """
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -58,6 +61,8 @@ class Machine:
             raise InputError(
                 "device='cuda' is not available: PyTorch sees no CUDA GPU here (valid: auto, cpu)"
             )
+        if threads is not None and threads > cores:
+            raise InputError(f"threads={threads} is not valid: this process may use {cores} cores")
         threads = threads or cores
         torch.set_num_threads(threads)
         if device == "cpu":
@@ -110,7 +115,7 @@ def _bf16_pays(device: str) -> bool:
             start = time.perf_counter()
             torch.mm(matrix, matrix)
             times.append(time.perf_counter() - start)
-        return sorted(times)[1]
+        return min(times)
 
     return seconds(torch.bfloat16) < seconds(torch.float32) / 1.5
 
@@ -172,7 +177,7 @@ def fit(
             a few times a second at the most.
 
     Raises:
-        ExperimentError: the loss is not finite.
+        ExperimentError: the loss, or a weight after an epoch, is not finite.
     """
     if recipe.epochs == 0:
         return
@@ -215,6 +220,11 @@ def fit(
                 if on_progress is not None:
                     on_progress(number, seen / len(data), mean)
         seconds = time.perf_counter() - start
+        if not all(bool(p.isfinite().all()) for p in model.parameters()):
+            raise ExperimentError(
+                f"weights became NaN or infinite in epoch {number} at learning_rate="
+                f"{recipe.learning_rate}: try a lower one"
+            )
         yield Epoch(number, float(loss_sum) / seen, int(correct) / seen, seconds, seen / seconds)
 
 
