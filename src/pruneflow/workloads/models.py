@@ -127,8 +127,10 @@ def _read(path: Path) -> Mapping[str, Tensor]:
     except (SafetensorError, OSError, EOFError) as error:
         raise InputError(f"weights={str(path)!r} cannot be read: {error}") from None
     except Exception as error:  # torch.load raises what the file's bytes lead it to
-        reason = f"{type(error).__name__}: {first_line(error)}"
-        raise InputError(f"weights={str(path)!r} is not a plain state dict ({reason})") from None
+        raise InputError(  # its own text would advise to read the file without weights_only
+            f"weights={str(path)!r} is not a plain state dict that can be read safely "
+            f"({type(error).__name__}): pass a safetensors file or a state dict of tensors"
+        ) from None
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         raise InputError(
             f"weights={str(path)!r} holds {type(state).__name__}, not a state dict of tensors"
