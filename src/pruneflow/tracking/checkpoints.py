@@ -105,12 +105,18 @@ def load(folder: Path) -> Checkpoint:
                 state[name][masks[name]] = value
             elif name.removesuffix(_BITS) not in packed:
                 state[name] = value
-    except json.JSONDecodeError as error:
-        raise InputError(f"structure.json in {folder} is not JSON: {error}") from None
     except InputError:
         raise
-    except (OSError, SafetensorError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+    except json.JSONDecodeError as error:
+        raise InputError(f"structure.json in {folder} is not JSON: {error}") from None
+    except (
+        OSError,
+        SafetensorError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+        ValueError,
+    ) as error:
         raise InputError(f"the checkpoint in {folder} cannot be read: {error!r}") from None
-    except ValueError as error:  # of NumPy
-        raise InputError(f"the checkpoint in {folder} cannot be unpacked: {error}") from None
     return Checkpoint(structure, state, masks)
