@@ -25,7 +25,7 @@ from pydantic import (
 )
 
 from pruneflow.errors import InputError, unknown
-from pruneflow.pruning import schedule
+from pruneflow.pruning import TARGETS, schedule
 from pruneflow.pruning.criteria import CRITERIA
 from pruneflow.workloads.datasets import DATASETS
 
@@ -42,6 +42,13 @@ def _names(value: object) -> object:
 def _criterion(value: str) -> str:
     if value not in CRITERIA:
         raise unknown("criterion", value, CRITERIA)
+    return value
+
+
+def _targets(value: tuple[str, ...]) -> tuple[str, ...]:
+    for name in value:
+        if name not in TARGETS:
+            raise unknown("target", name, TARGETS)
     return value
 
 
@@ -122,12 +129,24 @@ class FinetuneConfig(Settings):
 class PruneConfig(Settings):
     """Configuration of `prune_iterative` and `prune_direct`."""
 
-    granularity: Literal["weight"] = Field(description="what is removed: weight")
+    granularity: Literal["weight", "channel"] = Field(
+        description="what is removed: weight (single ones) or channel (filters, neurons, heads)"
+    )
     criterion: Annotated[str, AfterValidator(_criterion)] = Field(
         description=f"scores of what to keep: {', '.join(CRITERIA)}"
     )
     scope: Literal["global", "layer"] = Field(
-        description="where scores compete: global, or layer (each tensor loses the same fraction)"
+        description="where scores compete: global, or layer (each loses the same fraction)"
+    )
+    coupling: Literal["group", "independent"] | None = Field(
+        description="channels: group (tied layers lose the same ones, so that masked and compact "
+        "agree) or independent (every Conv2d by itself, weight only, as torch's ln_structured)"
+    )
+    targets: Annotated[tuple[str, ...], BeforeValidator(_names), AfterValidator(_targets)] = Field(
+        (), description=f"channels of what: {', '.join(TARGETS)}; by default all the model has"
+    )
+    form: Literal["masked", "compact"] = Field(
+        description="what is fine-tuned: masked (zeros in place), or compact (channels removed)"
     )
     fraction: Fraction = Field(
         description="share of what is left that each level removes, in (0, 1)"
@@ -147,6 +166,9 @@ class PruneConfig(Settings):
     )
     exclude: Patterns = Field((), description="leave out layers whose name matches one of these")
     prune_bias: bool = Field(description="prune biases too, as the 2020 study did")
+    recalibrate_bn: bool = Field(
+        description="re-estimate BatchNorm's statistics on training samples after each pruning"
+    )
     base_run: str | None = Field(
         None, description="id of the finetune run to prune; by default the newest that fits"
     )
@@ -181,7 +203,7 @@ def presets() -> list[str]:
     return sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith("yaml"))
 
 
-def _preset_values(name: str, kind: type[Settings], model: str | None) -> dict[str, Any]:
+def _preset_values(name: str, kind: type[Settings], given: Mapping[str, Any]) -> dict[str, Any]:
     if name not in presets():
         raise unknown("preset", name, presets())
     text = (resources.files("pruneflow") / "presets" / f"{name}.yaml").read_text("utf-8")
@@ -190,7 +212,11 @@ def _preset_values(name: str, kind: type[Settings], model: str | None) -> dict[s
     values = preset["all"] | preset[section]
     if kind is PruneConfig:
         values["base_epochs"] = preset["finetune"]["epochs"]
-    own: dict[str, Any] = preset["models"].get(model or values["model"], {})
+        if given.get("granularity") == "channel":
+            values |= preset["channel"]
+        if given.get("coupling", values["coupling"]) == "independent":
+            values["scope"] = "layer"
+    own: dict[str, Any] = preset["models"].get(given.get("model") or values["model"], {})
     return values | own
 
 
@@ -223,13 +249,49 @@ def resolve(kind: type[C], given: Mapping[str, Any]) -> C:
             "as it is: leave one of them out"
         )
     preset = str(values.get("preset", known["preset"].default))
-    model = values.get("model")
     try:
-        config = kind.model_validate(_preset_values(preset, kind, model) | values)
+        config = kind.model_validate(_preset_values(preset, kind, values) | values)
     except ValidationError as error:
         raise InputError(_first_problem(error, kind)) from None
     config._given = frozenset(values)
+    if isinstance(config, PruneConfig):
+        _refuse_without_effect(config)
     return config
+
+
+def _refuse_without_effect(config: PruneConfig) -> None:
+    """Refuse what was given and would change nothing.
+
+    Raises:
+        InputError: the first such parameter.
+    """
+    of_channels = {"coupling", "targets", "form"} & config.given
+    if config.granularity == "weight" and of_channels:
+        name = min(of_channels)
+        raise InputError(
+            f"{name}={_shown(getattr(config, name))} has no effect with granularity=weight: "
+            "pass granularity=channel"
+        )
+    if config.granularity == "channel" and "prune_bias" in config.given:
+        raise InputError(
+            "prune_bias has no effect with granularity=channel: a channel's bias goes with it "
+            "(coupling=group) or stays (coupling=independent)"
+        )
+    if config.coupling == "independent":
+        if config.scope == "global":
+            raise InputError(
+                "scope=global does not go with coupling=independent, where every Conv2d is pruned "
+                "by itself: pass scope=layer"
+            )
+        if config.targets not in ((), ("conv",)):
+            raise InputError(
+                f"targets={_shown(config.targets)} does not go with coupling=independent, which "
+                "prunes Conv2d filters: pass coupling=group"
+            )
+
+
+def _shown(value: object) -> str:
+    return ",".join(value) if isinstance(value, tuple) else str(value)
 
 
 _OF_BASE = {"batch_size", "lr_schedule", "optimizer", "weight_decay"}

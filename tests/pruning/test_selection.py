@@ -32,7 +32,7 @@ def drop(
 ) -> Masks:
     parameters = {name: torch.zeros(value.shape) for name, value in scores.items()}
     before = Masks.keep_all(parameters) if masks is None else Masks(parameters, masks)
-    return select(scores.__getitem__, before, parameters, fraction=fraction, scope=scope)
+    return select(scores.__getitem__, before, fraction=fraction, scope=scope)
 
 
 def dropped(masks: Mapping[str, Tensor]) -> dict[str, list[int]]:
@@ -219,7 +219,7 @@ def test_scores_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
     parameters = {"a": torch.zeros(2, 3)}
     masks = Masks.keep_all(parameters)
     with pytest.raises(ValueError, match=r"scores of a have shape .* not \(2, 3\)"):
-        select(lambda _: torch.rand(shape), masks, parameters, fraction=0.5, scope="global")
+        select(lambda _: torch.rand(shape), masks, fraction=0.5, scope="global")
 
 
 def test_a_scope_that_does_not_exist_is_refused() -> None:
@@ -275,7 +275,6 @@ def assert_same_as_pytorch(
         masks = select(
             lambda name: mine[name].abs(),
             masks,
-            mine,
             fraction=amount,
             scope=scope,
         )
@@ -414,12 +413,12 @@ def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 torch.set_num_threads(1)
 warm = {"w": torch.randn(1000)}
-select(lambda n: warm[n].abs(), Masks.keep_all(warm), warm, fraction=0.5, scope="global")
+select(lambda n: warm[n].abs(), Masks.keep_all(warm), fraction=0.5, scope="global")
 weights = {"large": torch.randn(40_000_000), "small": torch.randn(10_000_000)}
 before = peak()
 masks = Masks.keep_all(weights)
 for _ in range(3):
-    masks = select(lambda n: weights[n].abs(), masks, weights, fraction=0.5, scope="global")
+    masks = select(lambda n: weights[n].abs(), masks, fraction=0.5, scope="global")
 print((peak() - before) / 200_000_000)
 """
     root = Path(__file__).resolve().parents[2]

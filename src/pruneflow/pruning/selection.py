@@ -15,6 +15,7 @@ PRUNABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, nn.MultiheadAttention)
 
 _CHUNK = 1 << 18  # a piece and its keys fit into a core's cache
 _DEAD = torch.iinfo(torch.int32).max  # sorts after every score: pruned entries are not chosen
+_INFINITE = 0x7F80  # upper 16 bits of an infinite score
 _BUCKETS = 1 << 16
 
 
@@ -60,7 +61,6 @@ def _matches(name: str, layer: str, pattern: str) -> bool:
 def select(
     scores: Callable[[str], Tensor],
     masks: Masks,
-    parameters: Mapping[str, Tensor],
     *,
     fraction: float,
     scope: str,
@@ -69,13 +69,13 @@ def select(
 
     The number pruned is `round(fraction * left)`, and which ones, is what
     `torch.nn.utils.prune.global_unstructured` (scope `global`) or `l1_unstructured` on each
-    tensor (scope `layer`) chooses; among equal scores the first in model order goes first.
+    tensor (scope `layer`) chooses; among equal scores the first in model order goes first. What
+    has an infinite score stays, even if fewer than that number can go.
 
     Args:
-        scores: name -> scores of that parameter's shape; called up to three times a name, with
+        scores: name -> scores of that mask's shape; called up to three times a name, with
             the same result each time, so that no copy of the model is ever held.
-        masks: what is kept so far.
-        parameters: the masks' parameters, in the order that decides among equals.
+        masks: what is kept so far, in the order that decides among equals.
         fraction: of what is left, in (0, 1).
         scope: `global` or `layer`.
 
@@ -84,12 +84,12 @@ def select(
     """
     if scope not in ("global", "layer"):
         raise ValueError(f"scope {scope!r} is neither 'global' nor 'layer'")
-    groups = [list(parameters)] if scope == "global" else [[name] for name in parameters]
+    groups = [list(masks)] if scope == "global" else [[name] for name in masks]
     new: dict[str, Tensor] = {}
     for names in groups:
         left = sum(int(masks[name].count_nonzero()) for name in names)
         new |= _drop_lowest(scores, {n: masks[n] for n in names}, round(fraction * left))
-    return Masks(parameters, new)
+    return Masks(masks, new)
 
 
 def _drop_lowest(
@@ -107,6 +107,9 @@ def _drop_lowest(
     for _, keys in _keys(scores, masks):
         histogram += torch.bincount((keys >> 16) + _BUCKETS // 2, minlength=_BUCKETS).cpu()
     cumulative = histogram.cumsum(0)
+    count = min(count, int(cumulative[_INFINITE + _BUCKETS // 2 - 1]))
+    if count == 0:
+        return dict(masks)
     bucket = int(torch.searchsorted(cumulative, count))
     below = int(cumulative[bucket] - histogram[bucket])
     prefix = bucket - _BUCKETS // 2

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pruneflow.config import Settings
 from pruneflow.errors import InputError
@@ -29,12 +29,28 @@ class Experiment(Generic[C]):
     Attributes:
         config: with nothing left to `auto`.
         uses: weight name -> output positions it is applied at, for counting MACs.
+        head: name of the layer that makes the logits.
     """
 
     config: C
     data: ImageData
     machine: Machine
     uses: dict[str, int]
+    head: str
+
+    def probe(self, model: nn.Module) -> Tensor:
+        """Logits of two samples by any form of the model, in any float type."""
+        like = next(model.parameters())
+        size = self.config.image_size
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randn(2, 3, size, size, generator=generator, dtype=torch.float64)
+        logits: Tensor = model(images.to(like.device, like.dtype))
+        return logits
+
+    def recalibrate(self, model: nn.Module, level: int) -> None:
+        """Re-estimate BatchNorm statistics on training samples, where the configuration says so."""
+        if getattr(self.config, "recalibrate_bn", False):
+            training.recalibrate(model, self.data.train, self.recipe(0, level=level), self.machine)
 
     @property
     def classes(self) -> int:
@@ -107,7 +123,9 @@ def prepare(config: C, *, weights: str) -> tuple[Experiment[C], nn.Module]:
     if config.batch_size == 1 and any(isinstance(m, nn.BatchNorm2d) for m in model.modules()):
         raise InputError(f"batch_size=1 does not work with {config.model}: BatchNorm needs 2")
     sample = models.check_image_size(model, config.model, config.image_size)
-    return Experiment(config, data, machine, cost.positions(model, sample)), model
+    return Experiment(
+        config, data, machine, cost.positions(model, sample), models.head_name(model)
+    ), model
 
 
 def _cores() -> int:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from pruneflow.config import PruneConfig, base_config, given_for_base
-from pruneflow.pruning import cost, schedule
+from pruneflow.errors import InputError
+from pruneflow.pruning import compaction, cost, groups, schedule
+from pruneflow.pruning.compaction import Found
 from pruneflow.pruning.criteria import CRITERIA
+from pruneflow.pruning.granularity import Channels, Granularity, Weights
+from pruneflow.pruning.groups import Group
 from pruneflow.pruning.masks import Masks
 from pruneflow.pruning.schedule import Step
 from pruneflow.pruning.selection import prunable_parameters, select
@@ -32,7 +35,42 @@ from pruneflow.tracking.run import (
 )
 from pruneflow.workloads import training
 
-Parameters = Mapping[str, nn.Parameter]
+# A shortfall that is told: further from the target than rounding to whole channels explains.
+_SHORTFALL = 0.005
+
+
+@dataclass(frozen=True)
+class State:
+    """A model between levels.
+
+    Attributes:
+        model: as it is fine-tuned; `compact` makes a smaller one at every level.
+        granularity: what its next level chooses among.
+        kept: what is left of that.
+        groups: every group of channels of the model, for its compact form.
+    """
+
+    model: nn.Module
+    granularity: Granularity
+    kept: Masks
+    groups: list[Group]
+
+
+@dataclass(frozen=True)
+class Whole:
+    """Counts of the unpruned model, which every level is measured against.
+
+    Attributes:
+        params: entries of every parameter tensor, by name.
+        prunable: names of those that can be pruned.
+        units: units that can be pruned.
+        macs: multiply-accumulates of one sample.
+    """
+
+    params: dict[str, int]
+    prunable: frozenset[str]
+    units: int
+    macs: int
 
 
 def prune_iterative(config: PruneConfig, reporter: Reporter) -> Run:
@@ -49,9 +87,7 @@ def prune_direct(config: PruneConfig, reporter: Reporter) -> Run:
 def _prune(stage: str, config: PruneConfig, steps: list[Step], reporter: Reporter) -> Run:
     experiment, model = prepare(config, weights="none")
     config, data = experiment.config, experiment.data
-    parameters = prunable_parameters(
-        model, include=config.include, exclude=config.exclude, biases=config.prune_bias
-    )
+    state = _start(experiment, model)
     base_of = _base(experiment, model, reporter)
 
     name = f"{config.criterion}-{config.granularity}-{config.model}-{config.dataset}-s{config.seed}"
@@ -65,22 +101,50 @@ def _prune(stage: str, config: PruneConfig, steps: list[Step], reporter: Reporte
         reporter.say(f"{stage} {name}: run {run.id}, from base run {base}")
         reporter.plan(len(steps) * config.finetune_epochs)
 
-        masks = Masks.keep_all(parameters)
+        whole = _measure_whole(experiment, state)
         for step in [schedule.UNPRUNED, *steps]:
-            masks = _level(experiment, model, parameters, masks, step, run, reporter)
-            level = run.levels[-1]
-            reporter.say(
-                f"  level {level.level}/{len(steps)}: sparsity {level.sparsity:.4f}, test "
-                f"{level.test_before:.4f} -> {level.test_after:.4f}, train "
-                f"{level.train_before:.4f} -> {level.train_after:.4f}"
-            )
-            if emptied := _emptied(run, parameters, level.level):
-                reporter.say(
-                    f"    nothing is left of {emptied}: exclude them, or prune by scope=layer"
-                )
-        _summarise(stage, config, parameters, run)
+            state = _level(experiment, state, whole, step, run, reporter)
+            _tell(config, whole, run, len(steps), reporter)
+        _summarise(stage, config, whole, run)
     reporter.console.print(levels_table(run.levels))
     return run
+
+
+def _start(experiment: Experiment[PruneConfig], model: nn.Module) -> State:
+    """What can be pruned of a model, by the configuration, and its groups of channels.
+
+    Raises:
+        InputError: patterns, targets or a model that leave nothing to prune.
+    """
+    config = experiment.config
+    found = compaction.find_groups(model, experiment.probe, outputs=[experiment.head])
+    granularity: Granularity
+    if config.granularity == "weight":
+        granularity = Weights(
+            prunable_parameters(
+                model, include=config.include, exclude=config.exclude, biases=config.prune_bias
+            )
+        )
+    else:
+        granularity = _channels(config, model, found)
+    return State(model, granularity, granularity.everything(), found.groups)
+
+
+def _channels(config: PruneConfig, model: nn.Module, found: Found) -> Channels:
+    """The channels that may be pruned, by the configuration."""
+    independent = config.coupling == "independent"
+    candidates = groups.filters(model) if independent else found.groups
+    if not candidates:
+        reasons = "; ".join(sorted(set(found.left_out.values()))) or "it has no such layers"
+        raise InputError(f"no channels can be removed from {config.model}: {reasons}")
+    chosen = groups.choose(
+        model,
+        candidates,
+        targets=config.targets,
+        include=config.include,
+        exclude=config.exclude,
+    )
+    return Channels(model, chosen, coupled=not independent)
 
 
 def _base(
@@ -109,7 +173,9 @@ def _base(
         checkpoint = open_base(found, config, experiment.classes)
         return lambda _experiment_id: (found, checkpoint)
 
-    base = Experiment(made_by, experiment.data, experiment.machine, experiment.uses)
+    base = Experiment(
+        made_by, experiment.data, experiment.machine, experiment.uses, experiment.head
+    )
     untrained = model
     if config.weights != "none":
         untrained = build(base.config, base.classes, base.machine, weights=config.weights)
@@ -123,14 +189,13 @@ def _base(
 
 def _level(
     experiment: Experiment[PruneConfig],
-    model: nn.Module,
-    parameters: Parameters,
-    masks: Masks,
+    state: State,
+    whole: Whole,
     step: Step,
     run: Run,
     reporter: Reporter,
-) -> Masks:
-    """Do one level and record it: tighten the masks, measure, fine-tune, measure."""
+) -> State:
+    """Do one level and record it: prune, measure, fine-tune, measure."""
     config, data = experiment.config, experiment.data
     epochs = config.finetune_epochs if step.fraction else 0
     planned = (step.level - 1) * epochs
@@ -157,10 +222,14 @@ def _level(
             pass
 
     score_seconds = finetune_seconds = after_seconds = 0.0
+    conv_params_masked = _conv_params(state.model)
     if step.fraction:
-        masks, score_seconds = timed(lambda: _tighten(config, parameters, masks, step))
+        (state, conv_params_masked), score_seconds = timed(
+            lambda: _prune_level(experiment, state, step)
+        )
+    model = state.model
+    masks = state.granularity.masks(state.kept)
     keep_pruned = masks.keeper(model)
-    keep_pruned()
     (test_before, train_before), before_seconds = timed(measure)
     test_after, train_after = test_before, train_before
     if epochs:
@@ -169,20 +238,29 @@ def _level(
         (test_after, train_after), after_seconds = timed(measure)
     val_after, val_seconds = timed(lambda: experiment.accuracy(model, data.val))
 
-    prunable = sum(p.numel() for p in parameters.values())
-    zeros = sum(p.numel() - int(p.count_nonzero()) for p in parameters.values())
-    layers = _layers(model, step.level)
-    params = sum(layer.params for layer in layers)
-    macs, macs_left = cost.macs(model, experiment.uses)
-    size = run.log_checkpoint(step.level, model.state_dict(), masks, experiment.structure)
+    smaller, changed = _compact_form(experiment, state)
+    test_compact = None
+    if changed and step.fraction:
+        experiment.recalibrate(smaller, step.level)
+        test_compact = experiment.accuracy(smaller, data.test)
+    layers = _layers(model, whole, step.level)
+    zeros = sum(layer.zeros for layer in layers if layer.layer in whole.prunable)
+    params = sum(whole.params.values())
+    units = state.kept.kept if config.granularity == "channel" else None
+    size = run.log_checkpoint(
+        step.level,
+        model.state_dict(),
+        masks,
+        experiment.structure | {"sizes": compaction.structure(model)},
+    )
     level = Level(
         level=step.level,
         target_sparsity=step.target_sparsity,
-        sparsity=zeros / prunable,
+        sparsity=zeros / sum(whole.params[name] for name in whole.prunable),
         params=params,
         params_left=1 - sum(layer.zeros for layer in layers) / params,
-        macs=macs,
-        macs_left=macs_left / macs,
+        macs=whole.macs,
+        macs_left=cost.macs(model, experiment.uses)[1] / whole.macs,
         size_bytes=size,
         test_before=test_before,
         test_after=test_after,
@@ -192,62 +270,159 @@ def _level(
         score_seconds=score_seconds,
         finetune_seconds=finetune_seconds,
         evaluate_seconds=before_seconds + after_seconds + val_seconds,
+        channels_left=None if units is None else units / whole.units,
+        conv_params_masked=conv_params_masked,
+        conv_params_compact=_conv_params(smaller),
+        params_compact=sum(p.numel() for p in smaller.parameters()),
+        macs_compact=cost.macs(smaller, experiment.uses)[0],
+        test_compact=test_compact,
     )
     run.record(level, layers)
-    return masks
+    return state
 
 
-def _tighten(config: PruneConfig, parameters: Parameters, masks: Masks, step: Step) -> Masks:
-    """The masks of a level from those of the level before."""
+def _prune_level(
+    experiment: Experiment[PruneConfig], state: State, step: Step
+) -> tuple[State, int]:
+    """Prune: choose, set to zero or remove; and how many parameters of convolutions masks keep."""
+    config, model, granularity = experiment.config, state.model, state.granularity
+    kept = _tighten(config, granularity, state.kept, step)
+    masks = granularity.masks(kept)
+    masks.keeper(model)()
+    conv_params_masked = _conv_params(model) - _masked_out(model, masks)
+    state = State(model, granularity, kept, state.groups)
+    if config.form == "compact" and isinstance(granularity, Channels):
+        chosen = set(granularity.groups)
+        left = _units_left(experiment, state)
+        smaller = compaction.compact(model, state.groups, left)
+        renumbered = groups.without(state.groups, left)
+        own = [group for group in renumbered if group.name in chosen]
+        coupled = config.coupling == "group"
+        if not coupled:
+            own = [group for group in groups.filters(smaller) if group.name in chosen]
+        granularity = Channels(smaller, own, coupled=coupled)
+        state = State(smaller, granularity, granularity.everything(), renumbered)
+    experiment.recalibrate(state.model, step.level)
+    return state, conv_params_masked
+
+
+def _tighten(config: PruneConfig, granularity: Granularity, kept: Masks, step: Step) -> Masks:
+    """What a level keeps, from what the level before kept."""
     criterion = CRITERIA[config.criterion]
 
     def scores(name: str) -> Tensor:
-        weight = parameters[name].data
-        generator = torch.Generator(weight.device).manual_seed(_seed(config.seed, step.level, name))
-        return criterion(weight, generator)
+        return granularity.scores(name, kept, criterion, (config.seed, step.level))
 
-    return select(scores, masks, parameters, fraction=step.fraction, scope=config.scope)
+    return select(scores, kept, fraction=step.fraction, scope=config.scope)
 
 
-def _seed(*parts: object) -> int:
-    """A seed of 63 bits for one level of one tensor, so that scores can be drawn again."""
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
+def _units_left(experiment: Experiment[PruneConfig], state: State) -> dict[str, Tensor]:
+    """Which units stay when a pruned model is made compact, by what was pruned of it."""
+    if experiment.config.coupling == "group":
+        return dict(state.kept)
+    if experiment.config.coupling == "independent":
+        return compaction.without_empty_filters(state.model, state.groups)
+    return compaction.emptied(state.model, state.groups, experiment.probe)
 
 
-def _layers(model: nn.Module, level: int) -> list[Layer]:
+def _compact_form(experiment: Experiment[PruneConfig], state: State) -> tuple[nn.Module, bool]:
+    """The compact form of a level's model, and whether its outputs are others."""
+    if experiment.config.form == "compact":
+        return state.model, False
+    smaller = compaction.compact(state.model, state.groups, _units_left(experiment, state))
+    return smaller, experiment.config.coupling == "independent"
+
+
+def _measure_whole(experiment: Experiment[PruneConfig], state: State) -> Whole:
+    """Counts of the model before anything is pruned."""
+    params = {name: p.numel() for name, p in state.model.named_parameters()}
+    prunable = frozenset(state.granularity.parameters)
+    macs, _ = cost.macs(state.model, experiment.uses)
+    return Whole(params, prunable, state.kept.total, macs)
+
+
+def _conv_params(model: nn.Module) -> int:
+    """Parameters of a model's convolutions, weights and biases."""
+    kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    convolutions = (m for m in model.modules() if isinstance(m, kinds))
+    return sum(p.numel() for conv in convolutions for p in conv.parameters(recurse=False))
+
+
+def _masked_out(model: nn.Module, masks: Masks) -> int:
+    """How many of those a model's masks prune."""
+    kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    return sum(
+        mask.numel() - int(mask.count_nonzero())
+        for name, mask in masks.items()
+        if isinstance(model.get_submodule(name.rpartition(".")[0]), kinds)
+    )
+
+
+def _layers(model: nn.Module, whole: Whole, level: int) -> list[Layer]:
     """A row for every parameter tensor of the model, pruned or not, in model order."""
     rows = []
     for name, parameter in model.named_parameters():
         kind = type(model.get_submodule(name.rpartition(".")[0])).__name__
-        params = parameter.numel()
+        params = whole.params[name]
         zeros = params - int(parameter.count_nonzero())
         shape = "x".join(map(str, parameter.shape))
         rows.append(Layer(level, name, kind, shape, params, zeros, zeros / params))
     return rows
 
 
-def _emptied(run: Run, parameters: Parameters, level: int) -> str:
+def _tell(config: PruneConfig, whole: Whole, run: Run, levels: int, reporter: Reporter) -> None:
+    """Say how the last level went, and what is odd about it."""
+    level = run.levels[-1]
+    channels = "" if level.channels_left is None else f"channels left {level.channels_left:.4f}, "
+    reporter.say(
+        f"  level {level.level}/{levels}: {channels}sparsity {level.sparsity:.4f}, test "
+        f"{level.test_before:.4f} -> {level.test_after:.4f}, train "
+        f"{level.train_before:.4f} -> {level.train_after:.4f}"
+    )
+    for warning in _warnings(config, whole, run):
+        reporter.say(f"    {warning}")
+
+
+def _warnings(config: PruneConfig, whole: Whole, run: Run) -> list[str]:
+    """What a person should know of the last level."""
+    level, warnings = run.levels[-1], []
+    if emptied := _emptied(run, whole, level.level):
+        warnings.append(f"nothing is left of {emptied}: exclude them, or prune by scope=layer")
+    if level.channels_left is not None and config.form == "masked":
+        removed = 1 - level.channels_left
+        if abs(removed - level.target_sparsity) > _SHORTFALL:
+            warnings.append(
+                f"asked to remove {level.target_sparsity:.4f} of the channels, removed "
+                f"{removed:.4f}: whole channels only, and one is left in every group"
+            )
+    return warnings
+
+
+def _emptied(run: Run, whole: Whole, level: int) -> str:
     """The pruned weights of which a level has left nothing: no signal passes their layers."""
-    rows = [row for row in run.layers if row.level == level and row.layer in parameters]
+    rows = [row for row in run.layers if row.level == level and row.layer in whole.prunable]
     names = [row.layer for row in rows if row.zeros == row.params and "weight" in row.layer]
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     return ", ".join(names[:5]) + more
 
 
-def _summarise(stage: str, config: PruneConfig, parameters: Parameters, run: Run) -> None:
+def _summarise(stage: str, config: PruneConfig, whole: Whole, run: Run) -> None:
     """The run's own figures, and the text on its page."""
-    title = f"{config.model} on {config.dataset}: {stage}, {config.criterion}, {config.scope}"
-    pruned = [layer for layer in run.layers if layer.layer in parameters]
+    how = [config.criterion, config.scope]
+    if config.granularity == "channel":
+        how += [f"channels, {config.coupling}", config.form]
+    title = f"{config.model} on {config.dataset}: {stage}, {', '.join(how)}"
+    pruned = [layer for layer in run.layers if layer.layer in whole.prunable]
     for name, figure in RUN_FIGURES.items():
         run.log_figure(f"figures/{name}.png", figure(run.levels, pruned, title))
     first, last = run.levels[0], run.levels[-1]
-    emptied = _emptied(run, parameters, last.level)
-    warning = f"**Nothing is left of {emptied}.**\n\n" if emptied else ""
+    warnings = "".join(f"**{text}**\n\n" for text in _warnings(config, whole, run))
     run.describe(
-        f"**{config.model}** on **{config.dataset}**: `{stage}`, criterion `{config.criterion}`, "
-        f"scope `{config.scope}`, seed {config.seed}.\n\n"
+        f"**{config.model}** on **{config.dataset}**: `{stage}`, {', '.join(how)}, "
+        f"seed {config.seed}.\n\n"
         f"{100 * last.params_left:.3g} % of the parameters left: test accuracy "
         f"{first.test_after:.4f} -> {last.test_after:.4f} after fine-tuning.\n\n"
-        f"{warning}{to_markdown(run.levels)}\n\n"
-        "Sparsity is zeros / prunable parameters; MACs left counts weights that are not zero."
+        f"{warnings}{to_markdown(run.levels)}\n\n"
+        "Sparsity is zeros / prunable parameters; MACs left counts weights that are not zero, "
+        "MACs compact what a dense kernel does in the compact form."
     )

@@ -17,9 +17,11 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from pruneflow.errors import InputError
+from pruneflow.errors import InputError, first_line
+from pruneflow.pruning import compaction
+from pruneflow.workloads import models
 
 FORMAT = 1
 _BITS = ".kept"
@@ -77,6 +79,23 @@ def save(
     described = {"format": FORMAT, **structure, "packed": packed}
     (folder / "structure.json").write_text(json.dumps(described, indent=1), "utf-8")
     return sum(path.stat().st_size for path in folder.iterdir())
+
+
+def restore(checkpoint: Checkpoint) -> nn.Module:
+    """The model of a checkpoint, compact if it was saved so, in eval mode on the CPU.
+
+    Raises:
+        InputError: a structure that does not lead to the tensors of the checkpoint.
+    """
+    try:
+        model = models.rebuild(checkpoint.structure)
+        compaction.resize(model, checkpoint.structure.get("sizes", {}))
+        model.load_state_dict(checkpoint.state)
+    except (LookupError, TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"the checkpoint does not fit its structure: {first_line(error)}"
+        ) from None
+    return model.eval()
 
 
 def load(folder: Path) -> Checkpoint:

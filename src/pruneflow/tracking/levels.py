@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, astuple, dataclass, fields
 
 TAG_LIMIT = 8_000  # characters that MLflow keeps of a tag
@@ -19,15 +19,21 @@ class Level:
     """One level of a pruning run, as a row of `levels.csv`. Accuracies are fractions.
 
     Attributes:
-        target_sparsity, sparsity: asked for, and counted: zeros / prunable parameters.
+        target_sparsity: the fraction asked for, of weights or of channels.
+        sparsity: zeros (or, compact, what is gone) / prunable parameters.
         params: parameters of the unpruned model.
-        params_left: fraction of them that is not zero.
+        params_left: fraction of them that exists and is not zero.
         macs: multiply-accumulates of one sample through the unpruned model.
-        macs_left: fraction of them whose weight is not zero.
+        macs_left: fraction of them whose weight exists and is not zero.
         size_bytes: the level's checkpoint on disk.
         test_before, train_before: accuracy before this level's fine-tuning.
         test_after, train_after, val_after: after it. Level 0 has before and after equal.
-        score_seconds: scoring and selection.
+        score_seconds: scoring and selection; physical removal and BatchNorm too, where asked for.
+        channels_left: fraction of the prunable units that is left; None for single weights.
+        conv_params_masked: parameters of convolutions that this level's masks keep.
+        conv_params_compact, params_compact, macs_compact: counted in the compact form, in all.
+        test_compact: accuracy of the compact form, where it differs from what was fine-tuned
+            (`coupling=independent`); else None.
     """
 
     level: int
@@ -46,6 +52,12 @@ class Level:
     score_seconds: float
     finetune_seconds: float
     evaluate_seconds: float
+    channels_left: float | None
+    conv_params_masked: int
+    conv_params_compact: int
+    params_compact: int
+    macs_compact: int
+    test_compact: float | None
 
 
 METRICS = {
@@ -64,12 +76,24 @@ METRICS = {
     "score_seconds": "time/score_seconds",
     "finetune_seconds": "time/finetune_seconds",
     "evaluate_seconds": "time/evaluate_seconds",
+    "channels_left": "prune/channels_left",
+    "conv_params_masked": "prune/conv_params_masked",
+    "conv_params_compact": "prune/conv_params_compact",
+    "params_compact": "prune/params_compact",
+    "macs_compact": "cost/macs_compact",
+    "test_compact": "accuracy/test_compact",
 }
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One parameter tensor at one level, as a row of `layers.csv`."""
+    """One parameter tensor at one level, as a row of `layers.csv`.
+
+    Attributes:
+        shape: as it is at this level, "64x3x11x11".
+        params: entries it has in the unpruned model.
+        zeros: those of them that are zero, or gone.
+    """
 
     level: int
     layer: str
@@ -89,6 +113,18 @@ def to_csv(rows: Iterable[Level] | Iterable[Layer], kind: type[Level] | type[Lay
     return out.getvalue()
 
 
+_LEAST_TELLING = (
+    "size_bytes",
+    "macs",
+    "params",
+    "conv_params_masked",
+    "conv_params_compact",
+    "target_sparsity",
+    "val_after",
+    "train_before",
+)
+
+
 def curves(levels: Sequence[Level]) -> str:
     """The level curves as JSON of lists, short enough for a tag.
 
@@ -96,28 +132,41 @@ def curves(levels: Sequence[Level]) -> str:
     are so many levels that they would not fit.
     """
     columns = [f.name for f in fields(Level) if not f.name.endswith("_seconds")]
+    columns = [c for c in columns if any(getattr(level, c) is not None for level in levels)]
     table = {c: [_short(asdict(level)[c]) for level in levels] for c in columns}
-    for dropped in ("size_bytes", "macs", "params", "target_sparsity", "val_after", "train_before"):
+    for dropped in _LEAST_TELLING:
         text = json.dumps(table, separators=(",", ":"))
         if len(text) < TAG_LIMIT:
             return text
-        del table[dropped]
+        table.pop(dropped, None)
     return json.dumps(table, separators=(",", ":"))
 
 
-def _short(value: float) -> float:
-    return value if isinstance(value, int) else float(f"{value:.6g}")
+def _short(value: float | None) -> float | None:
+    return value if value is None or isinstance(value, int) else float(f"{value:.6g}")
 
 
 def to_markdown(levels: Sequence[Level]) -> str:
     """A small table of the levels, for the run's page."""
-    lines = [
-        "| level | sparsity | params left | test before | test after | train after | MACs left |",
-        "|---:|---:|---:|---:|---:|---:|---:|",
-    ]
-    lines += [
-        f"| {v.level} | {v.sparsity:.4f} | {v.params_left:.4f} | {v.test_before:.4f} "
-        f"| {v.test_after:.4f} | {v.train_after:.4f} | {v.macs_left:.4f} |"
-        for v in levels
-    ]
+    columns: dict[str, Callable[[Level], str]] = {
+        "level": lambda v: str(v.level),
+        "channels left": lambda v: _four(v.channels_left),
+        "sparsity": lambda v: _four(v.sparsity),
+        "params left": lambda v: _four(v.params_left),
+        "test before": lambda v: _four(v.test_before),
+        "test after": lambda v: _four(v.test_after),
+        "test compact": lambda v: _four(v.test_compact),
+        "train after": lambda v: _four(v.train_after),
+        "MACs left": lambda v: _four(v.macs_left),
+        "params compact": lambda v: f"{v.params_compact:,}",
+        "MACs compact": lambda v: f"{v.macs_compact:,}",
+    }
+    table = {title: [cell(level) for level in levels] for title, cell in columns.items()}
+    table = {title: cells for title, cells in table.items() if any(cells)}
+    lines = ["| " + " | ".join(table) + " |", "|" + "---:|" * len(table)]
+    lines += ["| " + " | ".join(row) + " |" for row in zip(*table.values(), strict=True)]
     return "\n".join(lines)
+
+
+def _four(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"

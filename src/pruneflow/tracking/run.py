@@ -144,7 +144,8 @@ class Run:
         self._levels.append(level)
         self._layers.extend(layers)
         row = asdict(level)
-        self.log_metrics({key: row[field] for field, key in METRICS.items()}, step=level.level)
+        known = {k: row[field] for field, k in METRICS.items() if row[field] is not None}
+        self.log_metrics(known, step=level.level)
         self.log_metrics(
             {"by_sparsity/test_after": level.test_after}, step=round(1000 * level.sparsity)
         )

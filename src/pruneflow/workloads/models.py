@@ -65,8 +65,19 @@ def build(name: str, classes: int, *, weights: str = "none") -> nn.Module:
         ) from None
     if options:
         _without_auxiliary_heads(model)
-    _replace(model, _head(model), classes)
+    _replace(model, head_name(model), classes)
     return model
+
+
+def rebuild(structure: Mapping[str, Any]) -> nn.Module:
+    """A dense model of the kind that a checkpoint's structure describes; its weights are new.
+
+    Raises:
+        ValueError: a structure of another kind.
+    """
+    if structure.get("builder") != "torchvision":
+        raise ValueError(f"the builder {structure.get('builder')!r} is not known")
+    return build(str(structure["model"]), int(structure["classes"]))
 
 
 def _without_auxiliary_heads(model: nn.Module) -> None:
@@ -96,7 +107,7 @@ def check_image_size(model: nn.Module, name: str, size: int) -> Tensor:
     return sample
 
 
-def _head(model: nn.Module) -> str:
+def head_name(model: nn.Module) -> str:
     """Name of the layer that makes the logits: the last linear layer, or convolution."""
     linear = [str(n) for n, m in model.named_modules() if isinstance(m, nn.Linear)]
     return (linear or [str(n) for n, m in model.named_modules() if isinstance(m, nn.Conv2d)])[-1]
@@ -145,7 +156,7 @@ def _load(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
             "pass dense weights"
         )
     own = model.state_dict()
-    head = _head(model) + "."
+    head = head_name(model) + "."
     taken = {}
     for name, tensor in own.items():
         given = state.get(name)

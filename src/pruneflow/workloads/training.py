@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.optim.swa_utils import update_bn
 
 from pruneflow.errors import ExperimentError, InputError
 from pruneflow.workloads.datasets import Split
@@ -29,6 +30,7 @@ STD = (0.229, 0.224, 0.225)
 # Pixels of an evaluation batch (512 images of 64x64): beyond it, speed no longer grows.
 _EVALUATION_PIXELS = 1 << 21
 _PROGRESS_SECONDS = 0.5
+_STATISTICS_SAMPLES = 2_048  # BatchNorm's statistics are re-estimated on
 
 
 @dataclass(frozen=True)
@@ -226,6 +228,28 @@ def fit(
                 f"{recipe.learning_rate}: try a lower one"
             )
         yield Epoch(number, float(loss_sum) / seen, int(correct) / seen, seconds, seen / seconds)
+
+
+def recalibrate(model: nn.Module, data: Split, recipe: Recipe, machine: Machine) -> None:
+    """Re-estimate the running statistics of BatchNorm, in place, as the mean over batches.
+
+    Statistics of the unpruned model are wrong for a pruned one, and make its accuracy before
+    fine-tuning look like chance (Li et al. 2020, EagleEye, https://arxiv.org/abs/2007.02491).
+
+    Args:
+        model: any; without BatchNorm it stays as it is.
+        data: training samples, of which some are used.
+        recipe: its batch size, image size and seed say which, and how.
+        machine: on what.
+    """
+    order = np.random.default_rng(recipe.seed).permutation(len(data))[:_STATISTICS_SAMPLES]
+    batches = (
+        _to_model(data[order[batch]], recipe.image_size, machine)[0]
+        for batch in _batches(len(order), recipe.batch_size)
+    )
+    torch.manual_seed(recipe.seed)  # dropout is active
+    with machine.autocast():
+        update_bn(batches, model)
 
 
 def accuracy(

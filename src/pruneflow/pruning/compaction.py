@@ -1,0 +1,581 @@
+"""Compaction: which channels hang together in a model, and taking them out of it.
+
+The one file that uses Torch-Pruning (Fang et al. 2023, https://arxiv.org/abs/2301.12900): its
+dependency graph says which channels of which layers are the same, its layer functions cut them.
+What it says is not believed but tried: `find_groups` removes units and compares outputs.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch_pruning
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from torch import Tensor, nn
+from torch_pruning.pruner import function as cut
+
+from pruneflow.pruning.groups import BATCH_NORMS, CONVOLUTIONS, Group, Tie, entries, expand
+
+_LAYERS = (*CONVOLUTIONS, nn.Linear, *BATCH_NORMS)
+_TOLERANCE = 1e-7  # relative, in float64
+_TRACING_SECONDS = 60.0  # the largest models take a tenth; a graph of slices may never end
+
+# Attention as BERT-family encoders of transformers write it: names of the projections whose rows
+# are heads, of the attribute that counts heads, and of the one that holds their total width.
+_PROJECTIONS = (("query", "key", "value"), ("q_lin", "k_lin", "v_lin"), ("q", "k", "v"))
+_HEADS = ("num_attention_heads", "n_heads")
+_WIDTHS = ("all_head_size", "dim")
+
+# What a layer of each kind says of its own size: what `structure` writes and `resize` reads.
+_SIZES: dict[type[nn.Module], tuple[str, ...]] = {
+    **dict.fromkeys(CONVOLUTIONS, ("in_channels", "out_channels", "groups")),
+    nn.Linear: ("in_features", "out_features"),
+    **dict.fromkeys(BATCH_NORMS, ("num_features",)),
+}
+
+
+@dataclass(frozen=True)
+class Found:
+    """What `find_groups` found.
+
+    Attributes:
+        groups: those whose units can be removed without changing what is left, in model order.
+        left_out: layer -> why its channels cannot be removed.
+    """
+
+    groups: list[Group]
+    left_out: dict[str, str]
+
+
+def find_groups(
+    model: nn.Module, forward: Callable[[nn.Module], Tensor], *, outputs: Sequence[str]
+) -> Found:
+    """The groups of channels that can be removed from a model.
+
+    A unit is a set of channels that are tied: through residuals and concatenations, in one group
+    of a grouped convolution, in one attention head. Units that reach the outputs, or a
+    normalisation over channels (LayerNorm, GroupNorm), stay: removing one changes the others.
+
+    Args:
+        model: any module; it is left as it was.
+        forward: the logits of a few samples by a model; called on copies.
+        outputs: layers whose outputs are the model's (the classifier).
+
+    Returns:
+        The groups, tried: of a copy with random normalisation, half of every group's units is
+        masked and removed, and in float64 the logits have to agree.
+    """
+    ties, left_out = _ties(model, forward, outputs)
+    groups = _groups(model, ties, _sequential(model, forward))
+    sound = _sound(model, forward, groups)
+    names = {group.name for group in sound}
+    for group in groups:
+        if group.name not in names:
+            left_out[group.name] = "removing its channels changed the outputs when it was tried"
+    return Found(sound, left_out)
+
+
+def compact(model: nn.Module, groups: Sequence[Group], kept: Mapping[str, Tensor]) -> nn.Module:
+    """A smaller copy of a model, without the units that are not kept; the original is untouched.
+
+    Args:
+        model: the model.
+        groups: its groups; a group not in `kept` stays whole.
+        kept: group name -> boolean (units,), True = kept; at least one in each.
+
+    Raises:
+        ValueError: a group of which nothing would be left.
+    """
+    gone: dict[tuple[str, str], list[int]] = {}
+    for group in groups:
+        mask = kept.get(group.name)
+        if mask is None or bool(mask.all()):
+            continue
+        if not mask.any():
+            raise ValueError(f"nothing would be left of {group.name}")
+        for tie in group.ties:
+            side = "in" if tie.side == "in" else "out"
+            channels = tie.index[~mask.cpu()].flatten().tolist()
+            gone.setdefault((tie.layer, side), []).extend(channels)
+    smaller = copy.deepcopy(model)
+    for (name, side), channels in gone.items():
+        _cut(smaller.get_submodule(name), side, sorted(set(channels)), gone.get((name, "in"), []))
+    for name, attention in smaller.named_modules():
+        projections = _projections(attention)
+        if projections and (f"{name}.{projections[0]}", "out") in gone:
+            _count_heads(attention, projections[0])
+    return smaller
+
+
+def emptied(
+    model: nn.Module, groups: Sequence[Group], forward: Callable[[nn.Module], Tensor]
+) -> dict[str, Tensor]:
+    """Which units can be dropped from a pruned model without changing any output.
+
+    Those that no layer reads any more (all their columns are zero), and those that are zero
+    wherever they are read, whatever the input: every weight that makes them is zero, and so is
+    the constant that biases, normalisation and activation turn that into. Dropping one can empty
+    another, so this is repeated until nothing changes. Every group keeps one unit.
+
+    Args:
+        model: with zeros in place; it is left as it was.
+        groups: its groups.
+        forward: as for `find_groups`; shows the constants.
+
+    Returns:
+        group name -> boolean (units,), False = droppable.
+    """
+    kept = {group.name: torch.ones(group.units, dtype=torch.bool) for group in groups}
+    state = {name: p.detach() != 0 for name, p in model.named_parameters()}
+    constant = _unread_or_zero(model, groups, forward)
+    while True:
+        before = sum(int(mask.count_nonzero()) for mask in kept.values())
+        for group in groups:
+            unread = torch.ones(group.units, dtype=torch.bool)
+            made = torch.zeros(group.units, dtype=torch.bool)
+            for tie in group.ties:
+                for name, (dim, index) in entries(model, tie).items():
+                    if not name.endswith("weight"):
+                        continue
+                    layer = model.get_submodule(tie.layer)
+                    used = state[name].movedim(dim, 0)[index].flatten(1).any(1).cpu()
+                    if tie.side == "in":
+                        unread &= ~used
+                    elif not isinstance(layer, BATCH_NORMS):
+                        made |= used
+                if tie.side == "in" and not entries(model, tie):
+                    unread[:] = False  # a grouped convolution reads it
+            silent = ~made & constant[group.name]
+            drop = (unread | silent) & kept[group.name]
+            if bool(drop.sum() == kept[group.name].sum()):
+                drop[kept[group.name].nonzero()[0]] = False
+            kept[group.name] &= ~drop
+        if sum(int(mask.count_nonzero()) for mask in kept.values()) == before:
+            return kept
+        masks = expand(model, groups, kept)
+        for name, mask in masks.items():
+            state[name] &= mask
+
+
+def without_empty_filters(model: nn.Module, groups: Sequence[Group]) -> dict[str, Tensor]:
+    """What the 2020 study removed: every unit one of whose Conv2d filters is all zero.
+
+    The union over tied layers, so that outputs change where masks of tied layers differ. Of a
+    group that this would empty, the unit with the largest weights stays.
+
+    Returns:
+        group name -> boolean (units,), False = removed.
+    """
+    kept = {}
+    for group in groups:
+        mask = torch.ones(group.units, dtype=torch.bool)
+        size = torch.zeros(group.units)
+        for tie in group.ties:
+            layer = model.get_submodule(tie.layer)
+            if tie.side != "in" and isinstance(layer, nn.Conv2d):
+                filters = layer.weight.detach().flatten(1).abs().sum(1).cpu()[tie.index]
+                mask &= (filters > 0).all(1)
+                size += filters.sum(1)
+        if not mask.any():
+            mask[size.argmax()] = True
+        kept[group.name] = mask
+    return kept
+
+
+def structure(model: nn.Module) -> dict[str, dict[str, int]]:
+    """Sizes of every layer that compaction may change, for `structure.json`: layer -> attributes.
+
+    JSON values; `resize` brings a dense model of the same kind to them.
+    """
+    sizes: dict[str, dict[str, int]] = {}
+    for name, module in model.named_modules():
+        names = next((n for kind, n in _SIZES.items() if isinstance(module, kind)), ())
+        if _projections(module):
+            names = tuple(n for n in (*_HEADS, *_WIDTHS) if hasattr(module, n))
+        if names:
+            sizes[name] = {attribute: int(getattr(module, attribute)) for attribute in names}
+    return sizes
+
+
+def resize(model: nn.Module, sizes: Mapping[str, Mapping[str, int]]) -> nn.Module:
+    """Bring a model, in place, to the sizes that `structure` wrote; its weights mean nothing then.
+
+    Raises:
+        ValueError: a layer that the model has not, or an attribute that is no size.
+    """
+    for name, wanted in sizes.items():
+        try:
+            module = model.get_submodule(name)
+        except AttributeError:
+            raise ValueError(f"the model has no layer {name}") from None
+        for attribute, size in wanted.items():
+            known = (*_HEADS, *_WIDTHS, *(a for names in _SIZES.values() for a in names))
+            if attribute not in known or not isinstance(size, int) or size < 1:
+                raise ValueError(f"{name}: {attribute}={size!r} is not a size")
+            setattr(module, attribute, size)
+        shapes = _shapes(module)
+        for attribute, shape in shapes.items():
+            old = getattr(module, attribute)
+            if old is None or old.shape == shape:
+                continue
+            new = torch.zeros(shape, dtype=old.dtype, device=old.device)
+            setattr(module, attribute, nn.Parameter(new) if old.requires_grad else new)
+    return model
+
+
+def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Shapes of a layer's tensors by what it says of its own size."""
+    if isinstance(module, CONVOLUTIONS):
+        rows, columns = module.out_channels, module.in_channels // module.groups
+        return {"weight": (rows, columns, *module.kernel_size), "bias": (rows,)}
+    if isinstance(module, nn.Linear):
+        rows = module.out_features
+        return {"weight": (rows, module.in_features), "bias": (rows,)}
+    if isinstance(module, BATCH_NORMS):
+        names = ("weight", "bias", "running_mean", "running_var")
+        return dict.fromkeys(names, (module.num_features,))
+    return {}
+
+
+# --------------------------------------------------------------------------- finding the groups
+
+
+def _ties(
+    model: nn.Module, forward: Callable[[nn.Module], Tensor], outputs: Sequence[str]
+) -> tuple[dict[tuple[str, str, int], int], dict[str, str]]:
+    """Units: (layer, side, channel) -> number of its unit; and the layers that have none, why."""
+    traced = copy.deepcopy(model).eval().requires_grad_(True)
+    names = {module: name for name, module in traced.named_modules()}
+    try:
+        with warnings.catch_warnings(), torch.enable_grad(), _deadline(_TRACING_SECONDS):
+            warnings.simplefilter("ignore")
+            graph = torch_pruning.DependencyGraph().build_dependency(
+                traced, (), forward_fn=lambda copied, _: forward(copied), verbose=False
+            )
+            makers = [m for m in graph.module2node if isinstance(m, (*CONVOLUTIONS, nn.Linear))]
+            makers.sort(key=list(names).index)
+            coupled = [_coupled(graph, maker) for maker in makers]
+    except Exception as error:  # it walks autograd's graph: what it meets there is not foreseen
+        reason = f"its dependencies could not be traced ({type(error).__name__})"
+        return {}, dict.fromkeys((n for n in names.values() if n), reason)
+
+    slots: dict[tuple[str, str, int], int] = {}
+    edges: list[tuple[int, int]] = []
+    fixed: dict[int, str] = {}
+
+    def slot(layer: str, side: str, channel: int) -> int:
+        return slots.setdefault((layer, side, channel), len(slots))
+
+    for maker, group in zip(makers, coupled, strict=True):
+        rows = int(maker.weight.shape[0])
+        root = [slot(names[maker], "out", row) for row in range(rows)]
+        if names[maker] in outputs:
+            fixed.update(dict.fromkeys(root, "it makes the outputs"))
+        if getattr(maker, "transposed", False):
+            fixed.update(dict.fromkeys(root, "transposed convolutions are not supported"))
+        for item in group:
+            module, handler = item.dep.target.module, item.dep.handler
+            if isinstance(module, _LAYERS):
+                side = "out" if graph.is_out_channel_pruning_fn(handler) else "in"
+                edges += [
+                    (root[r], slot(names[module], side, c))
+                    for r, c in zip(item.root_idxs, item.idxs, strict=True)
+                ]
+            elif isinstance(module, nn.Module) and module in names:
+                if not _ignores_channels(module):
+                    reason = f"{type(module).__name__} mixes them"
+                    fixed.update((root[r], reason) for r in item.root_idxs)
+            elif isinstance(module, nn.Parameter):
+                fixed.update((root[r], "a parameter of no layer goes in") for r in item.root_idxs)
+            elif type(module).__name__ == "_OutputOp":
+                fixed.update((root[r], "they are the outputs") for r in item.root_idxs)
+    for maker in makers:
+        if isinstance(maker, CONVOLUTIONS) and maker.groups > 1:
+            edges += _group_edges(names[maker], maker, slot)
+    for name, attention in traced.named_modules():
+        edges += _head_edges(name, attention, slot)
+
+    pairs = np.asarray(edges, dtype=np.int64).reshape(-1, 2)
+    matrix = coo_array((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), (len(slots), len(slots)))
+    _, numbers = connected_components(matrix, directed=False)
+    stays = {int(numbers[index]): reason for index, reason in fixed.items()}
+    left_out = {
+        key[0]: stays[int(numbers[index])]
+        for key, index in slots.items()
+        if key[1] == "out" and int(numbers[index]) in stays
+    }
+    units = {key: int(numbers[index]) for key, index in slots.items()}
+    return {key: unit for key, unit in units.items() if unit not in stays}, left_out
+
+
+def _coupled(graph: Any, maker: Any) -> Any:
+    """Torch-Pruning's group of all rows of a layer."""
+    prune = graph.get_pruner_of_module(maker).prune_out_channels
+    return graph.get_pruning_group(maker, prune, list(range(int(maker.weight.shape[0]))))
+
+
+@contextmanager
+def _deadline(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError at the first Python call after so many seconds, in this thread."""
+    end = time.monotonic() + seconds
+    before = sys.getprofile()
+
+    def check(frame: object, event: str, argument: object) -> None:
+        if time.monotonic() > end:
+            raise TimeoutError(f"not done after {seconds:.0f} s")
+
+    sys.setprofile(check)
+    try:
+        yield
+    finally:
+        sys.setprofile(before)
+
+
+def _ignores_channels(module: nn.Module) -> bool:
+    """Whether a module works on each channel by itself."""
+    return isinstance(module, nn.InstanceNorm1d | nn.InstanceNorm2d) and not module.affine
+
+
+def _group_edges(
+    name: str, conv: Any, slot: Callable[[str, str, int], int]
+) -> Iterator[tuple[int, int]]:
+    """In a grouped convolution, the inputs and outputs of one group are one unit."""
+    per_in, per_out = conv.in_channels // conv.groups, conv.out_channels // conv.groups
+    for number in range(conv.groups):
+        first = slot(name, "out", number * per_out)
+        for channel in range(per_out):
+            yield first, slot(name, "out", number * per_out + channel)
+        for channel in range(per_in):
+            yield first, slot(name, "in", number * per_in + channel)
+
+
+def _projections(module: nn.Module) -> tuple[str, ...]:
+    """Names of the three projections, if a module is attention as BERT-family encoders have it."""
+    if not any(hasattr(module, name) for name in _HEADS):
+        return ()
+    for names in _PROJECTIONS:
+        if all(isinstance(getattr(module, name, None), nn.Linear) for name in names):
+            return names
+    return ()
+
+
+def _head_edges(
+    name: str, attention: Any, slot: Callable[[str, str, int], int]
+) -> Iterator[tuple[int, int]]:
+    """The rows of one head, of all three projections, are one unit."""
+    projections = _projections(attention)
+    if not projections:
+        return
+    heads = int(next(getattr(attention, n) for n in _HEADS if hasattr(attention, n)))
+    width = attention.get_submodule(projections[0]).out_features // heads
+    for head in range(heads):
+        first = slot(f"{name}.{projections[0]}", "out", head * width)
+        for projection in projections:
+            for row in range(head * width, (head + 1) * width):
+                yield first, slot(f"{name}.{projection}", "out", row)
+
+
+def _sequential(model: nn.Module, forward: Callable[[nn.Module], Tensor]) -> set[str]:
+    """Names of the linear layers that see a sequence, or a map: more than a vector a sample."""
+    found: set[str] = set()
+
+    def hook(name: str) -> Callable[..., None]:
+        return lambda module, inputs, output: found.add(name) if output.dim() > 2 else None
+
+    linear = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.Linear)]
+    handles = [module.register_forward_hook(hook(name)) for name, module in linear]
+    try:
+        with _evaluating(model), torch.no_grad():
+            forward(model)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def _groups(
+    model: nn.Module, units: Mapping[tuple[str, str, int], int], sequential: set[str]
+) -> list[Group]:
+    """Units gathered into groups: those that own as many channels of the same layers."""
+    owned: dict[int, dict[tuple[str, str], list[int]]] = {}
+    for (layer, side, channel), unit in units.items():
+        owned.setdefault(unit, {}).setdefault((layer, side), []).append(channel)
+    alike: dict[tuple[tuple[str, str, int], ...], list[dict[tuple[str, str], list[int]]]] = {}
+    for channels in owned.values():
+        signature = tuple(sorted((*key, len(found)) for key, found in channels.items()))
+        alike.setdefault(signature, []).append(channels)
+
+    order = {name: number for number, (name, _) in enumerate(model.named_modules())}
+    groups = []
+    for signature, members in alike.items():
+        keys = sorted({(layer, side) for layer, side, _ in signature}, key=lambda k: order[k[0]])
+        members.sort(key=lambda channels: min(channels[keys[0]]))
+        ties = tuple(
+            Tie(layer, side, torch.tensor([sorted(channels[layer, side]) for channels in members]))
+            for layer, side in keys
+        )
+        group = Group("", "", ties)
+        makers = group.makers(model)
+        if not makers or not any(tie.side == "in" for tie in ties):
+            continue  # made by nothing that has weights, or read by nothing
+        name, target = _kind(model, makers, sequential)
+        groups.append(Group(name, target, ties))
+    groups.sort(key=lambda group: order[group.ties[0].layer])
+    return _distinct(groups)
+
+
+def _distinct(groups: list[Group]) -> list[Group]:
+    """Names made unique: one layer's channels can fall into several groups."""
+    seen: dict[str, int] = {}
+    distinct = []
+    for group in groups:
+        number = seen[group.name] = seen.get(group.name, 0) + 1
+        name = group.name if number == 1 else f"{group.name}#{number}"
+        distinct.append(Group(name, group.target, group.ties))
+    return distinct
+
+
+def _kind(model: nn.Module, makers: list[str], sequential: set[str]) -> tuple[str, str]:
+    """Name and target of a group by the layers that make its units."""
+    parent = makers[0].rpartition(".")[0]
+    if parent and makers[0].rpartition(".")[2] in _projections(model.get_submodule(parent)):
+        return parent, "heads"
+    if any(isinstance(model.get_submodule(name), CONVOLUTIONS) for name in makers):
+        return makers[0], "conv"
+    return makers[0], "ffn" if makers[0] in sequential else "linear"
+
+
+# ------------------------------------------------------------------------------- trying them out
+
+
+def _sound(
+    model: nn.Module, forward: Callable[[nn.Module], Tensor], groups: list[Group]
+) -> list[Group]:
+    """The groups that pass the trial; halved until those that do not are alone."""
+    if not groups or _agrees(model, forward, groups):
+        return groups
+    if len(groups) == 1:
+        return []
+    half = len(groups) // 2
+    return _sound(model, forward, groups[:half]) + _sound(model, forward, groups[half:])
+
+
+def _agrees(model: nn.Module, forward: Callable[[nn.Module], Tensor], groups: list[Group]) -> bool:
+    """Whether masked and compact agree with half of every group's units gone."""
+    trial = copy.deepcopy(model).eval().double()
+    chance = random.Random(0)
+    generator = torch.Generator().manual_seed(0)
+    for module in trial.modules():
+        if isinstance(module, BATCH_NORMS):  # fresh ones would hide what they do to a channel
+            for tensor in (module.weight, module.bias, module.running_mean, module.running_var):
+                if tensor is not None:
+                    noise = torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
+                    tensor.data.copy_(0.5 + noise)
+    kept = {}
+    for group in groups:
+        mask = torch.ones(group.units, dtype=torch.bool)
+        mask[chance.sample(range(group.units), group.units // 2)] = False
+        kept[group.name] = mask
+    with torch.no_grad():
+        expand(trial, groups, kept).keeper(trial)()
+        try:
+            masked = forward(trial)
+            smaller = forward(compact(trial, groups, kept))
+        except (RuntimeError, ValueError, IndexError, AssertionError, TypeError):
+            return False
+    if masked.shape != smaller.shape:
+        return False
+    scale = max(float(masked.abs().max()), 1e-12)
+    return float((masked - smaller).abs().max()) <= _TOLERANCE * scale
+
+
+# ------------------------------------------------------------------------------- taking them out
+
+
+def _cut(layer: Any, side: str, channels: list[int], inputs: list[int]) -> None:
+    """Remove channels of one side of a layer, in place."""
+    if isinstance(layer, BATCH_NORMS):
+        cut.prune_batchnorm_out_channels(layer, channels)
+    elif isinstance(layer, nn.Linear):
+        (cut.prune_linear_out_channels if side == "out" else cut.prune_linear_in_channels)(
+            layer, channels
+        )
+    elif layer.groups > 1:
+        if side == "out":  # whole groups, with the inputs that only they read
+            per_group = layer.out_channels // layer.groups
+            cut.prune_conv_out_channels(layer, channels)
+            layer.groups -= len(channels) // per_group
+            layer.in_channels -= len(set(inputs))
+    elif side == "out":
+        cut.prune_conv_out_channels(layer, channels)
+    else:
+        cut.prune_conv_in_channels(layer, channels)
+
+
+def _count_heads(attention: Any, projection: str) -> None:
+    """Bring what an attention module says of its heads to the rows its projections have left."""
+    width: Any = attention.get_submodule(projection).out_features
+    heads = width // attention.attention_head_size
+    for name in _HEADS:
+        if hasattr(attention, name):
+            setattr(attention, name, heads)
+    for name in _WIDTHS:
+        if hasattr(attention, name):
+            setattr(attention, name, width)
+
+
+# ---------------------------------------------------------------------- constants that are zero
+
+
+def _unread_or_zero(
+    model: nn.Module, groups: Sequence[Group], forward: Callable[[nn.Module], Tensor]
+) -> dict[str, Tensor]:
+    """group name -> boolean (units,): exactly zero in every layer that reads them, as it ran."""
+    zero = {group.name: torch.ones(group.units, dtype=torch.bool) for group in groups}
+    readers: dict[str, list[tuple[str, Tensor]]] = {}
+    for group in groups:
+        for tie in group.ties:
+            if tie.side == "in":
+                readers.setdefault(tie.layer, []).append((group.name, tie.index))
+
+    def hook(name: str) -> Callable[..., None]:
+        def look(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            data = inputs[0].detach()
+            dim = -1 if isinstance(module, nn.Linear) else 1
+            silent = (data == 0).movedim(dim, 0).flatten(1).all(1).cpu()
+            for group, index in readers[name]:
+                zero[group] &= silent[index].all(1)
+
+        return look
+
+    with _evaluating(model), torch.no_grad():
+        handles = [
+            model.get_submodule(name).register_forward_pre_hook(hook(name)) for name in readers
+        ]
+        try:
+            forward(model)
+        finally:
+            for handle in handles:
+                handle.remove()
+    return zero
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
