@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 
 from pruneflow.tracking import levels
 from pruneflow.tracking.levels import METRICS, Layer, Level
@@ -15,6 +15,7 @@ def level(number: int) -> Level:
     return Level(
         number, 0.5, 0.123456789, 57_044_810, 1 / 3, 90_000_000, 2 / 3, 228_000_000,
         0.1 / 3, 0.2 / 3, 0.3 / 3, 0.4 / 3, 0.5 / 3, 0.001, 100.0, 10.0,
+        0.7 / 3, 2_469_696, 1_234_567, 50_000_000, 70_000_000, 0.8 / 3,
     )  # fmt: skip
 
 
@@ -23,7 +24,9 @@ def test_levels_csv_has_the_contract_columns() -> None:
     assert text.splitlines()[0] == (
         "level,target_sparsity,sparsity,params,params_left,macs,macs_left,size_bytes,test_before,"
         "test_after,train_before,train_after,val_after,score_seconds,finetune_seconds,"
-        "evaluate_seconds"
+        "evaluate_seconds,"
+        "channels_left,conv_params_masked,conv_params_compact,params_compact,macs_compact,"
+        "test_compact"
     )
 
 
@@ -50,6 +53,15 @@ def test_curves_hold_the_levels() -> None:
     assert table["level"] == [0, 1]
     assert table["test_after"] == [0.0666667, 0.0666667]
     assert table["params"] == [57_044_810, 57_044_810]
+
+
+def test_what_was_not_measured_is_empty_and_in_no_curve() -> None:
+    unmeasured = replace(level(0), channels_left=None, test_compact=None)
+    (row,) = csv.DictReader(io.StringIO(levels.to_csv([unmeasured], Level)))
+    assert row["channels_left"] == row["test_compact"] == ""
+    assert "test_compact" not in json.loads(levels.curves([unmeasured]))
+    assert "channels left" not in levels.to_markdown([unmeasured])
+    assert "| 0.2667 |" in levels.to_markdown([level(0)])
 
 
 def test_curves_of_the_longest_schedule_fit_into_a_tag() -> None:

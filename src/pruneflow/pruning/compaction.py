@@ -97,7 +97,7 @@ def compact(model: nn.Module, groups: Sequence[Group], kept: Mapping[str, Tensor
     Raises:
         ValueError: a group of which nothing would be left.
     """
-    gone: dict[tuple[str, str], list[int]] = {}
+    gone: dict[str, dict[str, set[int]]] = {}
     for group in groups:
         mask = kept.get(group.name)
         if mask is None or bool(mask.all()):
@@ -107,13 +107,13 @@ def compact(model: nn.Module, groups: Sequence[Group], kept: Mapping[str, Tensor
         for tie in group.ties:
             side = "in" if tie.side == "in" else "out"
             channels = tie.index[~mask.cpu()].flatten().tolist()
-            gone.setdefault((tie.layer, side), []).extend(channels)
+            gone.setdefault(tie.layer, {"in": set(), "out": set()})[side].update(channels)
     smaller = copy.deepcopy(model)
-    for (name, side), channels in gone.items():
-        _cut(smaller.get_submodule(name), side, sorted(set(channels)), gone.get((name, "in"), []))
+    for name, sides in gone.items():
+        _cut(smaller.get_submodule(name), sorted(sides["out"]), sorted(sides["in"]))
     for name, attention in smaller.named_modules():
         projections = _projections(attention)
-        if projections and (f"{name}.{projections[0]}", "out") in gone:
+        if projections and f"{name}.{projections[0]}" in gone:
             _count_heads(attention, projections[0])
     return smaller
 
@@ -503,24 +503,20 @@ def _agrees(model: nn.Module, forward: Callable[[nn.Module], Tensor], groups: li
 # ------------------------------------------------------------------------------- taking them out
 
 
-def _cut(layer: Any, side: str, channels: list[int], inputs: list[int]) -> None:
-    """Remove channels of one side of a layer, in place."""
+def _cut(layer: Any, outputs: list[int], inputs: list[int]) -> None:
+    """Remove output and input channels of a layer, in place."""
     if isinstance(layer, BATCH_NORMS):
-        cut.prune_batchnorm_out_channels(layer, channels)
+        cut.prune_batchnorm_out_channels(layer, outputs)
     elif isinstance(layer, nn.Linear):
-        (cut.prune_linear_out_channels if side == "out" else cut.prune_linear_in_channels)(
-            layer, channels
-        )
-    elif layer.groups > 1:
-        if side == "out":  # whole groups, with the inputs that only they read
-            per_group = layer.out_channels // layer.groups
-            cut.prune_conv_out_channels(layer, channels)
-            layer.groups -= len(channels) // per_group
-            layer.in_channels -= len(set(inputs))
-    elif side == "out":
-        cut.prune_conv_out_channels(layer, channels)
+        cut.prune_linear_out_channels(layer, outputs)
+        cut.prune_linear_in_channels(layer, inputs)
+    elif layer.groups > 1:  # whole groups, with the inputs that only they read
+        layer.groups -= len(outputs) * layer.groups // layer.out_channels
+        layer.in_channels -= len(inputs)
+        cut.prune_conv_out_channels(layer, outputs)
     else:
-        cut.prune_conv_in_channels(layer, channels)
+        cut.prune_conv_out_channels(layer, outputs)
+        cut.prune_conv_in_channels(layer, inputs)
 
 
 def _count_heads(attention: Any, projection: str) -> None:

@@ -119,9 +119,12 @@ _LEAST_TELLING = (
     "params",
     "conv_params_masked",
     "conv_params_compact",
+    "params_compact",
+    "macs_compact",
     "target_sparsity",
     "val_after",
     "train_before",
+    "test_compact",
 )
 
 
