@@ -27,7 +27,7 @@ from pydantic import (
 from pruneflow.errors import InputError, unknown
 from pruneflow.pruning import TARGETS, schedule
 from pruneflow.pruning.criteria import CRITERIA
-from pruneflow.workloads.datasets import DATASETS
+from pruneflow.workloads.datasets import DATASETS, IMAGES, TEXTS
 
 PRESET = "preset"  # what MLproject passes for a parameter that was not given
 
@@ -70,25 +70,27 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     model: Annotated[str, Field(min_length=1)] = Field(
-        description="alexnet, vgg16, resnet18, resnet50, or any other torchvision classifier"
+        description="alexnet, vgg16, resnet18, resnet50, any other torchvision classifier, bert, "
+        "or hf:<hub id or folder> of another encoder"
     )
     dataset: Annotated[str, AfterValidator(_dataset)] = Field(
-        description=f"one of {', '.join(DATASETS)}"
+        description=f"images: {', '.join(IMAGES)}; texts: {', '.join(TEXTS)} (reviews: synthetic)"
     )
     data_dir: str | None = Field(
         None, description="folder of the data set, instead of the Hugging Face hub"
     )
     weights: Annotated[str, Field(min_length=1)] = Field(
-        description="none, pretrained (ImageNet), or a file: safetensors or a plain state dict"
+        description="none (new), pretrained (downloaded), a file (safetensors or a plain state "
+        "dict) or, for bert and hf:, a folder in Hugging Face layout"
     )
     preset: str = Field("quick", description="named defaults: quick or paper")
-    image_size: Annotated[int, Field(ge=1, le=4096)] = Field(
-        description="side of the square images the model sees, in pixels"
+    image_size: Annotated[int, Field(ge=1, le=4096)] | None = Field(
+        description="side of the square images the model sees, in pixels; not for texts"
     )
     train_limit: Count | None = Field(
-        None, description="use only this many training images, an equal share of each class"
+        None, description="use only this many training samples, an equal share of each class"
     )
-    batch_size: Count = Field(description="images in a training step")
+    batch_size: Count = Field(description="samples in a training step")
     learning_rate: Annotated[float, Field(gt=0)] = Field(
         description="learning rate of this stage's own training (the peak, under one_cycle)"
     )
@@ -123,7 +125,7 @@ class Settings(BaseModel):
 class FinetuneConfig(Settings):
     """Configuration of `finetune`: train a model on a data set, to be a base run for pruning."""
 
-    epochs: Count = Field(description="passes over the training images")
+    epochs: Count = Field(description="passes over the training samples")
 
 
 class PruneConfig(Settings):
@@ -208,16 +210,23 @@ def _preset_values(name: str, kind: type[Settings], given: Mapping[str, Any]) ->
         raise unknown("preset", name, presets())
     text = (resources.files("pruneflow") / "presets" / f"{name}.yaml").read_text("utf-8")
     preset: dict[str, dict[str, Any]] = yaml.safe_load(text)
-    section = "finetune" if kind is FinetuneConfig else "prune"
-    values = preset["all"] | preset[section]
-    if kind is PruneConfig:
-        values["base_epochs"] = preset["finetune"]["epochs"]
-        if given.get("granularity") == "channel":
-            values |= preset["channel"]
-        if given.get("coupling", values["coupling"]) == "independent":
-            values["scope"] = "layer"
-    own: dict[str, Any] = preset["models"].get(given.get("model") or values["model"], {})
-    return values | own
+    model = str(given.get("model") or preset["all"]["model"])
+    if "model" not in given and given.get("dataset") in TEXTS:
+        model = "bert"
+    own = preset["models"].get("hf" if model.startswith("hf:") else model, {})
+    of_stage = {name: own.get(name, {}) for name in ("finetune", "prune", "channel")}
+    own = {name: value for name, value in own.items() if name not in of_stage}
+    values = preset["all"] | {"model": model}
+    finetune: dict[str, Any] = values | preset["finetune"] | own | of_stage["finetune"]
+    if kind is FinetuneConfig:
+        return finetune
+    channel = given.get("granularity") == "channel"
+    values |= preset["prune"] | (preset["channel"] if channel else {}) | own | of_stage["prune"]
+    if channel:
+        values |= of_stage["channel"]
+    if given.get("coupling", values["coupling"]) == "independent":
+        values["scope"] = "layer"
+    return values | {"base_epochs": finetune["epochs"]}
 
 
 def resolve(kind: type[C], given: Mapping[str, Any]) -> C:
@@ -254,6 +263,11 @@ def resolve(kind: type[C], given: Mapping[str, Any]) -> C:
     except ValidationError as error:
         raise InputError(_first_problem(error, kind)) from None
     config._given = frozenset(values)
+    if config.dataset in TEXTS and "image_size" in values:
+        raise InputError(
+            f"image_size={config.image_size} has no effect with dataset={config.dataset}, which "
+            "holds texts: leave it out"
+        )
     if isinstance(config, PruneConfig):
         _refuse_without_effect(config)
     return config

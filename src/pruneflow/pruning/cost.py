@@ -1,7 +1,9 @@
 """What a model costs to run, counted: multiply-accumulates (MACs).
 
-Convention: the multiplications of convolutions and linear layers, for one sample; biases,
-normalisation, activations and pooling count nothing. One MAC is two FLOPs.
+Convention: the multiplications of convolutions and linear layers, for one sample (an image, or a
+text of the training set's median length); biases, normalisation, activations, pooling, lookups in
+embeddings and the products of attention (queries with keys, weights with values) count nothing.
+One MAC is two FLOPs.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pruneflow.pruning.selection import prunable_parameters
+from pruneflow.workloads import models
 
 _PRODUCTS = {"convolution", "addmm", "mm", "bmm", "baddbmm", "linear", "matmul"}
 
@@ -46,12 +49,12 @@ class _Uses(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return output
 
 
-def positions(model: nn.Module, sample: Tensor) -> dict[str, int]:
+def positions(model: nn.Module, sample: Tensor | Mapping[str, Tensor]) -> dict[str, int]:
     """How often each prunable weight is used in one forward pass of one sample.
 
     Args:
         model: any module; its mode is left as it was found.
-        sample: one input, shape (1, ...).
+        sample: one image (1, 3, H, W), or one text as an encoder takes it.
 
     Returns:
         name of the weight -> number of output positions it is applied at.
@@ -62,7 +65,7 @@ def positions(model: nn.Module, sample: Tensor) -> dict[str, int]:
     torch.backends.mha.set_fastpath_enabled(False)  # one opaque operation, where it applies
     try:
         with torch.no_grad(), _Uses(weights) as uses:
-            model.eval()(sample)
+            models.logits(model.eval(), sample)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
         model.train(training)

@@ -12,6 +12,8 @@ from pruneflow.errors import InputError
 from pruneflow.pruning.masks import Masks
 
 PRUNABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, nn.MultiheadAttention)
+# Also, in a model that has embeddings of tokens: the 2020 study pruned all of BERT.
+PRUNABLE_WITH_TOKENS = (*PRUNABLE, nn.Embedding, nn.LayerNorm)
 
 _CHUNK = 1 << 18  # a piece and its keys fit into a core's cache
 _DEAD = torch.iinfo(torch.int32).max  # sorts after every score: pruned entries are not chosen
@@ -24,16 +26,19 @@ def prunable_parameters(
 ) -> dict[str, nn.Parameter]:
     """The parameters that may be pruned, by name, in model order.
 
-    Weights, and biases if asked for, of convolutions, linear layers and attention projections.
-    A pattern (`classifier.*`, `conv?`) is matched against the layer's name and the parameter's.
-    No `include` means all.
+    Weights, and biases if asked for, of convolutions, linear layers and attention projections;
+    in a model with embeddings of tokens, of these and of LayerNorm as well. A pattern
+    (`classifier.*`, `conv?`) is matched against the layer's name and the parameter's. No
+    `include` means all.
 
     Raises:
         InputError: a pattern that matches nothing, or nothing left to prune.
     """
     names: dict[str, str] = {}  # parameter -> its layer
+    tokens = any(isinstance(module, nn.Embedding) for module in model.modules())
+    kinds = PRUNABLE_WITH_TOKENS if tokens else PRUNABLE
     for layer, module in model.named_modules():
-        if isinstance(module, PRUNABLE):
+        if isinstance(module, kinds):
             for name, _ in module.named_parameters(recurse=False):
                 if biases or "bias" not in name:
                     names[f"{layer}.{name}" if layer else name] = layer

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from dataclasses import dataclass, fields, replace
+from typing import Any, Generic, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,10 +17,12 @@ from pruneflow.errors import InputError
 from pruneflow.pruning import cost
 from pruneflow.tracking.run import Run
 from pruneflow.workloads import datasets, models, training
-from pruneflow.workloads.datasets import ImageData, Split
-from pruneflow.workloads.training import Machine, Recipe
+from pruneflow.workloads.datasets import IMAGES, TEXTS, Data
+from pruneflow.workloads.texts import Texts, Tokens
+from pruneflow.workloads.training import Machine, Recipe, Samples
 
 C = TypeVar("C", bound=Settings)
+D = TypeVar("D", bound=Settings)
 
 
 @dataclass(frozen=True)
@@ -30,27 +33,32 @@ class Experiment(Generic[C]):
         config: with nothing left to `auto`.
         uses: weight name -> output positions it is applied at, for counting MACs.
         head: name of the layer that makes the logits.
+        samples: two inputs on the machine, to see what hangs together in the model.
+        identity: of the model, for its checkpoints: who builds it, and from what.
+        tokenizer: of an encoder of texts.
     """
 
     config: C
-    data: ImageData
+    data: Data
     machine: Machine
     uses: dict[str, int]
     head: str
+    samples: Tensor | dict[str, Tensor]
+    identity: dict[str, object]
+    tokenizer: Any = None
 
     def probe(self, model: nn.Module) -> Tensor:
         """Logits of two samples by any form of the model, in any float type."""
-        like = next(model.parameters())
-        size = self.config.image_size
-        generator = torch.Generator().manual_seed(0)
-        images = torch.randn(2, 3, size, size, generator=generator, dtype=torch.float64)
-        logits: Tensor = model(images.to(like.device, like.dtype))
-        return logits
+        inputs = self.samples
+        if isinstance(inputs, Tensor):
+            inputs = inputs.to(next(model.parameters()).dtype)
+        return models.logits(model, inputs)
 
     def recalibrate(self, model: nn.Module, level: int) -> None:
         """Re-estimate BatchNorm statistics on training samples, where the configuration says so."""
         if getattr(self.config, "recalibrate_bn", False):
-            training.recalibrate(model, self.data.train, self.recipe(0, level=level), self.machine)
+            recipe = self.recipe(0, level=level)
+            training.recalibrate(model, self.data.train, recipe, self.machine)
 
     @property
     def classes(self) -> int:
@@ -58,9 +66,14 @@ class Experiment(Generic[C]):
         return len(self.data.classes)
 
     @property
+    def data_name(self) -> str:
+        """The data set as people are told of it."""
+        return self.data.name + (" (synthetic)" if "synthetic" in self.data.source else "")
+
+    @property
     def structure(self) -> dict[str, object]:
         """How a checkpoint's model is rebuilt."""
-        return {"builder": "torchvision", "model": self.config.model, "classes": self.classes}
+        return {"model": self.config.model, "classes": self.classes, **self.identity}
 
     def recipe(self, epochs: int, *, level: int) -> Recipe:
         """How the model is trained at a level; data order and dropout differ between levels."""
@@ -76,31 +89,53 @@ class Experiment(Generic[C]):
             seed=1_000 * c.seed + level,
         )
 
-    def accuracy(self, model: nn.Module, split: Split) -> float:
+    def accuracy(self, model: nn.Module, split: Samples) -> float:
         """Accuracy of a model on one split, a fraction."""
         size = self.config.image_size
         return training.accuracy(
             model, split, self.machine, image_size=size, batch_size=self.config.batch_size
         )
 
+    def with_config(self, config: D) -> Experiment[D]:
+        """The same data, model and machine with the configuration of another stage."""
+        same = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "config"}
+        return Experiment(config=config, **same)
+
     def log_data(self, run: Run) -> None:
         """Log the data set as an input of a run."""
         sizes = {name: len(getattr(self.data, name)) for name in ("train", "val", "test")}
-        run.log_data(self.data.name, self.data.digest, self.data.source, sizes)
+        run.log_data(self.data_name, self.data.digest, self.data.source, sizes)
 
 
-def build(config: Settings, classes: int, machine: Machine, *, weights: str) -> nn.Module:
-    """The configuration's model on the machine, its new parameters drawn by the seed."""
+def build(
+    config: Settings, classes: int, machine: Machine, *, load: bool, tokenizer: Any = None
+) -> nn.Module:
+    """The configuration's model on the machine, its new parameters drawn by the seed.
+
+    Without `load`, all its parameters are new: it is about to get those of a base run.
+    """
     torch.manual_seed(config.seed)
-    return training.to_machine(models.build(config.model, classes, weights=weights), machine)
+    if tokenizer is None:
+        model = models.build(config.model, classes, weights=config.weights if load else "none")
+    else:
+        from pruneflow.workloads import encoders
+
+        model = encoders.build(
+            config.model,
+            classes,
+            weights=config.weights,
+            vocabulary=len(tokenizer),
+            load=load,
+        )
+    return training.to_machine(model, machine)
 
 
-def prepare(config: C, *, weights: str) -> tuple[Experiment[C], nn.Module]:
+def prepare(config: C, *, load: bool) -> tuple[Experiment[C], nn.Module]:
     """Load what a configuration names, and see that it fits together.
 
     Args:
         config: of a stage.
-        weights: those that the model is built with.
+        load: whether the model gets the configuration's weights, or new ones.
 
     Returns:
         The experiment, and its model on the machine.
@@ -110,8 +145,15 @@ def prepare(config: C, *, weights: str) -> tuple[Experiment[C], nn.Module]:
     """
     machine = Machine.settle(config.device, config.precision, config.threads, _cores())
     config = config.resolved(**machine.settings())
-    if config.model not in models.names():
+    texts = config.model == "bert" or config.model.startswith("hf:")
+    if not texts and config.model not in models.names():
         models.build(config.model, 1)  # refuses the name before data is read
+    if texts != (config.dataset in TEXTS):
+        kind, fitting = ("texts", TEXTS) if texts else ("images", IMAGES)
+        raise InputError(
+            f"model={config.model} reads {kind}, dataset={config.dataset} is none of them: pass "
+            f"dataset={' or '.join(fitting)}"
+        )
     data = datasets.load(
         config.dataset,
         data_dir=config.data_dir,
@@ -119,13 +161,46 @@ def prepare(config: C, *, weights: str) -> tuple[Experiment[C], nn.Module]:
         train_limit=config.train_limit,
         seed=config.seed,
     )
-    model = build(config, len(data.classes), machine, weights=weights)
+    if texts:
+        return _prepare_texts(config, data, machine, load=load)
+    model = build(config, len(data.classes), machine, load=load)
     if config.batch_size == 1 and any(isinstance(m, nn.BatchNorm2d) for m in model.modules()):
         raise InputError(f"batch_size=1 does not work with {config.model}: BatchNorm needs 2")
+    assert config.image_size is not None
     sample = models.check_image_size(model, config.model, config.image_size)
-    return Experiment(
-        config, data, machine, cost.positions(model, sample), models.head_name(model)
-    ), model
+    pictures = torch.randn(
+        2, *sample.shape[1:], generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    ).to(machine.device)
+    uses, head = cost.positions(model, sample), models.head_name(model)
+    identity: dict[str, object] = {"builder": "torchvision"}
+    return Experiment(config, data, machine, uses, head, pictures, identity), model
+
+
+def _prepare_texts(
+    config: C, data: Data, machine: Machine, *, load: bool
+) -> tuple[Experiment[C], nn.Module]:
+    """The same for texts: the tokenizer first, which the configuration's own weights decide."""
+    from pruneflow.workloads import encoders
+
+    assert isinstance(data.train, Texts)
+    tokenizer = encoders.tokenizer_for(config.model, config.weights, data.train)
+    classes = len(data.classes)
+    model = build(config, classes, machine, load=load, tokenizer=tokenizer)
+    longest = encoders.longest(model, tokenizer)
+
+    def encode(split: Samples) -> Tokens:
+        assert isinstance(split, Texts)
+        return encoders.encode(tokenizer, split, longest=longest)
+
+    train, val, test = encode(data.train), encode(data.val), encode(data.test)
+    data = replace(data, train=train, val=val, test=test)
+    by_length = train.lengths.argsort(kind="stable")
+    median, longer = by_length[len(by_length) // 2], by_length[-1]
+    sample = training.tokens_to_model(train, by_length[len(by_length) // 2 :][:1], machine)
+    two = training.tokens_to_model(train, np.array([median, longer]), machine)
+    uses, head = cost.positions(model, sample), models.head_name(model)
+    identity = encoders.describe(model, tokenizer)
+    return Experiment(config, data, machine, uses, head, two, identity, tokenizer), model
 
 
 def _cores() -> int:

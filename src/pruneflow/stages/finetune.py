@@ -13,7 +13,7 @@ from pruneflow.workloads import training
 
 def finetune(config: FinetuneConfig, reporter: Reporter) -> Run:
     """Train, measure and keep a model, in the run that was handed over or a new one."""
-    experiment, model = prepare(config, weights=config.weights)
+    experiment, model = prepare(config, load=True)
     return train_base(experiment, model, reporter, experiment_id=None)
 
 
@@ -56,16 +56,18 @@ def train_base(
             reporter.say(
                 f"  epoch {epoch.number}/{config.epochs}: loss {epoch.loss:.4f}, train "
                 f"{epoch.accuracy:.4f}, val {validation:.4f}, {epoch.seconds:.1f} s "
-                f"({epoch.samples_per_second:.0f} images/s)"
+                f"({epoch.samples_per_second:.0f} samples/s)"
             )
         reporter.at("base, evaluating", config.epochs)
         test, seconds = timed(lambda: experiment.accuracy(model, data.test))
         train = experiment.accuracy(model, data.train)
         run.log_metrics({"accuracy/test": test, "accuracy/train": train}, step=config.epochs)
-        size = run.log_checkpoint(0, model.state_dict(), {}, experiment.structure)
+        size = run.log_checkpoint(
+            0, model.state_dict(), {}, experiment.structure, experiment.tokenizer
+        )
         run.describe(
-            f"**{config.model}** on **{config.dataset}**, {config.epochs} epochs from weights "
-            f"`{config.weights}`.\n\n| test | train | checkpoint |\n|---:|---:|---:|\n"
+            f"**{config.model}** on **{experiment.data_name}**, {config.epochs} epochs "
+            f"from weights `{config.weights}`.\n\n| test | train | checkpoint |\n|---:|---:|---:|\n"
             f"| {test:.4f} | {train:.4f} | {size / 1e6:.1f} MB |"
         )
         reporter.say(f"  test {test:.4f}, train {train:.4f} ({seconds:.1f} s for test)")

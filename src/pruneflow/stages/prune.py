@@ -25,6 +25,7 @@ from pruneflow.tracking.checkpoints import Checkpoint
 from pruneflow.tracking.levels import Layer, Level, to_markdown
 from pruneflow.tracking.run import (
     Run,
+    base_weights,
     find_base,
     fingerprint,
     fingerprint_of,
@@ -85,7 +86,9 @@ def prune_direct(config: PruneConfig, reporter: Reporter) -> Run:
 
 
 def _prune(stage: str, config: PruneConfig, steps: list[Step], reporter: Reporter) -> Run:
-    experiment, model = prepare(config, weights="none")
+    if config.base_run is not None:
+        config = config.resolved(weights=base_weights(config.base_run))
+    experiment, model = prepare(config, load=False)
     config, data = experiment.config, experiment.data
     state = _start(experiment, model)
     base_of = _base(experiment, model, reporter)
@@ -105,7 +108,7 @@ def _prune(stage: str, config: PruneConfig, steps: list[Step], reporter: Reporte
         for step in [schedule.UNPRUNED, *steps]:
             state = _level(experiment, state, whole, step, run, reporter)
             _tell(config, whole, run, len(steps), reporter)
-        _summarise(stage, config, whole, run)
+        _summarise(stage, experiment, whole, run)
     reporter.console.print(levels_table(run.levels))
     return run
 
@@ -170,15 +173,15 @@ def _base(
         {name: getattr(made_by, name) for name in given_for_base(config)},
     )
     if found is not None:
-        checkpoint = open_base(found, config, experiment.classes)
+        checkpoint = open_base(found, config, experiment.structure)
         return lambda _experiment_id: (found, checkpoint)
 
-    base = Experiment(
-        made_by, experiment.data, experiment.machine, experiment.uses, experiment.head
-    )
+    base = experiment.with_config(made_by)
     untrained = model
     if config.weights != "none":
-        untrained = build(base.config, base.classes, base.machine, weights=config.weights)
+        untrained = build(
+            base.config, base.classes, base.machine, load=True, tokenizer=base.tokenizer
+        )
 
     def make(experiment_id: str) -> tuple[str, Checkpoint]:
         run = train_base(base, untrained, reporter, experiment_id=experiment_id)
@@ -252,6 +255,7 @@ def _level(
         model.state_dict(),
         masks,
         experiment.structure | {"sizes": compaction.structure(model)},
+        experiment.tokenizer,
     )
     level = Level(
         level=step.level,
@@ -406,19 +410,20 @@ def _emptied(run: Run, whole: Whole, level: int) -> str:
     return ", ".join(names[:5]) + more
 
 
-def _summarise(stage: str, config: PruneConfig, whole: Whole, run: Run) -> None:
+def _summarise(stage: str, experiment: Experiment[PruneConfig], whole: Whole, run: Run) -> None:
     """The run's own figures, and the text on its page."""
+    config = experiment.config
     how = [config.criterion, config.scope]
     if config.granularity == "channel":
         how += [f"channels, {config.coupling}", config.form]
-    title = f"{config.model} on {config.dataset}: {stage}, {', '.join(how)}"
+    title = f"{config.model} on {experiment.data_name}: {stage}, {', '.join(how)}"
     pruned = [layer for layer in run.layers if layer.layer in whole.prunable]
     for name, figure in RUN_FIGURES.items():
         run.log_figure(f"figures/{name}.png", figure(run.levels, pruned, title))
     first, last = run.levels[0], run.levels[-1]
     warnings = "".join(f"**{text}**\n\n" for text in _warnings(config, whole, run))
     run.describe(
-        f"**{config.model}** on **{config.dataset}**: `{stage}`, {', '.join(how)}, "
+        f"**{config.model}** on **{experiment.data_name}**: `{stage}`, {', '.join(how)}, "
         f"seed {config.seed}.\n\n"
         f"{100 * last.params_left:.3g} % of the parameters left: test accuracy "
         f"{first.test_after:.4f} -> {last.test_after:.4f} after fine-tuning.\n\n"

@@ -48,6 +48,7 @@ def save(
     masks: Mapping[str, Tensor],
     *,
     structure: Mapping[str, Any],
+    tokenizer: Any = None,
 ) -> int:
     """Write a checkpoint and return its size in bytes.
 
@@ -56,6 +57,7 @@ def save(
         state: a state dict; entries that `masks` prunes have to be zero.
         masks: boolean masks by name; may be empty.
         structure: JSON values that say how to rebuild the model.
+        tokenizer: of an encoder; its files go into the folder `tokenizer`.
 
     Raises:
         ValueError: a pruned entry is not zero.
@@ -78,7 +80,9 @@ def save(
     save_file(stored, folder / "model.safetensors")
     described = {"format": FORMAT, **structure, "packed": packed}
     (folder / "structure.json").write_text(json.dumps(described, indent=1), "utf-8")
-    return sum(path.stat().st_size for path in folder.iterdir())
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder / "tokenizer")
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def restore(checkpoint: Checkpoint) -> nn.Module:

@@ -13,7 +13,17 @@ import torch
 
 from pruneflow.version import __version__
 
-_PACKAGES = ("torch", "torchvision", "mlflow", "numpy", "datasets", "safetensors", "pandas")
+_PACKAGES = (
+    "torch",
+    "torchvision",
+    "torch-pruning",
+    "transformers",
+    "mlflow",
+    "numpy",
+    "datasets",
+    "safetensors",
+    "pandas",
+)
 
 
 def describe() -> dict[str, object]:

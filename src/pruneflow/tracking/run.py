@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import mlflow
 import torch
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.entities import Run as MlflowRun
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from mlflow.tracking.context.registry import resolve_tags
@@ -53,12 +54,20 @@ def workload_fingerprint(config: Settings, data_digest: str) -> str:
 
 
 def _weights(config: Settings) -> str:
-    """What tells weights apart: their name, or of a file the hash of its content."""
-    if config.weights in ("none", "pretrained"):
+    """What tells weights apart: their name, or of a file or folder the hash of its content."""
+    if config.weights == "pretrained" and config.model.startswith("hf:"):
+        path = user_path("model", config.model.removeprefix("hf:"))
+    elif config.weights in ("none", "pretrained"):
         return config.weights
-    path = user_path("weights", config.weights)
-    if not path.is_file():
-        return config.weights  # refused when it is read; a run that has its base never reads it
+    else:
+        path = user_path("weights", config.weights)
+    if path.is_dir():
+        return _hash(*(_content(file) for file in sorted(path.glob("*")) if file.is_file()))
+    # what is no file is refused when it is read; a run that has its base never reads it
+    return _content(path) if path.is_file() else config.weights
+
+
+def _content(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -132,10 +141,13 @@ class Run:
         state: Mapping[str, Tensor],
         masks: Mapping[str, Tensor],
         structure: Mapping[str, Any],
+        tokenizer: Any = None,
     ) -> int:
         """Write a level's checkpoint and return its size in bytes."""
         with tempfile.TemporaryDirectory(prefix="pruneflow-") as folder:
-            size = checkpoints.save(Path(folder), state, masks, structure=structure)
+            size = checkpoints.save(
+                Path(folder), state, masks, structure=structure, tokenizer=tokenizer
+            )
             self._client.log_artifacts(self.id, folder, checkpoint_path(level))
         return size
 
@@ -260,17 +272,58 @@ def find_base(workload: str, settings: Mapping[str, object]) -> str | None:
     return str(found[0].info.run_id) if found else None
 
 
-def open_base(run_id: str, config: Settings, classes: int) -> checkpoints.Checkpoint:
+def base_weights(run_id: str) -> str:
+    """The weights that a finetune run started from, which say what its model looks like.
+
+    Raises:
+        InputError: a run that does not exist or is no finetune run.
+    """
+    return str(_finetune_run(run_id).data.params["cfg/weights"])
+
+
+def open_base(
+    run_id: str, config: Settings, structure: Mapping[str, Any]
+) -> checkpoints.Checkpoint:
     """The model of a finetune run, once it is seen that this configuration can prune it.
+
+    Args:
+        run_id: the run.
+        config: of the pruning run.
+        structure: of its model, as its checkpoints will have it.
 
     Raises:
         InputError: a run that does not exist, did not finish, is no finetune run, has another
-            model, image size or classes, or another data set or seed: its training images would be
-            among those held out here.
+            model, image size or classes, or another data set or seed: its training samples would
+            be among those held out here.
     """
-    client = MlflowClient()
+    run = _finetune_run(run_id)
+    for name in ("model", "dataset", "image_size", "seed"):
+        theirs, ours = run.data.params.get(f"cfg/{name}"), _text(getattr(config, name))
+        if theirs != ours:
+            raise InputError(
+                f"base_run={run_id!r} has {name}={theirs}, not {ours}: they must agree"
+            )
+    checkpoint = load_checkpoint(run_id, 0)
+    found, classes = checkpoint.structure.get("classes"), structure["classes"]
+    if found != classes:
+        raise InputError(f"base_run={run_id!r} has {found} classes, the data set {classes}")
+    for name in ("tokenizer", "config"):
+        if checkpoint.structure.get(name) != structure.get(name):
+            raise InputError(
+                f"base_run={run_id!r} was trained with another {name} than {config.model} has "
+                "here: pass the same weights and train_limit, or another base_run"
+            )
+    return checkpoint
+
+
+def _finetune_run(run_id: str) -> MlflowRun:
+    """A finished finetune run.
+
+    Raises:
+        InputError: there is none of this id.
+    """
     try:
-        run = client.get_run(run_id)
+        run = MlflowClient().get_run(run_id)
     except MlflowException as error:
         reason = first_line(error)
         if error.error_code == _MISSING:
@@ -286,17 +339,7 @@ def open_base(run_id: str, config: Settings, classes: int) -> checkpoints.Checkp
         )
     if run.info.status != "FINISHED":
         raise InputError(f"base_run={run_id!r} did not finish: its status is {run.info.status}")
-    for name in ("model", "dataset", "image_size", "seed"):
-        theirs, ours = run.data.params.get(f"cfg/{name}"), _text(getattr(config, name))
-        if theirs != ours:
-            raise InputError(
-                f"base_run={run_id!r} has {name}={theirs}, not {ours}: they must agree"
-            )
-    checkpoint = load_checkpoint(run_id, 0)
-    found = checkpoint.structure.get("classes")
-    if found != classes:
-        raise InputError(f"base_run={run_id!r} has {found} classes, the data set {classes}")
-    return checkpoint
+    return run
 
 
 def fingerprint_of(run_id: str) -> str:

@@ -1,6 +1,7 @@
-"""Data sets: images decoded once, kept as uint8, split the same way every time.
+"""Data sets: of images, decoded once and kept as uint8, and of texts; split the same every time.
 
-To add one, write a function that returns `Raw` and its row in DATASETS.
+To add one, write a function that returns `Raw` and its row in IMAGES, or one that returns
+`RawTexts` (in `texts`) and its row in TEXTS.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pruneflow.errors import InputError, first_line, user_path
+from pruneflow.workloads import texts
+from pruneflow.workloads.texts import RawTexts, Texts, Tokens
 
 if TYPE_CHECKING:  # imported when used: names and help must not wait for them
     import numpy as np
@@ -51,29 +54,29 @@ class Raw:
 
 
 @dataclass(frozen=True, eq=False)
-class ImageData:
+class Data:
     """A data set ready for an experiment.
 
     Attributes:
         train, val, test: disjoint; `val` is split off the published training set by the seed.
         classes: names, in the order of the class numbers.
-        digest: hash of every image and label of the three splits.
+        digest: hash of every sample and label of the three splits.
         source: where it came from.
     """
 
     name: str
-    train: Split
-    val: Split
-    test: Split
+    train: Split | Texts | Tokens
+    val: Split | Texts | Tokens
+    test: Split | Texts | Tokens
     classes: tuple[str, ...]
     digest: str
     source: str
 
 
 def load(
-    name: str, *, data_dir: str | None, image_size: int, train_limit: int | None, seed: int
-) -> ImageData:
-    """Load a data set, hold out its validation images and keep `train_limit` of the rest.
+    name: str, *, data_dir: str | None, image_size: int | None, train_limit: int | None, seed: int
+) -> Data:
+    """Load a data set, hold out its validation samples and keep `train_limit` of the rest.
 
     Both are drawn by `seed` with an equal share of every class. `image_size` is used only where
     images differ in size and have to be brought to one.
@@ -81,8 +84,14 @@ def load(
     Raises:
         InputError: a folder or hub that cannot be read, or a limit that does not fit.
     """
-    raw = DATASETS[name](data_dir, image_size)
-    published, test = raw.train, raw.test
+    raw: Raw | RawTexts
+    if name in TEXTS:
+        raw = TEXTS[name](data_dir)
+    else:
+        assert image_size is not None
+        raw = IMAGES[name](data_dir, image_size)
+    published: Split | Texts = raw.train
+    test: Split | Texts | None = raw.test
     if test is None:
         held, kept = _balanced(
             published.labels, round(TEST * len(published)), _TEST_SEED, shares=True
@@ -97,14 +106,14 @@ def load(
         if not classes <= train_limit <= len(train):
             raise InputError(
                 f"train_limit={train_limit} is not valid for {name}: it should be from {classes} "
-                f"(one image a class) to {len(train)} (all but validation)"
+                f"(one a class) to {len(train)} (all but validation)"
             )
         chosen, _ = _balanced(train.labels, train_limit, seed, shares=False)
         train = train[chosen]
     if len(set(train.labels.tolist())) < 2:
-        raise InputError(f"{name} has training images of one class only; at least 2 are needed")
+        raise InputError(f"{name} has training samples of one class only; at least 2 are needed")
     digest = _digest((train, val, test))
-    return ImageData(name, train, val, test, raw.classes, digest, raw.source)
+    return Data(name, train, val, test, raw.classes, digest, raw.source)
 
 
 def _balanced(
@@ -128,13 +137,16 @@ def _balanced(
     return np.sort(queue[:count]), np.sort(queue[count:])
 
 
-def _digest(splits: Iterable[Split]) -> str:
+def _digest(splits: Iterable[Split | Texts]) -> str:
     import numpy as np
 
     digest = hashlib.sha256()
     for split in splits:
-        digest.update(repr(split.images.shape).encode())
-        digest.update(np.ascontiguousarray(split.images).data)
+        if isinstance(split, Texts):
+            digest.update(repr(split.texts.tolist()).encode())
+        else:
+            digest.update(repr(split.images.shape).encode())
+            digest.update(np.ascontiguousarray(split.images).data)
         digest.update(np.ascontiguousarray(split.labels).data)
     return digest.hexdigest()[:16]
 
@@ -177,11 +189,17 @@ def imagefolder(data_dir: str | None, image_size: int) -> Raw:
     return _folder("imagefolder", data_dir, image_size)
 
 
-DATASETS: dict[str, Callable[[str | None, int], Raw]] = {
+IMAGES: dict[str, Callable[[str | None, int], Raw]] = {
     "digits": digits,
     "cifar10": cifar10,
     "imagefolder": imagefolder,
 }
+TEXTS: dict[str, Callable[[str | None], RawTexts]] = {
+    "reviews": texts.reviews,
+    "sst2": texts.sst2,
+    "textfolder": texts.textfolder,
+}
+DATASETS = (*IMAGES, *TEXTS)
 
 
 @dataclass(frozen=True, eq=False)

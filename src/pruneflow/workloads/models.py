@@ -69,12 +69,25 @@ def build(name: str, classes: int, *, weights: str = "none") -> nn.Module:
     return model
 
 
+def logits(model: nn.Module, inputs: Tensor | Mapping[str, Tensor]) -> Tensor:
+    """Logits (N, classes) of a batch: images as one tensor, texts as an encoder's named ones."""
+    if isinstance(inputs, Tensor):
+        result: Tensor = model(inputs)
+    else:
+        result = model(**inputs).logits
+    return result
+
+
 def rebuild(structure: Mapping[str, Any]) -> nn.Module:
     """A dense model of the kind that a checkpoint's structure describes; its weights are new.
 
     Raises:
         ValueError: a structure of another kind.
     """
+    if structure.get("builder") == "transformers":
+        from pruneflow.workloads import encoders
+
+        return encoders.rebuild(structure)
     if structure.get("builder") != "torchvision":
         raise ValueError(f"the builder {structure.get('builder')!r} is not known")
     return build(str(structure["model"]), int(structure["classes"]))

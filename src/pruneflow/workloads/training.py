@@ -1,4 +1,4 @@
-"""Training and evaluation of image classifiers.
+"""Training and evaluation of classifiers, of images and of texts.
 
 Accuracy is correct samples over samples, summed before it is divided.
 """
@@ -12,15 +12,21 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.swa_utils import update_bn
 
 from pruneflow.errors import ExperimentError, InputError
+from pruneflow.workloads import models
 from pruneflow.workloads.datasets import Split
+from pruneflow.workloads.texts import Texts, Tokens
+
+Samples: TypeAlias = Split | Texts | Tokens
 
 # ImageNet's channel means and deviations, for every data set: what pretrained weights expect,
 # and from scratch as good as the data's own.
@@ -30,6 +36,8 @@ STD = (0.229, 0.224, 0.225)
 # Pixels of an evaluation batch (512 images of 64x64): beyond it, speed no longer grows.
 _EVALUATION_PIXELS = 1 << 21
 _PROGRESS_SECONDS = 0.5
+_EVALUATION_TEXTS = 128  # texts of an evaluation batch
+_BUCKET_BATCHES = 50  # batches of texts that are sorted by length together
 _STATISTICS_SAMPLES = 2_048  # BatchNorm's statistics are re-estimated on
 
 
@@ -133,7 +141,7 @@ class Recipe:
         lr_schedule: `one_cycle` (up over the first 30 % of steps, then down to zero) or `constant`.
         optimizer: `adamw`, or `sgd` with momentum 0.9.
         weight_decay: of the optimizer.
-        image_size: side of the square images the model sees.
+        image_size: side of the square images the model sees; None for texts.
         seed: decides data order and dropout.
     """
 
@@ -143,7 +151,7 @@ class Recipe:
     lr_schedule: str
     optimizer: str
     weight_decay: float
-    image_size: int
+    image_size: int | None
     seed: int
 
 
@@ -160,7 +168,7 @@ class Epoch:
 
 def fit(
     model: nn.Module,
-    data: Split,
+    data: Samples,
     recipe: Recipe,
     machine: Machine,
     *,
@@ -170,8 +178,8 @@ def fit(
     """Train a model in place, an epoch each time the iterator is advanced.
 
     Args:
-        model: logits (N, classes) from images (N, 3, size, size); left in training mode.
-        data: the training images.
+        model: gives logits (N, classes); left in training mode.
+        data: the training samples, images or tokens.
         recipe: how.
         machine: on what.
         after_step: called after every optimizer step, with the weights updated.
@@ -194,11 +202,10 @@ def fit(
         loss_sum = torch.zeros((), device=machine.device)
         correct = torch.zeros((), dtype=torch.int64, device=machine.device)
         seen = 0
-        permutation = torch.randperm(len(data), generator=order).numpy()
-        for batch in _batches(len(data), recipe.batch_size):
-            images, labels = _to_model(data[permutation[batch]], recipe.image_size, machine)
+        for batch in _shuffled(data, recipe.batch_size, order):
+            inputs, labels = _to_model(data, batch, recipe.image_size, machine)
             with machine.autocast():
-                logits = model(images)
+                logits = models.logits(model, inputs)
             loss = functional.cross_entropy(logits.float(), labels)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
@@ -230,7 +237,7 @@ def fit(
         yield Epoch(number, float(loss_sum) / seen, int(correct) / seen, seconds, seen / seconds)
 
 
-def recalibrate(model: nn.Module, data: Split, recipe: Recipe, machine: Machine) -> None:
+def recalibrate(model: nn.Module, data: Samples, recipe: Recipe, machine: Machine) -> None:
     """Re-estimate the running statistics of BatchNorm, in place, as the mean over batches.
 
     Statistics of the unpruned model are wrong for a pruned one, and make its accuracy before
@@ -242,9 +249,11 @@ def recalibrate(model: nn.Module, data: Split, recipe: Recipe, machine: Machine)
         recipe: its batch size, image size and seed say which, and how.
         machine: on what.
     """
+    if not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
+        return
     order = np.random.default_rng(recipe.seed).permutation(len(data))[:_STATISTICS_SAMPLES]
     batches = (
-        _to_model(data[order[batch]], recipe.image_size, machine)[0]
+        _to_model(data, order[batch], recipe.image_size, machine)[0]
         for batch in _batches(len(order), recipe.batch_size)
     )
     torch.manual_seed(recipe.seed)  # dropout is active
@@ -253,19 +262,24 @@ def recalibrate(model: nn.Module, data: Split, recipe: Recipe, machine: Machine)
 
 
 def accuracy(
-    model: nn.Module, data: Split, machine: Machine, *, image_size: int, batch_size: int
+    model: nn.Module, data: Samples, machine: Machine, *, image_size: int | None, batch_size: int
 ) -> float:
     """Correct samples / samples, in eval mode; the model's mode is left as it was found."""
-    size = max(batch_size, min(512, _EVALUATION_PIXELS // image_size**2))
+    if isinstance(data, Tokens):  # alike in length, so that hardly any of a batch is padding
+        order, size = np.argsort(data.lengths, kind="stable"), max(batch_size, _EVALUATION_TEXTS)
+    else:
+        assert image_size is not None
+        order = np.arange(len(data))
+        size = max(batch_size, min(512, _EVALUATION_PIXELS // image_size**2))
     correct = 0
     training = model.training
     model.eval()
     try:
         with torch.inference_mode(), machine.autocast():
             for start in range(0, len(data), size):
-                part = Split(data.images[start : start + size], data.labels[start : start + size])
-                images, labels = _to_model(part, image_size, machine)
-                correct += int((model(images).argmax(1) == labels).sum())
+                batch = order[start : start + size]
+                inputs, labels = _to_model(data, batch, image_size, machine)
+                correct += int((models.logits(model, inputs).argmax(1) == labels).sum())
     finally:
         model.train(training)
     return correct / len(data)
@@ -284,19 +298,58 @@ def _batches(samples: int, size: int) -> list[slice]:
     return [slice(a, b) for a, b in zip(starts, [*starts[1:], samples], strict=True)]
 
 
-def _to_model(data: Split, size: int, machine: Machine) -> tuple[Tensor, Tensor]:
-    """A batch as the model takes it: (N, 3, size, size), float32, channels_last, normalised."""
-    images = torch.from_numpy(np.ascontiguousarray(data.images)).to(machine.device)
-    labels = torch.from_numpy(np.ascontiguousarray(data.labels)).to(machine.device)
+def _shuffled(data: Samples, size: int, generator: torch.Generator) -> Iterator[NDArray[np.int64]]:
+    """Batches of sample numbers in a random order, each sample once.
+
+    Texts are sorted by length within stretches of many batches, so that those of one batch are
+    alike in length and little of it is padding; the batches then come in a random order.
+    """
+    order = torch.randperm(len(data), generator=generator).numpy()
+    batches = _batches(len(data), size)
+    if not isinstance(data, Tokens):
+        yield from (order[batch] for batch in batches)
+        return
+    stretch = size * _BUCKET_BATCHES
+    for start in range(0, len(order), stretch):
+        part = order[start : start + stretch]
+        order[start : start + stretch] = part[np.argsort(-data.lengths[part], kind="stable")]
+    for number in torch.randperm(len(batches), generator=generator).tolist():
+        yield order[batches[number]]
+
+
+def _to_model(
+    data: Samples, index: NDArray[np.int64], image_size: int | None, machine: Machine
+) -> tuple[Tensor | dict[str, Tensor], Tensor]:
+    """A batch as the model takes it, and its labels (N,)."""
+    labels = torch.from_numpy(data.labels[index]).to(machine.device)
+    if isinstance(data, Tokens):
+        return tokens_to_model(data, index, machine), labels
+    assert isinstance(data, Split)
+    assert image_size is not None
+    return _pixels(data.images[index], image_size, machine), labels
+
+
+def tokens_to_model(data: Tokens, index: NDArray[np.int64], machine: Machine) -> dict[str, Tensor]:
+    """Texts as an encoder takes them: `input_ids` and `attention_mask`, both (N, longest)."""
+    ids, mask = data.padded(index)
+    return {
+        "input_ids": torch.from_numpy(ids).to(machine.device),
+        "attention_mask": torch.from_numpy(mask).to(machine.device),
+    }
+
+
+def _pixels(images: NDArray[np.uint8], size: int, machine: Machine) -> Tensor:
+    """Images as the model takes them: (N, 3, size, size), float32, channels_last, normalised."""
+    uint8 = torch.from_numpy(np.ascontiguousarray(images)).to(machine.device)
     mean = torch.tensor(MEAN, device=machine.device) * 255
     scale = 1 / (torch.tensor(STD, device=machine.device) * 255)
-    pixels = ((images - mean) * scale).permute(0, 3, 1, 2)
+    pixels = ((uint8 - mean) * scale).permute(0, 3, 1, 2)
     if pixels.shape[2:] != (size, size):
         shrinks = pixels.shape[2] > size or pixels.shape[3] > size
         pixels = functional.interpolate(
             pixels, (size, size), mode="bilinear", align_corners=False, antialias=shrinks
         )
-    return pixels.contiguous(memory_format=torch.channels_last), labels
+    return pixels.contiguous(memory_format=torch.channels_last)
 
 
 def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
