@@ -5,6 +5,7 @@ Every stage can be called from here, with the parameters of its entry point:
     import pruneflow
     run = pruneflow.prune_iterative(model="alexnet", iterations=3)
     run.levels  # a DataFrame, one row a level
+    model = pruneflow.load_model(run.run_id, level=3)
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from pruneflow.errors import ExperimentError, InputError
 from pruneflow.version import __version__
 
 if TYPE_CHECKING:  # what follows imports torch and mlflow: seconds, so only once it is called
+    from torch import nn
+
     from pruneflow.stages import FinishedRun
 
 __all__ = [
@@ -22,6 +25,7 @@ __all__ = [
     "InputError",
     "__version__",
     "finetune",
+    "load_model",
     "prune_direct",
     "prune_iterative",
 ]
@@ -40,6 +44,17 @@ def prune_iterative(**parameters: Any) -> FinishedRun:
 def prune_direct(**parameters: Any) -> FinishedRun:
     """Prune a model to its target at once, then fine-tune; as the entry point `prune_direct`."""
     return _run("prune_direct", parameters)
+
+
+def load_model(run_id: str, level: int = 0) -> nn.Module:
+    """The model of a run's level, in eval mode on the CPU: dense, masked or compact as it was.
+
+    Raises:
+        InputError: a run or level that is not there, or cannot be read.
+    """
+    from pruneflow.tracking import checkpoints, run
+
+    return checkpoints.restore(run.load_checkpoint(run_id, level))
 
 
 def _run(stage: str, parameters: dict[str, Any]) -> FinishedRun:

@@ -138,7 +138,8 @@ class PruneConfig(Settings):
         description=f"scores of what to keep: {', '.join(CRITERIA)}"
     )
     scope: Literal["global", "layer"] = Field(
-        description="where scores compete: global, or layer (each loses the same fraction)"
+        description="where scores compete: global (channels: those of one target), or layer (each "
+        "loses the same fraction)"
     )
     coupling: Literal["group", "independent"] | None = Field(
         description="channels: group (tied layers lose the same ones, so that masked and compact "

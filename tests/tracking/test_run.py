@@ -138,7 +138,7 @@ def test_a_base_that_cannot_be_used_is_refused(store: str, config: FinetuneConfi
         (empty, "no checkpoint of level 0"),
     ]:
         with pytest.raises(InputError, match=said) as refused:
-            tracking.open_base(run_id, config, 10)
+            tracking.open_base(run_id, config, {"classes": 10})
         assert "\n" not in str(refused.value)
 
 

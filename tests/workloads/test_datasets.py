@@ -13,14 +13,14 @@ from PIL import Image
 
 from pruneflow.errors import InputError
 from pruneflow.workloads import datasets
-from pruneflow.workloads.datasets import ImageData, Raw, Split, load
+from pruneflow.workloads.datasets import Data, Raw, Split, load
 
 
-def load_digits(*, seed: int = 0, train_limit: int | None = None) -> ImageData:
+def load_digits(*, seed: int = 0, train_limit: int | None = None) -> Data:
     return load("digits", data_dir=None, image_size=32, train_limit=train_limit, seed=seed)
 
 
-def load_folder(folder: Path, *, name: str = "imagefolder", size: int = 8) -> ImageData:
+def load_folder(folder: Path, *, name: str = "imagefolder", size: int = 8) -> Data:
     return load(name, data_dir=str(folder), image_size=size, train_limit=None, seed=0)
 
 
@@ -31,7 +31,7 @@ def pictures(split: Split) -> Counter[bytes]:
     )
 
 
-def together(data: ImageData) -> Counter[bytes]:
+def together(data: Data) -> Counter[bytes]:
     return pictures(data.train) + pictures(data.val) + pictures(data.test)
 
 
@@ -127,7 +127,7 @@ def register(
     """A data set `numbered`, whose every image holds its own number."""
     classes = tuple(str(number) for number in range(max(labels) + 1))
     raw = Raw(numbered(labels), test, classes, "memory")
-    monkeypatch.setitem(datasets.DATASETS, "numbered", lambda data_dir, size: raw)
+    monkeypatch.setitem(datasets.IMAGES, "numbered", lambda data_dir, size: raw)
 
 
 def numbered(labels: list[int], *, start: int = 0) -> Split:
@@ -142,7 +142,7 @@ def numbers(split: Split) -> list[int]:
     return [int(number) for number in pixel[:, 0] + 256 * pixel[:, 1]]
 
 
-def load_numbered(*, seed: int = 0, train_limit: int | None = None) -> ImageData:
+def load_numbered(*, seed: int = 0, train_limit: int | None = None) -> Data:
     return load("numbered", data_dir=None, image_size=1, train_limit=train_limit, seed=seed)
 
 
@@ -208,7 +208,7 @@ def test_the_digest_changes_with_a_pixel_a_label_and_the_split(
 
 def test_training_images_of_one_class_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     register(monkeypatch, [1] * 20)
-    with pytest.raises(InputError, match="numbered has training images of one class only"):
+    with pytest.raises(InputError, match="numbered has training samples of one class only"):
         load_numbered()
 
 
@@ -419,7 +419,7 @@ def test_parquet_without_a_class_label_column_is_refused_with_its_columns(tmp_pa
 
 def test_parquet_of_one_class_is_refused(tmp_path: Path) -> None:
     write_table(tmp_path, "train", [1] * 10, seed=0)
-    assert "cifar10 has training images of one class only" in one_line(tmp_path, name="cifar10")
+    assert "cifar10 has training samples of one class only" in one_line(tmp_path, name="cifar10")
 
 
 def test_parquet_without_a_training_split_is_refused_with_the_splits_there_are(

@@ -1,7 +1,8 @@
 """Granularity: what a pruning run chooses among, single weights or whole channels.
 
-Both kinds offer the same four things, so that a level is the same few lines for either: names
-with a mask each (`everything`), scores by name, and parameter masks from the masks chosen.
+Both kinds offer the same things, so that a level is the same few lines for either: names with a
+mask each (`everything`), which of them compete (`pools`), scores by name, and parameter masks from
+the masks chosen.
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ class Granularity(Protocol):
     def everything(self) -> Masks:
         """What is kept before anything is pruned."""
 
+    def pools(self) -> list[list[str]]:
+        """Names that compete with each other in scope `global`; each pool loses the fraction."""
+
     def scores(
         self, name: str, kept: Masks, criterion: Criterion, seed: tuple[object, ...]
     ) -> Tensor:
@@ -47,6 +51,10 @@ class Weights:
     def everything(self) -> Masks:
         """One mask a parameter, of its shape."""
         return Masks.keep_all(self.parameters)
+
+    def pools(self) -> list[list[str]]:
+        """All weights compete."""
+        return [list(self.parameters)]
 
     def scores(
         self, name: str, kept: Masks, criterion: Criterion, seed: tuple[object, ...]
@@ -79,6 +87,14 @@ class Channels:
     def everything(self) -> Masks:
         """One mask a group, of shape (units,)."""
         return grouping.keep_all(self.groups.values())
+
+    def pools(self) -> list[list[str]]:
+        """Units of one target compete: a head is no match for a hidden unit.
+
+        Norms over many weights hardly differ, those over few do: among all, heads would never go.
+        """
+        targets = dict.fromkeys(group.target for group in self.groups.values())
+        return [[n for n, g in self.groups.items() if g.target == target] for target in targets]
 
     def scores(
         self, name: str, kept: Masks, criterion: Criterion, seed: tuple[object, ...]

@@ -317,7 +317,11 @@ def _tighten(config: PruneConfig, granularity: Granularity, kept: Masks, step: S
     def scores(name: str) -> Tensor:
         return granularity.scores(name, kept, criterion, (config.seed, step.level))
 
-    return select(scores, kept, fraction=step.fraction, scope=config.scope)
+    chosen: dict[str, Tensor] = {}
+    for names in granularity.pools():
+        pool = {name: kept[name] for name in names}
+        chosen |= select(scores, Masks(pool, pool), fraction=step.fraction, scope=config.scope)
+    return Masks(kept, {name: chosen[name] for name in kept})
 
 
 def _units_left(experiment: Experiment[PruneConfig], state: State) -> dict[str, Tensor]:

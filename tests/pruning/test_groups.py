@@ -1,0 +1,172 @@
+"""Groups: what units own, how they are scored, chosen and numbered anew."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import prune
+
+from pruneflow.errors import InputError
+from pruneflow.pruning import compaction, groups
+from pruneflow.pruning.criteria import CRITERIA
+from pruneflow.pruning.granularity import Channels
+from pruneflow.pruning.groups import Group, Tie
+from pruneflow.pruning.masks import Masks
+from pruneflow.pruning.selection import select
+from tests.pruning.networks import Residual, images, plain
+
+FORWARD = images()
+
+
+def found(model: nn.Module, head: str) -> list[Group]:
+    return compaction.find_groups(model, FORWARD, outputs=[head]).groups
+
+
+def test_a_pruned_unit_takes_its_rows_its_bias_and_the_columns_that_read_it() -> None:
+    model = plain()
+    kept = {"2": torch.tensor([True, False, True, True, True, True])}
+    masks = groups.expand(model, [g for g in found(model, "8") if g.name == "2"], kept)
+    assert list(masks) == ["2.weight", "2.bias", "6.weight"]
+    assert masks["2.weight"].flatten(1).all(1).tolist() == kept["2"].tolist()
+    assert not masks["2.weight"][1].any()
+    assert masks["2.bias"].tolist() == kept["2"].tolist()
+    assert masks["6.weight"].all(0).logical_not().nonzero().flatten().tolist() == [4, 5, 6, 7]
+
+
+def test_values_are_the_rows_of_every_layer_that_makes_the_units() -> None:
+    model = Residual()
+    stream = found(model, "fc")[0]
+    values = groups.values(model, stream)
+    assert values.shape == (8, 3 * 9 + 6 * 9 + 6 * 9)
+    expected = torch.cat([model.stem.weight[3].flatten(), model.outer[0].weight[3].flatten()])  # type: ignore[union-attr, operator]
+    assert torch.equal(values[3, : len(expected)], expected.detach())
+
+
+def test_competing_scores_have_mean_one_and_the_best_unit_stays() -> None:
+    scores = torch.tensor([2.0, 100.0, 4.0, 6.0])
+    kept = torch.tensor([True, False, True, True])  # 100 is of a unit that has gone
+    scaled = groups.compete(scores, kept)
+    assert scaled[[0, 2]].tolist() == [0.5, 1.0]
+    assert scaled[3] == torch.inf
+    assert torch.isfinite(scaled[1])
+    assert groups.compete(torch.zeros(3), torch.ones(3, dtype=torch.bool))[1:].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("criterion", sorted(CRITERIA))
+@pytest.mark.parametrize("fraction", [0.3, 0.9, 0.999])
+def test_no_group_is_ever_emptied(criterion: str, fraction: float) -> None:
+    model = plain()
+    channels = Channels(model, found(model, "8"), coupled=True)
+    kept = channels.everything()
+    for level in range(1, 6):
+        before = kept
+        kept = select(
+            lambda name, b=before, n=level: channels.scores(name, b, CRITERIA[criterion], (0, n)),  # type: ignore[misc]
+            before,
+            fraction=fraction,
+            scope="global",
+        )
+        assert all(bool(kept[name].any()) for name in kept)
+        wanted = round(fraction * before.kept)
+        assert before.kept - kept.kept == min(wanted, before.kept - len(kept))
+        assert all(bool((before[name] | ~kept[name]).all()) for name in kept)
+
+
+@pytest.mark.parametrize(("n", "criterion"), [(1, "l1"), (2, "l2")])
+def test_independent_filters_are_those_of_ln_structured(n: int, criterion: str) -> None:
+    """The oracle: PyTorch's own structured pruning, Conv2d by Conv2d, over several levels."""
+    torch.manual_seed(n)
+    model = nn.Sequential(nn.Conv2d(3, 17, 3), nn.ReLU(), nn.Conv2d(17, 30, 3), nn.Linear(5, 5))
+    names = ["0", "2"]
+    channels = Channels(model, groups.filters(model), coupled=False)
+    assert list(channels.groups) == names
+    kept = channels.everything()
+    references = {name: nn.Conv2d(1, 1, 1) for name in names}
+    for name in names:
+        source = model.get_submodule(name)
+        references[name].weight = nn.Parameter(source.get_parameter("weight").detach().clone())
+    for level, amount in enumerate([0.1, 0.1, 0.25, 0.5, 0.1], start=1):
+        before = kept
+        kept = select(
+            lambda name, b=before, k=level: channels.scores(name, b, CRITERIA[criterion], (0, k)),  # type: ignore[misc]
+            before,
+            fraction=amount,
+            scope="layer",
+        )
+        masks = channels.masks(kept)
+        for name in names:
+            prune.ln_structured(references[name], "weight", amount=amount, n=n, dim=0)  # type: ignore[no-untyped-call]
+            expected = references[name].weight_mask.bool()
+            assert torch.equal(masks[f"{name}.weight"], expected), (level, name)
+    assert set(masks) == {"0.weight", "2.weight"}  # neither bias nor linear layers
+
+
+def test_random_scores_are_drawn_anew_at_each_level_and_alike_at_each_call() -> None:
+    model = plain()
+    channels = Channels(model, found(model, "8"), coupled=False)
+    kept, criterion = channels.everything(), CRITERIA["random"]
+    first = channels.scores("2", kept, criterion, (0, 1))
+    assert torch.equal(first, channels.scores("2", kept, criterion, (0, 1)))
+    assert not torch.equal(first, channels.scores("2", kept, criterion, (0, 2)))
+    assert not torch.equal(first, channels.scores("2", kept, criterion, (1, 1)))
+
+
+def test_groups_are_numbered_anew_as_the_smaller_model_is() -> None:
+    model = Residual().eval()
+    before = found(model, "fc")
+    kept = {g.name: torch.arange(g.units) % 3 != 1 for g in before}
+    smaller = compaction.compact(model, before, kept)
+    renumbered = groups.without(before, kept)
+    afresh = found(smaller, "fc")
+    assert [g.name for g in renumbered] == [g.name for g in afresh]
+    for mine, theirs in zip(renumbered, afresh, strict=True):
+        assert mine.units == theirs.units
+        for a, b in zip(mine.ties, theirs.ties, strict=True):
+            assert (a.layer, a.side, a.index.tolist()) == (b.layer, b.side, b.index.tolist())
+
+
+def test_a_group_that_is_not_named_keeps_its_units() -> None:
+    index = torch.arange(3)[:, None]
+    one = Group("one", "conv", (Tie("a", "out", index), Tie("b", "in", index)))
+    (same,) = groups.without([one], {})
+    assert same.ties[1].index.tolist() == [[0], [1], [2]]
+
+
+def test_keep_all_has_a_mask_a_group() -> None:
+    kept = groups.keep_all(found(plain(), "8"))
+    assert isinstance(kept, Masks)
+    assert {name: mask.numel() for name, mask in kept.items()} == {"0": 4, "2": 6, "6": 5}
+
+
+def choose(**options: tuple[str, ...]) -> list[str]:
+    model = plain()
+    defaults: dict[str, tuple[str, ...]] = {"targets": (), "include": (), "exclude": ()}
+    return [g.name for g in groups.choose(model, found(model, "8"), **(defaults | options))]
+
+
+def test_targets_and_patterns_choose_groups() -> None:
+    assert choose() == ["0", "2", "6"]
+    assert choose(targets=("conv",)) == ["0", "2"]
+    assert choose(targets=("linear",)) == ["6"]
+    assert choose(include=("2", "6")) == ["2", "6"]
+    assert choose(exclude=("0",)) == ["2", "6"]
+
+
+def test_a_pattern_that_matches_one_tied_layer_takes_the_whole_group() -> None:
+    model = Residual()
+    chosen = groups.choose(model, found(model, "fc"), targets=(), include=("outer.1",), exclude=())
+    assert [g.name for g in chosen] == ["stem"]
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"targets": ("heads",)}, "targets=heads is not in this model.* is conv, linear"),
+        ({"include": ("conv*",)}, "pattern 'conv.*' matches no prunable layer; there are: 0, 2, 6"),
+        ({"exclude": ("*",)}, "leave no channels to prune"),
+    ],
+)
+def test_what_chooses_nothing_is_refused(options: dict[str, tuple[str, ...]], problem: str) -> None:
+    with pytest.raises(InputError, match=problem):
+        choose(**options)
