@@ -97,25 +97,7 @@ def compact(model: nn.Module, groups: Sequence[Group], kept: Mapping[str, Tensor
     Raises:
         ValueError: a group of which nothing would be left.
     """
-    gone: dict[str, dict[str, set[int]]] = {}
-    for group in groups:
-        mask = kept.get(group.name)
-        if mask is None or bool(mask.all()):
-            continue
-        if not mask.any():
-            raise ValueError(f"nothing would be left of {group.name}")
-        for tie in group.ties:
-            side = "in" if tie.side == "in" else "out"
-            channels = tie.index[~mask.cpu()].flatten().tolist()
-            gone.setdefault(tie.layer, {"in": set(), "out": set()})[side].update(channels)
-    smaller = copy.deepcopy(model)
-    for name, sides in gone.items():
-        _cut(smaller.get_submodule(name), sorted(sides["out"]), sorted(sides["in"]))
-    for name, attention in smaller.named_modules():
-        projections = _projections(attention)
-        if projections and f"{name}.{projections[0]}" in gone:
-            _count_heads(attention, projections[0])
-    return smaller
+    return _remove(copy.deepcopy(model), groups, kept)
 
 
 def emptied(
@@ -491,7 +473,7 @@ def _agrees(model: nn.Module, forward: Callable[[nn.Module], Tensor], groups: li
         expand(trial, groups, kept).keeper(trial)()
         try:
             masked = forward(trial)
-            smaller = forward(compact(trial, groups, kept))
+            smaller = forward(_remove(trial, groups, kept))
         except (RuntimeError, ValueError, IndexError, AssertionError, TypeError):
             return False
     if masked.shape != smaller.shape:
@@ -501,6 +483,28 @@ def _agrees(model: nn.Module, forward: Callable[[nn.Module], Tensor], groups: li
 
 
 # ------------------------------------------------------------------------------- taking them out
+
+
+def _remove(model: nn.Module, groups: Sequence[Group], kept: Mapping[str, Tensor]) -> nn.Module:
+    """What `compact` does, in place."""
+    gone: dict[str, dict[str, set[int]]] = {}
+    for group in groups:
+        mask = kept.get(group.name)
+        if mask is None or bool(mask.all()):
+            continue
+        if not mask.any():
+            raise ValueError(f"nothing would be left of {group.name}")
+        for tie in group.ties:
+            side = "in" if tie.side == "in" else "out"
+            channels = tie.index[~mask.cpu()].flatten().tolist()
+            gone.setdefault(tie.layer, {"in": set(), "out": set()})[side].update(channels)
+    for name, sides in gone.items():
+        _cut(model.get_submodule(name), sorted(sides["out"]), sorted(sides["in"]))
+    for name, attention in model.named_modules():
+        projections = _projections(attention)
+        if projections and f"{name}.{projections[0]}" in gone:
+            _count_heads(attention, projections[0])
+    return model
 
 
 def _cut(layer: Any, outputs: list[int], inputs: list[int]) -> None:
