@@ -307,12 +307,15 @@ def open_base(
     found, classes = checkpoint.structure.get("classes"), structure["classes"]
     if found != classes:
         raise InputError(f"base_run={run_id!r} has {found} classes, the data set {classes}")
-    for name in ("tokenizer", "config"):
-        if checkpoint.structure.get(name) != structure.get(name):
-            raise InputError(
-                f"base_run={run_id!r} was trained with another {name} than {config.model} has "
-                "here: pass the same weights and train_limit, or another base_run"
-            )
+    tokenizer, shape = structure.get("tokenizer"), structure.get("config", {})
+    theirs_shape = checkpoint.structure.get("config", {})
+    same_shape = all(theirs_shape.get(name) == value for name, value in shape.items())
+    if checkpoint.structure.get("tokenizer") != tokenizer or not same_shape:
+        part = "architecture" if not same_shape else "tokenizer"
+        raise InputError(
+            f"base_run={run_id!r} was trained with another {part} than {config.model} has here: "
+            "pass the same weights and train_limit, or another base_run"
+        )
     return checkpoint
 
 

@@ -102,12 +102,12 @@ def build(
 
 def describe(model: nn.Module, tokenizer: Any) -> dict[str, object]:
     """What `rebuild` needs to make the model again, as JSON values."""
-    config: Any = model.config
-    return {
-        "builder": "transformers",
-        "config": json.loads(config.to_json_string(use_diff=False)),
-        "tokenizer": fingerprint(tokenizer),
-    }
+    made: Any = model.config
+    config = json.loads(made.to_json_string(use_diff=False))
+    config["dtype"] = "float32"  # as it runs here, whatever it was published in
+    for name in ("_name_or_path", "transformers_version"):  # say nothing of the model
+        config.pop(name, None)
+    return {"builder": "transformers", "config": config, "tokenizer": fingerprint(tokenizer)}
 
 
 def rebuild(structure: Mapping[str, Any]) -> nn.Module:
