@@ -140,3 +140,73 @@ def test_bad_values_are_refused_in_one_line(values: dict[str, str], said: list[s
     assert "\n" not in text
     for part in said:
         assert part in text
+
+
+# ------------------------------------------------------------------------------------ channels
+
+
+def test_channels_have_their_own_defaults() -> None:
+    weights = resolve(PruneConfig, {})
+    channels = resolve(PruneConfig, {"granularity": "channel"})
+    assert (weights.criterion, weights.coupling, weights.fraction) == ("l1", None, 0.5)
+    assert (channels.criterion, channels.coupling, channels.fraction) == ("l2", "group", 0.2)
+    assert channels.scope == "global"
+    study = resolve(PruneConfig, {"granularity": "channel", "preset": "paper"})
+    assert (study.coupling, study.scope, study.fraction) == ("independent", "layer", 0.1)
+    assert (study.iterations, study.finetune_epochs, study.learning_rate) == (10, 5, 3e-4)
+    assert study.recalibrate_bn is False
+
+
+def test_independent_filters_are_pruned_layer_by_layer() -> None:
+    given = {"granularity": "channel", "coupling": "independent"}
+    assert resolve(PruneConfig, given).scope == "layer"
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ({"coupling": "group"}, "coupling=group has no effect with granularity=weight"),
+        ({"targets": "conv"}, "targets=conv has no effect with granularity=weight"),
+        ({"form": "compact"}, "form=compact has no effect with granularity=weight"),
+        ({"granularity": "channel", "prune_bias": "true"}, "prune_bias has no effect"),
+        ({"granularity": "channel", "targets": "conv,filters"}, "unknown target 'filters'"),
+        (
+            {"granularity": "channel", "coupling": "independent", "scope": "global"},
+            "scope=global does not go with coupling=independent",
+        ),
+        (
+            {"granularity": "channel", "coupling": "independent", "targets": "conv,linear"},
+            "targets=conv,linear does not go with coupling=independent",
+        ),
+        ({"granularity": "filter"}, "granularity='filter' is not valid"),
+        ({"dataset": "reviews", "image_size": "32"}, "image_size=32 has no effect"),
+    ],
+)
+def test_what_would_be_ignored_is_refused(given: dict[str, str], problem: str) -> None:
+    with pytest.raises(InputError, match=problem):
+        resolve(PruneConfig, given)
+
+
+# --------------------------------------------------------------------------------------- texts
+
+
+@pytest.mark.parametrize("given", [{"model": "bert"}, {"dataset": "reviews"}])
+def test_bert_and_a_text_data_set_bring_each_other(given: dict[str, str]) -> None:
+    config = resolve(FinetuneConfig, given)
+    assert (config.model, config.dataset, config.image_size) == ("bert", "reviews", None)
+    assert config.weights == "none"
+
+
+def test_the_study_s_bert() -> None:
+    base = resolve(FinetuneConfig, {"model": "bert", "preset": "paper"})
+    assert (base.dataset, base.weights, base.batch_size) == ("sst2", "pretrained", 16)
+    assert (base.optimizer, base.learning_rate, base.epochs) == ("adamw", 2e-5, 3)
+    pruned = resolve(PruneConfig, {"model": "bert", "preset": "paper"})
+    assert (pruned.learning_rate, pruned.finetune_epochs, pruned.base_epochs) == (1e-4, 1, 3)
+    heads = resolve(PruneConfig, {"model": "bert", "preset": "paper", "granularity": "channel"})
+    assert (heads.coupling, heads.scope) == ("group", "global")
+
+
+def test_other_encoders_have_the_settings_of_one() -> None:
+    config = resolve(FinetuneConfig, {"model": "hf:some/encoder"})
+    assert (config.dataset, config.weights, config.image_size) == ("reviews", "pretrained", None)

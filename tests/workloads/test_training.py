@@ -463,3 +463,44 @@ def test_bf16_computes_in_bf16_and_keeps_weights_and_optimizer_in_float32() -> N
     list(fit(model, samples(8), RECIPE, CPU))
     assert kinds == [torch.bfloat16, torch.float32]
     assert model.layer.weight.dtype == torch.float32
+
+
+# ------------------------------------------------------------------------------ recalibration
+
+
+def test_recalibrated_statistics_are_those_of_the_samples() -> None:
+    """The oracle: one whole batch's own mean and variance, in float64."""
+    torch.manual_seed(0)
+    convolution = nn.Conv2d(3, 4, 3)
+    model = nn.Sequential(convolution, nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    model.eval()
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
+    data = Split(pixels, np.zeros(40, dtype=np.int64))
+    recipe = Recipe(0, 40, 1e-3, "constant", "sgd", 0.0, 8, 0)
+    training.recalibrate(model, data, recipe, Machine("cpu", "fp32", 1))
+    scaled = (pixels / 255 - np.array(training.MEAN)) / np.array(training.STD)
+    images = torch.from_numpy(scaled).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        seen = convolution.double()(images)
+    norm = model[1]
+    assert isinstance(norm, nn.BatchNorm2d)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    torch.testing.assert_close(
+        norm.running_mean.double(), seen.mean((0, 2, 3)), rtol=1e-4, atol=1e-5
+    )
+    torch.testing.assert_close(norm.running_var.double(), seen.var((0, 2, 3)), rtol=1e-4, atol=1e-5)
+    assert not model.training
+    assert norm.momentum == 0.1
+
+
+def test_recalibration_leaves_weights_and_models_without_batch_norm_alone() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (10, 8, 8, 3), dtype=np.uint8)
+    data = Split(pixels, np.zeros(10, dtype=np.int64))
+    recipe = Recipe(0, 5, 1e-3, "constant", "sgd", 0.0, 8, 0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 4))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    state = torch.get_rng_state()
+    training.recalibrate(model, data, recipe, Machine("cpu", "fp32", 1))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
