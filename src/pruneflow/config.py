@@ -115,6 +115,11 @@ class Settings(BaseModel):
         """Names of the parameters that the caller gave, rather than the preset."""
         return self._given
 
+    @property
+    def short_model(self) -> str:
+        """The model's name without where it comes from."""
+        return self.model.removeprefix("hf:").rstrip("/").rpartition("/")[2]
+
     def resolved(self, **values: object) -> Self:
         """A copy in which what was left to the machine is settled."""
         copy = self.model_copy(update=values)

@@ -93,7 +93,8 @@ def _prune(stage: str, config: PruneConfig, steps: list[Step], reporter: Reporte
     state = _start(experiment, model)
     base_of = _base(experiment, model, reporter)
 
-    name = f"{config.criterion}-{config.granularity}-{config.model}-{config.dataset}-s{config.seed}"
+    what = f"{config.criterion}-{config.granularity}-{config.short_model}"
+    name = f"{what}-{config.dataset}-s{config.seed}"
     tags = {"pruneflow.workload": workload_fingerprint(config, data.digest)}
     with open_run(stage, config, name=name, tags=tags) as run:
         experiment.log_data(run)
@@ -420,7 +421,7 @@ def _summarise(stage: str, experiment: Experiment[PruneConfig], whole: Whole, ru
     how = [config.criterion, config.scope]
     if config.granularity == "channel":
         how += [f"channels, {config.coupling}", config.form]
-    title = f"{config.model} on {experiment.data_name}: {stage}, {', '.join(how)}"
+    title = f"{config.short_model} on {experiment.data_name}\n{stage}, {', '.join(how)}"
     pruned = [layer for layer in run.layers if layer.layer in whole.prunable]
     for name, figure in RUN_FIGURES.items():
         run.log_figure(f"figures/{name}.png", figure(run.levels, pruned, title))

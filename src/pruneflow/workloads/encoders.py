@@ -75,7 +75,6 @@ def build(
     Raises:
         InputError: what cannot be found, read or used.
     """
-    options = {"attn_implementation": "sdpa"}
     if weights == "none" or not load:
         if name == "bert" and weights == "none":
             config = BertConfig(vocab_size=vocabulary, num_labels=classes, **_MINI)
@@ -83,7 +82,7 @@ def build(
             source = _source(name, weights)
             with _quiet(), _refusing(source):
                 config = AutoConfig.from_pretrained(source, num_labels=classes)
-        model: nn.Module = AutoModelForSequenceClassification.from_config(config, **options)
+        model: nn.Module = AutoModelForSequenceClassification.from_config(config)
         return model.float()
     source = _source(name, weights)
     with _quiet(), _refusing(source):
@@ -93,7 +92,6 @@ def build(
             ignore_mismatched_sizes=True,  # a head for other classes
             use_safetensors=True,
             dtype=torch.float32,
-            **options,
         )
     if any(not bool(p.isfinite().all()) for p in model.parameters()):
         raise InputError(f"weights of {source!r} hold NaN or infinite values")
@@ -114,9 +112,7 @@ def rebuild(structure: Mapping[str, Any]) -> nn.Module:
     """A model of the kind that `describe` wrote, not yet with its weights."""
     config = dict(structure["config"])
     made = AutoConfig.for_model(config.pop("model_type"), **config)
-    model: nn.Module = AutoModelForSequenceClassification.from_config(
-        made, attn_implementation="sdpa"
-    )
+    model: nn.Module = AutoModelForSequenceClassification.from_config(made)
     return model.float()
 
 
