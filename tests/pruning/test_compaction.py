@@ -148,22 +148,38 @@ def test_masked_and_compact_give_the_same_outputs(name: str, seed: int, density:
 
 @pytest.mark.parametrize(
     ("name", "head"),
-    [("resnet18", "fc"), ("densenet121", "classifier"), ("mobilenet_v3_small", "classifier.3")],
+    [
+        ("resnet18", "fc"),
+        ("densenet121", "classifier"),
+        ("mobilenet_v3_small", "classifier.3"),
+        *(
+            pytest.param(name, head, marks=pytest.mark.slow)
+            for name, head in {
+                "alexnet": "classifier.6",
+                "vgg16": "classifier.6",
+                "resnet50": "fc",
+                "resnext50_32x4d": "fc",
+                "mobilenet_v2": "classifier.1",
+                "efficientnet_b0": "classifier.1",
+                "regnet_y_400mf": "fc",
+                "convnext_tiny": "classifier.2",
+            }.items()
+        ),
+    ],
 )
 def test_real_architectures_lose_half_their_channels_and_keep_their_outputs(
     name: str, head: str
 ) -> None:
     torch.manual_seed(0)
     model = trained_looking(torchvision.models.get_model(name, num_classes=4)).double()
-    forward = images(32)
+    forward = images(64)
     groups = find_groups(model, forward, outputs=[head]).groups
     kept = {g.name: torch.arange(g.units) % 2 == 0 for g in groups}
     zeroed = masked(model, kept, groups)
     smaller = compaction.compact(zeroed, groups, kept)
     assert difference(forward(zeroed), forward(smaller)) < 1e-9
-    assert sum(p.numel() for p in smaller.parameters()) < 0.5 * sum(
-        p.numel() for p in model.parameters()
-    )
+    whole, left = (sum(p.numel() for p in m.parameters()) for m in (model, smaller))
+    assert left < 0.6 * whole
 
 
 def test_the_original_is_untouched_and_the_compact_model_trains_on() -> None:

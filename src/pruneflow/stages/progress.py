@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from pruneflow.tracking.levels import Level
+from pruneflow.tracking.levels import Level, readable
 
 
 class Reporter:
@@ -67,21 +67,10 @@ def _console() -> Console:
 
 def levels_table(levels: Sequence[Level]) -> Table:
     """The levels of a pruning run, as they are shown at its end."""
+    cells = readable(levels, without=("params compact", "MACs compact"))
     table = Table(title="levels", title_justify="left")
-    headings = ["level", "sparsity", "params left", "MACs left", "test before", "test after"]
-    headings += ["train before", "train after", "MB", "seconds"]
-    for heading in headings:
+    for heading in cells:
         table.add_column(heading, justify="right")
-    for row in levels:
-        seconds = row.score_seconds + row.finetune_seconds + row.evaluate_seconds
-        accuracies = (row.test_before, row.test_after, row.train_before, row.train_after)
-        table.add_row(
-            str(row.level),
-            f"{row.sparsity:.4f}",
-            f"{row.params_left:.4f}",
-            f"{row.macs_left:.4f}",
-            *(f"{value:.4f}" for value in accuracies),
-            f"{row.size_bytes / 1e6:.1f}",
-            f"{seconds:.1f}",
-        )
+    for row in zip(*cells.values(), strict=True):
+        table.add_row(*row)
     return table

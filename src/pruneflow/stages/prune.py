@@ -397,7 +397,8 @@ def _warnings(config: PruneConfig, whole: Whole, run: Run) -> list[str]:
     level, warnings = run.levels[-1], []
     if emptied := _emptied(run, whole, level.level):
         warnings.append(f"nothing is left of {emptied}: exclude them, or prune by scope=layer")
-    if level.channels_left is not None and config.form == "masked":
+    union = config.coupling == "independent" and config.form == "compact"  # removes more, always
+    if level.channels_left is not None and not union:
         removed = 1 - level.channels_left
         if abs(removed - level.target_sparsity) > _SHORTFALL:
             warnings.append(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, astuple, dataclass, fields
 
 TAG_LIMIT = 8_000  # characters that MLflow keeps of a tag
@@ -149,27 +149,40 @@ def _short(value: float | None) -> float | None:
     return value if value is None or isinstance(value, int) else float(f"{value:.6g}")
 
 
-def to_markdown(levels: Sequence[Level]) -> str:
-    """A small table of the levels, for the run's page."""
-    columns: dict[str, Callable[[Level], str]] = {
-        "level": lambda v: str(v.level),
-        "channels left": lambda v: _four(v.channels_left),
-        "sparsity": lambda v: _four(v.sparsity),
-        "params left": lambda v: _four(v.params_left),
-        "test before": lambda v: _four(v.test_before),
-        "test after": lambda v: _four(v.test_after),
-        "test compact": lambda v: _four(v.test_compact),
-        "train after": lambda v: _four(v.train_after),
-        "MACs left": lambda v: _four(v.macs_left),
-        "params compact": lambda v: f"{v.params_compact:,}",
-        "MACs compact": lambda v: f"{v.macs_compact:,}",
-    }
-    table = {title: [cell(level) for level in levels] for title, cell in columns.items()}
-    table = {title: cells for title, cells in table.items() if any(cells)}
-    lines = ["| " + " | ".join(table) + " |", "|" + "---:|" * len(table)]
-    lines += ["| " + " | ".join(row) + " |" for row in zip(*table.values(), strict=True)]
-    return "\n".join(lines)
+_CELLS: dict[str, Callable[[Level], str]] = {
+    "level": lambda v: str(v.level),
+    "channels left": lambda v: _four(v.channels_left),
+    "sparsity": lambda v: _four(v.sparsity),
+    "params left": lambda v: _four(v.params_left),
+    "MACs left": lambda v: _four(v.macs_left),
+    "test before": lambda v: _four(v.test_before),
+    "test after": lambda v: _four(v.test_after),
+    "test compact": lambda v: _four(v.test_compact),
+    "train before": lambda v: _four(v.train_before),
+    "train after": lambda v: _four(v.train_after),
+    "params compact": lambda v: f"{v.params_compact:,}",
+    "MACs compact": lambda v: f"{v.macs_compact:,}",
+    "MB": lambda v: f"{v.size_bytes / 1e6:.1f}",
+    "seconds": lambda v: f"{v.score_seconds + v.finetune_seconds + v.evaluate_seconds:.1f}",
+}
 
 
 def _four(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
+
+
+def readable(levels: Sequence[Level], *, without: Collection[str] = ()) -> dict[str, list[str]]:
+    """The levels as people read them: heading -> a cell a level.
+
+    What was measured at no level is left out, and what `without` names.
+    """
+    table = {heading: [cell(level) for level in levels] for heading, cell in _CELLS.items()}
+    return {h: cells for h, cells in table.items() if any(cells) and h not in without}
+
+
+def to_markdown(levels: Sequence[Level]) -> str:
+    """A table of the levels, for the run's page."""
+    table = readable(levels, without=("train before", "MB", "seconds"))
+    lines = ["| " + " | ".join(table) + " |", "|" + "---:|" * len(table)]
+    lines += ["| " + " | ".join(row) + " |" for row in zip(*table.values(), strict=True)]
+    return "\n".join(lines)
