@@ -26,6 +26,12 @@ def level(number: int, left: float, after: float) -> Level:
         score_seconds=0.1,
         finetune_seconds=1.0,
         evaluate_seconds=0.5,
+        channels_left=None,
+        conv_params_masked=300,
+        conv_params_compact=300,
+        params_compact=1000,
+        macs_compact=5000,
+        test_compact=None,
     )
 
 
