@@ -94,4 +94,5 @@ def run(stage: str, parameters: Mapping[str, Any]) -> FinishedRun:
     from pruneflow.tracking.levels import Level
 
     levels = pd.DataFrame(done.levels, columns=[field.name for field in fields(Level)])
+    levels = levels.astype({f.name: float for f in fields(Level) if "float" in str(f.type)})
     return FinishedRun(done.id, done.experiment_id, done.address, levels)

@@ -427,7 +427,9 @@ def _summarise(stage: str, experiment: Experiment[PruneConfig], whole: Whole, ru
     for name, figure in RUN_FIGURES.items():
         run.log_figure(f"figures/{name}.png", figure(run.levels, pruned, title))
     first, last = run.levels[0], run.levels[-1]
-    warnings = "".join(f"**{text}**\n\n" for text in _warnings(config, whole, run))
+    warnings = "".join(
+        f"**{text[0].upper()}{text[1:]}**\n\n" for text in _warnings(config, whole, run)
+    )
     run.describe(
         f"**{config.model}** on **{experiment.data_name}**: `{stage}`, {', '.join(how)}, "
         f"seed {config.seed}.\n\n"
