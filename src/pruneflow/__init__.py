@@ -52,9 +52,9 @@ def load_model(run_id: str, level: int = 0) -> nn.Module:
     Raises:
         InputError: a run or level that is not there, or cannot be read.
     """
-    from pruneflow.tracking import checkpoints, run
+    from pruneflow.tracking import checkpoints, finished
 
-    return checkpoints.restore(run.load_checkpoint(run_id, level))
+    return checkpoints.restore(finished.load_checkpoint(run_id, level))
 
 
 def _run(stage: str, parameters: dict[str, Any]) -> FinishedRun:

@@ -20,7 +20,7 @@ from torch import nn
 import pruneflow
 from pruneflow.errors import InputError
 from pruneflow.tracking import checkpoints
-from pruneflow.tracking.run import load_checkpoint
+from pruneflow.tracking.finished import load_checkpoint
 
 SMALL: dict[str, Any] = {
     "model": "resnet18",

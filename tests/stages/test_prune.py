@@ -16,7 +16,7 @@ from mlflow.tracking import MlflowClient
 
 import pruneflow
 from pruneflow.errors import InputError
-from pruneflow.tracking.run import load_checkpoint
+from pruneflow.tracking.finished import load_checkpoint
 
 SMALL: dict[str, Any] = {
     "model": "shufflenet_v2_x0_5",

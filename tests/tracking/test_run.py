@@ -1,11 +1,10 @@
-"""Runs: opened, ended for a reason, and found again."""
+"""Runs: opened, and ended for a reason."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
-import time
 from pathlib import Path
 
 import pytest
@@ -21,12 +20,6 @@ from pruneflow.tracking.run import open_run
 @pytest.fixture
 def config() -> FinetuneConfig:
     return resolve(FinetuneConfig, {"model": "resnet18", "epochs": "3"})
-
-
-def finished_base(config: FinetuneConfig, workload: str, stage: str = "finetune") -> str:
-    with open_run(stage, config, name="base", tags={"pruneflow.workload": workload}) as run:
-        pass
-    return run.id
 
 
 def test_configuration_is_logged_as_params_and_as_typed_json(
@@ -98,48 +91,6 @@ def test_the_current_experiment_is_used(
     with open_run("finetune", config, name="n", tags={}) as run:
         pass
     assert MlflowClient().get_experiment(run.experiment_id).name == "mine"
-
-
-def test_the_newest_finished_base_of_the_workload_is_found(
-    store: str, config: FinetuneConfig
-) -> None:
-    assert tracking.find_base("w", {}) is None
-    finished_base(config, "w")
-    time.sleep(0.01)
-    newest = finished_base(config, "w")
-    time.sleep(0.01)
-    finished_base(config, "another")
-    finished_base(config, "w", stage="prune_iterative")
-    with (
-        pytest.raises(RuntimeError),
-        open_run("finetune", config, name="n", tags={"pruneflow.workload": "w"}),
-    ):
-        raise RuntimeError
-    assert tracking.find_base("w", {}) == newest
-    assert tracking.find_base("w", {"epochs": 3, "batch_size": 64}) == newest
-    assert tracking.find_base("w", {"epochs": 3, "batch_size": 65}) is None
-
-
-def test_a_base_that_cannot_be_used_is_refused(store: str, config: FinetuneConfig) -> None:
-    pruning = finished_base(config, "w", stage="prune_direct")
-    other = finished_base(config.resolved(model="vgg16"), "w")
-    seed = finished_base(config.resolved(seed=7), "w")
-    data = finished_base(config.resolved(dataset="cifar10"), "w")
-    empty = finished_base(config, "w")
-    with pytest.raises(RuntimeError), open_run("finetune", config, name="n", tags={}) as failed:
-        raise RuntimeError
-    for run_id, said in [
-        ("nowhere", "does not exist"),
-        (pruning, "not a finetune run but prune_direct"),
-        (failed.id, "its status is FAILED"),
-        (other, "has model=vgg16, not resnet18"),
-        (seed, "has seed=7, not 0"),
-        (data, "has dataset=cifar10, not digits"),
-        (empty, "no checkpoint of level 0"),
-    ]:
-        with pytest.raises(InputError, match=said) as refused:
-            tracking.open_base(run_id, config, {"classes": 10})
-        assert "\n" not in str(refused.value)
 
 
 def test_fingerprint_follows_what_decides_the_result_and_nothing_else() -> None:

@@ -22,18 +22,15 @@ from pruneflow.stages.experiment import Experiment, build, prepare, timed
 from pruneflow.stages.finetune import train_base
 from pruneflow.stages.progress import Reporter, levels_table
 from pruneflow.tracking.checkpoints import Checkpoint
-from pruneflow.tracking.levels import Layer, Level, to_markdown
-from pruneflow.tracking.run import (
-    Run,
+from pruneflow.tracking.finished import (
     base_weights,
     find_base,
-    fingerprint,
     fingerprint_of,
     load_checkpoint,
     open_base,
-    open_run,
-    workload_fingerprint,
 )
+from pruneflow.tracking.levels import Layer, Level, to_markdown
+from pruneflow.tracking.run import Run, fingerprint, open_run, workload_fingerprint
 from pruneflow.workloads import training
 
 # A shortfall that is told: further from the target than rounding to whole channels explains.

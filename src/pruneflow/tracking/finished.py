@@ -1,0 +1,139 @@
+"""Finished runs read back: base runs, and the models that runs kept."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow.entities import Run as MlflowRun
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from pruneflow.config import Settings
+from pruneflow.errors import InputError, first_line
+from pruneflow.tracking import checkpoints, store
+from pruneflow.tracking.run import checkpoint_path, shown
+
+_MISSING = "RESOURCE_DOES_NOT_EXIST"
+
+
+def find_base(workload: str, settings: Mapping[str, object]) -> str | None:
+    """Id of the newest finished finetune run of a workload, anywhere in the store.
+
+    Args:
+        workload: its `workload_fingerprint`.
+        settings: values of its configuration that it has to have.
+    """
+    conditions = [
+        "attributes.status = 'FINISHED'",
+        "tags.`pruneflow.stage` = 'finetune'",
+        f"tags.`pruneflow.workload` = '{workload}'",
+        *(f"params.`cfg/{name}` = '{shown(value)}'" for name, value in settings.items()),
+    ]
+    found = mlflow.search_runs(
+        filter_string=" and ".join(conditions),
+        order_by=["start_time DESC"],
+        max_results=1,
+        search_all_experiments=True,
+        output_format="list",
+    )
+    return str(found[0].info.run_id) if found else None
+
+
+def base_weights(run_id: str) -> str:
+    """The weights that a finetune run started from, which say what its model looks like.
+
+    Raises:
+        InputError: a run that does not exist or is no finetune run.
+    """
+    return str(_finetune_run(run_id).data.params["cfg/weights"])
+
+
+def open_base(
+    run_id: str, config: Settings, structure: Mapping[str, Any]
+) -> checkpoints.Checkpoint:
+    """The model of a finetune run, once it is seen that this configuration can prune it.
+
+    Args:
+        run_id: the run.
+        config: of the pruning run.
+        structure: of its model, as its checkpoints will have it.
+
+    Raises:
+        InputError: a run that does not exist, did not finish, is no finetune run, has another
+            model, image size or classes, or another data set or seed: its training samples would
+            be among those held out here.
+    """
+    run = _finetune_run(run_id)
+    for name in ("model", "dataset", "image_size", "seed"):
+        theirs, ours = run.data.params.get(f"cfg/{name}"), shown(getattr(config, name))
+        if theirs != ours:
+            raise InputError(
+                f"base_run={run_id!r} has {name}={theirs}, not {ours}: they must agree"
+            )
+    checkpoint = load_checkpoint(run_id, 0)
+    found, classes = checkpoint.structure.get("classes"), structure["classes"]
+    if found != classes:
+        raise InputError(f"base_run={run_id!r} has {found} classes, the data set {classes}")
+    tokenizer, shape = structure.get("tokenizer"), structure.get("config", {})
+    theirs_shape = checkpoint.structure.get("config", {})
+    same_shape = all(theirs_shape.get(name) == value for name, value in shape.items())
+    if checkpoint.structure.get("tokenizer") != tokenizer or not same_shape:
+        part = "architecture" if not same_shape else "tokenizer"
+        raise InputError(
+            f"base_run={run_id!r} was trained with another {part} than {config.model} has here: "
+            "pass the same weights and train_limit, or another base_run"
+        )
+    return checkpoint
+
+
+def _finetune_run(run_id: str) -> MlflowRun:
+    """A finished finetune run.
+
+    Raises:
+        InputError: there is none of this id.
+    """
+    try:
+        run = MlflowClient().get_run(run_id)
+    except MlflowException as error:
+        reason = first_line(error)
+        if error.error_code == _MISSING:
+            reason = f"does not exist in {store.without_credentials(store.uri())}"
+        raise InputError(
+            f"base_run={run_id!r} {reason}: pass the id of a finished finetune run, or nothing "
+            "to have one found or made"
+        ) from None
+    stage = run.data.tags.get("pruneflow.stage")
+    if stage != "finetune":
+        raise InputError(
+            f"base_run={run_id!r} is not a finetune run but {stage or 'one of something else'}"
+        )
+    if run.info.status != "FINISHED":
+        raise InputError(f"base_run={run_id!r} did not finish: its status is {run.info.status}")
+    return run
+
+
+def fingerprint_of(run_id: str) -> str:
+    """The fingerprint of a run."""
+    return str(MlflowClient().get_run(run_id).data.tags["pruneflow.fingerprint"])
+
+
+def load_checkpoint(run_id: str, level: int) -> checkpoints.Checkpoint:
+    """Read a level's checkpoint of a run.
+
+    Raises:
+        InputError: the run has no such checkpoint, or it cannot be read.
+    """
+    path = checkpoint_path(level)
+    with tempfile.TemporaryDirectory(prefix="pruneflow-") as folder:
+        try:
+            local = MlflowClient().download_artifacts(run_id, path, folder)
+        except (MlflowException, OSError) as error:
+            raise InputError(
+                f"run {run_id} has no checkpoint of level {level} any more ({first_line(error)}): "
+                "delete that run, or pass base_run"
+            ) from None
+        return checkpoints.load(Path(local))
