@@ -75,7 +75,7 @@ def select(
     The number pruned is `round(fraction * left)`, and which ones, is what
     `torch.nn.utils.prune.global_unstructured` (scope `global`) or `l1_unstructured` on each
     tensor (scope `layer`) chooses; among equal scores the first in model order goes first. What
-    has an infinite score stays, even if fewer than that number can go.
+    has a score of infinity stays, even if fewer than that number can go.
 
     Args:
         scores: name -> scores of that mask's shape; called up to three times a name, with
@@ -148,11 +148,11 @@ def _keys(
             raise ValueError(
                 f"scores of {name} have shape {tuple(values.shape)}, not {tuple(mask.shape)}"
             )
-        if values.isnan().any():
-            raise ValueError(f"scores of {name} are not numbers (NaN)")
         values, kept = values.reshape(-1), mask.reshape(-1)
         for start in range(0, len(values), _CHUNK):
             piece = slice(start, start + _CHUNK)
+            if values[piece].isnan().any():
+                raise ValueError(f"scores of {name} are not numbers (NaN)")
             bits = (values[piece] + 0.0).view(torch.int32)  # + 0.0 turns -0.0 into 0.0
             sign = bits >> 31
             bits ^= sign.bitwise_and_(0x7FFFFFFF)
