@@ -24,6 +24,7 @@ __all__ = [
     "ExperimentError",
     "InputError",
     "__version__",
+    "benchmark_latency",
     "finetune",
     "load_model",
     "prune_direct",
@@ -44,6 +45,11 @@ def prune_iterative(**parameters: Any) -> FinishedRun:
 def prune_direct(**parameters: Any) -> FinishedRun:
     """Prune a model to its target at once, then fine-tune; as the entry point `prune_direct`."""
     return _run("prune_direct", parameters)
+
+
+def benchmark_latency(**parameters: Any) -> FinishedRun:
+    """Time the levels of pruning runs in every form; as the entry point `benchmark_latency`."""
+    return _run("benchmark_latency", parameters)
 
 
 def load_model(run_id: str, level: int = 0) -> nn.Module:

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import click
 
 from pruneflow import __version__
-from pruneflow.config import Settings, resolve
+from pruneflow.config import Config, resolve
 from pruneflow.errors import ExperimentError, InputError, unknown
 from pruneflow.stages import STAGES, run
 from pruneflow.tracking.store import UI_PORT
@@ -37,13 +37,14 @@ def command(stage: str) -> click.Command:
     return click.Command(stage, callback=callback, params=options, help=STAGES[stage].help)
 
 
-def _help(quick: Settings, name: str) -> str:
+def _help(quick: Config, name: str) -> str:
     field = type(quick).model_fields[name]
     value = getattr(quick, name)
     if value in (None, ()):
         return str(field.description)
     origin = "preset quick" if field.is_required() else "default"
-    return f"{field.description} [{origin}: {value}]"
+    shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
+    return f"{field.description} [{origin}: {shown}]"
 
 
 @click.command()

@@ -8,7 +8,7 @@ later except what only the machine can tell (`device`, `precision`, `threads` wh
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -25,6 +25,7 @@ from pydantic import (
 )
 
 from pruneflow.errors import InputError, unknown
+from pruneflow.inference import EAGER, ENGINES, FORMS
 from pruneflow.pruning import TARGETS, schedule
 from pruneflow.pruning.criteria import CRITERIA
 from pruneflow.workloads.datasets import DATASETS, IMAGES, TEXTS
@@ -33,10 +34,10 @@ PRESET = "preset"  # what MLproject passes for a parameter that was not given
 
 
 def _names(value: object) -> object:
-    """'a, b' -> ('a', 'b'); lists pass through."""
+    """'a, b' -> ('a', 'b'); one number is a list of one; lists pass through."""
     if isinstance(value, str):
         return tuple(part.strip() for part in value.split(",") if part.strip())
-    return value
+    return (value,) if isinstance(value, int) else value
 
 
 def _criterion(value: str) -> str:
@@ -45,11 +46,16 @@ def _criterion(value: str) -> str:
     return value
 
 
-def _targets(value: tuple[str, ...]) -> tuple[str, ...]:
-    for name in value:
-        if name not in TARGETS:
-            raise unknown("target", name, TARGETS)
-    return value
+def _among(kind: str, valid: Sequence[str]) -> Callable[[tuple[str, ...]], tuple[str, ...]]:
+    """What refuses names that are not valid, or come twice."""
+
+    def check(value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            if name not in valid:
+                raise unknown(kind, name, valid)
+        return tuple(dict.fromkeys(value))
+
+    return check
 
 
 def _dataset(value: str) -> str:
@@ -60,14 +66,31 @@ def _dataset(value: str) -> str:
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
-Patterns = Annotated[tuple[str, ...], BeforeValidator(_names)]
-C = TypeVar("C", bound="Settings")
+Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
+C = TypeVar("C", bound="Config")
 
 
-class Settings(BaseModel):
-    """What every training stage needs: the model, its data, how it is trained, and on what."""
+class Config(BaseModel):
+    """The configuration of a stage: frozen, and nothing in it that is not declared."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    _given: frozenset[str] = PrivateAttr(default=frozenset())
+
+    @property
+    def given(self) -> frozenset[str]:
+        """Names of the parameters that the caller gave, rather than the preset."""
+        return self._given
+
+    def resolved(self, **values: object) -> Self:
+        """A copy in which what was left to the machine is settled."""
+        copy = self.model_copy(update=values)
+        copy._given = self._given
+        return copy
+
+
+class Settings(Config):
+    """What every training stage needs: the model, its data, how it is trained, and on what."""
 
     model: Annotated[str, Field(min_length=1)] = Field(
         description="alexnet, vgg16, resnet18, resnet50, any other torchvision classifier, bert, "
@@ -108,23 +131,10 @@ class Settings(BaseModel):
     )
     threads: Count | None = Field(None, description="CPU threads; all cores when not given")
 
-    _given: frozenset[str] = PrivateAttr(default=frozenset())
-
-    @property
-    def given(self) -> frozenset[str]:
-        """Names of the parameters that the caller gave, rather than the preset."""
-        return self._given
-
     @property
     def short_model(self) -> str:
         """The model's name without where it comes from."""
         return self.model.removeprefix("hf:").rstrip("/").rpartition("/")[2]
-
-    def resolved(self, **values: object) -> Self:
-        """A copy in which what was left to the machine is settled."""
-        copy = self.model_copy(update=values)
-        copy._given = self._given
-        return copy
 
 
 class FinetuneConfig(Settings):
@@ -150,7 +160,7 @@ class PruneConfig(Settings):
         description="channels: group (tied layers lose the same ones, so that masked and compact "
         "agree) or independent (every Conv2d by itself, weight only, as torch's ln_structured)"
     )
-    targets: Annotated[tuple[str, ...], BeforeValidator(_names), AfterValidator(_targets)] = Field(
+    targets: Annotated[Names, AfterValidator(_among("target", TARGETS))] = Field(
         (), description=f"channels of what: {', '.join(TARGETS)}; by default all the model has"
     )
     form: Literal["masked", "compact"] = Field(
@@ -169,10 +179,10 @@ class PruneConfig(Settings):
         description="epochs of fine-tuning after each level; 0 is allowed"
     )
     base_epochs: Count = Field(description="epochs of the base run, when this run has to make one")
-    include: Patterns = Field(
+    include: Names = Field(
         (), description="prune only layers whose name matches one of these patterns (a,b*)"
     )
-    exclude: Patterns = Field((), description="leave out layers whose name matches one of these")
+    exclude: Names = Field((), description="leave out layers whose name matches one of these")
     prune_bias: bool = Field(description="prune biases too, as the 2020 study did")
     recalibrate_bn: bool = Field(
         description="re-estimate BatchNorm's statistics on training samples after each pruning"
@@ -203,6 +213,52 @@ class PruneConfig(Settings):
         if self.target_sparsity is not None:
             return self.target_sparsity
         return schedule.iterative(self.fraction, self.iterations)[-1].target_sparsity
+
+
+class BenchmarkConfig(Config):
+    """Configuration of `benchmark_latency`: which levels are timed, how they are run, how long."""
+
+    run: Names = Field(
+        (),
+        description="ids of pruning runs to time (a,b); by default the newest finished one, or, "
+        "where there is none, a quick one that is made",
+    )
+    study: str | None = Field(None, description="time the finished pruning runs of this study")
+    model: str | None = Field(
+        None, description="time the newest finished pruning run of this model"
+    )
+    levels: Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_names)] = Field(
+        (), description="levels to time (0,3,6); by default all"
+    )
+    forms: Annotated[Names, AfterValidator(_among("form", FORMS))] = Field(
+        (), description=f"forms to time: {', '.join(FORMS)}; by default all that a level has"
+    )
+    batch_sizes: Annotated[tuple[Count, ...], BeforeValidator(_names), Field(min_length=1)] = Field(
+        (1, 4, 16, 64, 256), description="samples in a batch (1,16)"
+    )
+    threads: Annotated[tuple[Count, ...], BeforeValidator(_names)] = Field(
+        (), description="numbers of CPU threads to time with (1,2); all cores when not given"
+    )
+    device: Annotated[Names, AfterValidator(_among("device", ("cpu", "cuda")))] = Field(
+        (), description="cpu, cuda or both (cpu,cuda); by default those that are there"
+    )
+    engines: Annotated[Names, AfterValidator(_among("engine", ENGINES))] = Field(
+        (EAGER,),
+        description=f"what runs the dense and compact forms: {', '.join(ENGINES)}; eager PyTorch "
+        "is always timed, the others need the extra pruneflow[engines]",
+    )
+    image_size: Annotated[int, Field(ge=1, le=4096)] | None = Field(
+        None, description="side of the images, in pixels; as the run had it when not given"
+    )
+    sequence_length: Annotated[int, Field(ge=1, le=512)] | None = Field(
+        None, description="tokens of a text; the median of the run's data when not given"
+    )
+    rounds: Annotated[int, Field(ge=3, le=2000)] = Field(
+        20, description="least number of times that each form is timed, side by side"
+    )
+    seconds: Annotated[float, Field(gt=0)] = Field(
+        20.0, description="but no longer than this for a level, device and batch size"
+    )
 
 
 def presets() -> list[str]:
@@ -263,20 +319,44 @@ def resolve(kind: type[C], given: Mapping[str, Any]) -> C:
             f"{ignored[0]}={values[ignored[0]]} has no effect with base_run, whose model is taken "
             "as it is: leave one of them out"
         )
-    preset = str(values.get("preset", known["preset"].default))
     try:
-        config = kind.model_validate(_preset_values(preset, kind, values) | values)
+        config = kind.model_validate(_defaults(kind, values) | values)
     except ValidationError as error:
         raise InputError(_first_problem(error, kind)) from None
     config._given = frozenset(values)
-    if config.dataset in TEXTS and "image_size" in values:
+    if isinstance(config, Settings) and config.dataset in TEXTS and "image_size" in values:
         raise InputError(
             f"image_size={config.image_size} has no effect with dataset={config.dataset}, which "
             "holds texts: leave it out"
         )
     if isinstance(config, PruneConfig):
         _refuse_without_effect(config)
+    if isinstance(config, BenchmarkConfig):
+        _refuse_two_ways(config)
     return config
+
+
+def _defaults(kind: type[Config], given: Mapping[str, Any]) -> dict[str, Any]:
+    """What the preset says; a stage that trains nothing has its defaults in its fields."""
+    if not issubclass(kind, Settings):
+        return {}
+    return _preset_values(
+        str(given.get("preset", kind.model_fields["preset"].default)), kind, given
+    )
+
+
+def _refuse_two_ways(config: BenchmarkConfig) -> None:
+    """Refuse more than one way to say which runs are timed.
+
+    Raises:
+        InputError: naming two.
+    """
+    ways = sorted({"run", "study", "model"} & config.given)
+    if len(ways) > 1:
+        raise InputError(
+            f"{ways[0]}={_shown(getattr(config, ways[0]))} and {ways[1]}="
+            f"{_shown(getattr(config, ways[1]))} both say which runs to time: give one of them"
+        )
 
 
 def _refuse_without_effect(config: PruneConfig) -> None:
@@ -337,7 +417,7 @@ def base_config(config: PruneConfig) -> FinetuneConfig:
     )
 
 
-def _first_problem(error: ValidationError, kind: type[Settings]) -> str:
+def _first_problem(error: ValidationError, kind: type[Config]) -> str:
     problem = error.errors()[0]
     name = str(problem["loc"][0]) if problem["loc"] else "configuration"
     cause = problem.get("ctx", {}).get("error")

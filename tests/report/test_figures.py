@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pruneflow.report import figures
+from pruneflow.tracking.latencies import Latency
 from pruneflow.tracking.levels import Layer, Level
 
 
@@ -65,3 +66,75 @@ def test_heat_map_has_a_row_per_tensor_in_model_order_and_a_column_per_level() -
     assert axes.images[0].get_array().tolist() == [[0.0, 0.25], [0.0, 0.75]]
     assert [text.get_text() for text in axes.get_yticklabels()] == ["b.weight", "a.weight"]
     assert [text.get_text() for text in axes.texts] == ["0.0", "25.0", "0.0", "75.0"]
+
+
+def latency(level: int, form: str, batch: int, p50: float | None, **given: object) -> Latency:
+    row: dict[str, object] = {
+        "level": level,
+        "form": form,
+        "device": "cpu",
+        "threads": 2,
+        "batch_size": batch,
+        "n": 20,
+        "p50_ms": p50,
+        "p95_ms": None if p50 is None else 1.5 * p50,
+        "mean_ms": p50,
+        "sd_ms": 0.1,
+        "samples_per_second": None,
+        "peak_memory_bytes": 10,
+        "params": 100,
+        "macs": 1000,
+        "engine": "eager",
+        "status": "ok" if p50 else "out of memory",
+        "params_left": 0.5**level,
+        "weight_bytes": 400,
+        "speedup": None,
+        "speedup_low": None,
+        "speedup_high": None,
+        "difference": 0.0,
+        "bound_by": None,
+        "bound_share": None,
+    }
+    return Latency(**(row | given))  # type: ignore[arg-type]
+
+
+TIMES = [
+    *(latency(level, "dense", batch, 10.0 * batch) for level in (0, 1, 2) for batch in (1, 4)),
+    *(
+        latency(level, "sparse", batch, 10.0 * batch / 2**level)
+        for level in (1, 2)
+        for batch in (1, 4)
+    ),
+    latency(2, "sparse", 64, None),
+    latency(2, "dense", 1, 3.0, engine="openvino"),
+    latency(2, "dense", 1, 30.0, threads=1),
+]
+
+
+def drawn(axes: object) -> dict[str, tuple[list[float], list[float]]]:
+    found = {}
+    for bars in axes.containers:  # type: ignore[attr-defined]
+        line = bars.lines[0]
+        found[bars.get_label()] = (list(line.get_xdata()), list(line.get_ydata()))
+    return found
+
+
+def test_latency_by_batch_size_has_a_line_a_form_of_the_last_level() -> None:
+    figure = figures.latency_by_batch_size(TIMES, "title")
+    axes = figure.axes[0]
+    assert drawn(axes) == {"dense": ([1, 4], [10.0, 40.0]), "sparse": ([1, 4], [2.5, 10.0])}
+    assert "level 2, 25 % of the parameters left; cpu, 2 threads" in axes.get_title()
+
+
+def test_latency_by_params_left_has_a_panel_a_batch_size() -> None:
+    figure = figures.latency_by_params_left(TIMES, "title")
+    assert [axes.get_title() for axes in figure.axes] == ["batch size 1", "batch size 4"]
+    assert drawn(figure.axes[1]) == {
+        "dense": ([1.0, 0.5, 0.25], [40.0, 40.0, 40.0]),
+        "sparse": ([0.5, 0.25], [20.0, 10.0]),
+    }
+
+
+def test_latency_figures_of_nothing_that_could_be_run_are_empty() -> None:
+    for figure in figures.LATENCY_FIGURES.values():
+        assert figure([latency(1, "dense", 8, None)], "title").axes

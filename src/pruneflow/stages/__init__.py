@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from pruneflow.config import FinetuneConfig, PruneConfig, Settings, resolve
+from pruneflow.config import BenchmarkConfig, Config, FinetuneConfig, PruneConfig, resolve
 from pruneflow.errors import unknown
 
 if TYPE_CHECKING:
@@ -16,30 +16,36 @@ if TYPE_CHECKING:
     from pruneflow.tracking.run import Run
 
 
-def _finetune(config: Any, reporter: Reporter) -> Run:
+def _finetune(config: Any, reporter: Reporter) -> list[Run]:
     from pruneflow.stages.finetune import finetune
 
-    return finetune(config, reporter)
+    return [finetune(config, reporter)]
 
 
-def _prune_iterative(config: Any, reporter: Reporter) -> Run:
+def _prune_iterative(config: Any, reporter: Reporter) -> list[Run]:
     from pruneflow.stages.prune import prune_iterative
 
-    return prune_iterative(config, reporter)
+    return [prune_iterative(config, reporter)]
 
 
-def _prune_direct(config: Any, reporter: Reporter) -> Run:
+def _prune_direct(config: Any, reporter: Reporter) -> list[Run]:
     from pruneflow.stages.prune import prune_direct
 
-    return prune_direct(config, reporter)
+    return [prune_direct(config, reporter)]
+
+
+def _benchmark_latency(config: Any, reporter: Reporter) -> list[Run]:
+    from pruneflow.stages.benchmark import benchmark_latency
+
+    return benchmark_latency(config, reporter)
 
 
 @dataclass(frozen=True)
 class Stage:
     """An entry point: its configuration, what runs it (imported when called), its help line."""
 
-    config: type[Settings]
-    start: Callable[[Any, Reporter], Run]
+    config: type[Config]
+    start: Callable[[Any, Reporter], list[Run]]
     help: str
 
 
@@ -50,6 +56,9 @@ STAGES: dict[str, Stage] = {
     ),
     "prune_direct": Stage(
         PruneConfig, _prune_direct, "Prune to the target in one level, then fine-tune."
+    ),
+    "benchmark_latency": Stage(
+        BenchmarkConfig, _benchmark_latency, "Time the levels of pruning runs in every form."
     ),
 }
 
@@ -62,13 +71,16 @@ class FinishedRun:
         run_id: its id in MLflow.
         experiment_id: of the MLflow experiment that holds it.
         address: where to see it in the UI.
-        levels: a DataFrame with the columns of `levels.csv`; empty for `finetune`.
+        levels: a DataFrame with the columns of `levels.csv`; empty if nothing was pruned.
+        latencies: one with the columns of `latency.csv`, and `run_id` before them: of
+            all runs, if several were benchmarked, while the fields above are of the first.
     """
 
     run_id: str
     experiment_id: str
     address: str
     levels: pd.DataFrame
+    latencies: pd.DataFrame
 
 
 def run(stage: str, parameters: Mapping[str, Any]) -> FinishedRun:
@@ -90,9 +102,17 @@ def run(stage: str, parameters: Mapping[str, Any]) -> FinishedRun:
     store.check()
     with Reporter() as reporter:
         done = STAGES[stage].start(config, reporter)
-        reporter.say(f"run {done.id} finished: {done.address}")
+        for one in done:
+            reporter.say(f"run {one.id} finished: {one.address}")
+    from pruneflow.tracking.latencies import Latency
     from pruneflow.tracking.levels import Level
 
-    levels = pd.DataFrame(done.levels, columns=[field.name for field in fields(Level)])
-    levels = levels.astype({f.name: float for f in fields(Level) if "float" in str(f.type)})
-    return FinishedRun(done.id, done.experiment_id, done.address, levels)
+    def table(rows: list[Any], kind: type[Any]) -> pd.DataFrame:
+        frame = pd.DataFrame(rows, columns=[field.name for field in fields(kind)])
+        return frame.astype({f.name: float for f in fields(kind) if "float" in str(f.type)})
+
+    latencies = pd.concat([table(one.latencies, Latency).assign(run_id=one.id) for one in done])
+    latencies.insert(0, "run_id", latencies.pop("run_id"))
+    first = done[0]
+    levels = table(first.levels, Level)
+    return FinishedRun(first.id, first.experiment_id, first.address, levels, latencies)

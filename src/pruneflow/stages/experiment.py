@@ -72,7 +72,7 @@ class Experiment(Generic[C]):
 
     @property
     def structure(self) -> dict[str, object]:
-        """How a checkpoint's model is rebuilt."""
+        """How a checkpoint's model is rebuilt, and the size of what it was trained on."""
         return {"model": self.config.model, "classes": self.classes, **self.identity}
 
     def recipe(self, epochs: int, *, level: int) -> Recipe:
@@ -143,7 +143,7 @@ def prepare(config: C, *, load: bool) -> tuple[Experiment[C], nn.Module]:
     Raises:
         InputError: something that is missing or does not fit.
     """
-    machine = Machine.settle(config.device, config.precision, config.threads, _cores())
+    machine = Machine.settle(config.device, config.precision, config.threads, cores())
     config = config.resolved(**machine.settings())
     texts = config.model == "bert" or config.model.startswith("hf:")
     if not texts and config.model not in models.names():
@@ -172,7 +172,8 @@ def prepare(config: C, *, load: bool) -> tuple[Experiment[C], nn.Module]:
         2, *sample.shape[1:], generator=torch.Generator().manual_seed(0), dtype=torch.float64
     ).to(machine.device)
     uses, head = cost.positions(model, sample), models.head_name(model)
-    identity: dict[str, object] = {"builder": "torchvision"}
+    size: dict[str, object] = {"image_size": config.image_size}
+    identity: dict[str, object] = {"builder": "torchvision", "input": size}
     return Experiment(config, data, machine, uses, head, pictures, identity), model
 
 
@@ -199,11 +200,12 @@ def _prepare_texts(
     sample = training.tokens_to_model(train, by_length[len(by_length) // 2 :][:1], machine)
     two = training.tokens_to_model(train, np.array([median, longer]), machine)
     uses, head = cost.positions(model, sample), models.head_name(model)
-    identity = encoders.describe(model, tokenizer)
+    size = {"sequence_length": int(train.lengths[median])}
+    identity = encoders.describe(model, tokenizer) | {"input": size}
     return Experiment(config, data, machine, uses, head, two, identity, tokenizer), model
 
 
-def _cores() -> int:
+def cores() -> int:
     """CPU cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from pruneflow.tracking.latencies import Latency
 from pruneflow.tracking.levels import Level, readable
 
 
@@ -73,4 +74,29 @@ def levels_table(levels: Sequence[Level]) -> Table:
         table.add_column(heading, justify="right")
     for row in zip(*cells.values(), strict=True):
         table.add_row(*row)
+    return table
+
+
+def latencies_table(latencies: Sequence[Latency]) -> Table:
+    """The times of a benchmark, as they are shown at its end."""
+    table = Table(title="latency", title_justify="left")
+    headings = ("level", "form", "on", "batch", "p50 ms", "p95 ms", "speed-up", "95 % interval")
+    for heading in (*headings, "MB", "bound by"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in latencies:
+        form = row.form if row.engine == "eager" else f"{row.form}, {row.engine}"
+        on = f"{row.threads} threads" if row.device == "cpu" else row.device
+        where = [str(row.level), form, on, str(row.batch_size)]
+        if row.p50_ms is None or row.p95_ms is None or row.speedup is None:
+            table.add_row(*where, "", "", "", row.status)
+            continue
+        table.add_row(
+            *where,
+            f"{row.p50_ms:.3f}",
+            f"{row.p95_ms:.3f}",
+            f"{row.speedup:.2f}",
+            f"{row.speedup_low:.2f} - {row.speedup_high:.2f}",
+            f"{row.weight_bytes / 1e6:.1f}",
+            row.bound_by or "",
+        )
     return table

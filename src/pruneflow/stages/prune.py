@@ -71,10 +71,15 @@ class Whole:
     macs: int
 
 
-def prune_iterative(config: PruneConfig, reporter: Reporter) -> Run:
-    """Each level removes `fraction` of what is left."""
+def prune_iterative(
+    config: PruneConfig, reporter: Reporter, *, experiment_id: str | None = None
+) -> Run:
+    """Each level removes `fraction` of what is left.
+
+    With `experiment_id` the run is a new one there, and not the one that was handed over.
+    """
     steps = schedule.iterative(config.fraction, config.iterations)
-    return _prune("prune_iterative", config, steps, reporter)
+    return _prune("prune_iterative", config, steps, reporter, experiment_id)
 
 
 def prune_direct(config: PruneConfig, reporter: Reporter) -> Run:
@@ -82,7 +87,13 @@ def prune_direct(config: PruneConfig, reporter: Reporter) -> Run:
     return _prune("prune_direct", config, schedule.direct(config.final_sparsity), reporter)
 
 
-def _prune(stage: str, config: PruneConfig, steps: list[Step], reporter: Reporter) -> Run:
+def _prune(
+    stage: str,
+    config: PruneConfig,
+    steps: list[Step],
+    reporter: Reporter,
+    experiment_id: str | None = None,
+) -> Run:
     if config.base_run is not None:
         config = config.resolved(weights=base_weights(config.base_run))
     experiment, model = prepare(config, load=False)
@@ -93,7 +104,7 @@ def _prune(stage: str, config: PruneConfig, steps: list[Step], reporter: Reporte
     what = f"{config.criterion}-{config.granularity}-{config.short_model}"
     name = f"{what}-{config.dataset}-s{config.seed}"
     tags = {"pruneflow.workload": workload_fingerprint(config, data.digest)}
-    with open_run(stage, config, name=name, tags=tags) as run:
+    with open_run(stage, config, name=name, tags=tags, experiment_id=experiment_id) as run:
         experiment.log_data(run)
         base, checkpoint = base_of(run.experiment_id)
         model.load_state_dict(checkpoint.state)

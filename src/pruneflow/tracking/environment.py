@@ -37,6 +37,7 @@ def describe() -> dict[str, object]:
         "cores": os.cpu_count(),
         "memory_bytes": psutil.virtual_memory().total,
         "threads": torch.get_num_threads(),
+        "load_average": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "git": _git(Path(__file__).parent),
     }

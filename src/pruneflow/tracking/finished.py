@@ -1,9 +1,12 @@
-"""Finished runs read back: base runs, and the models that runs kept."""
+"""Finished runs read back: base runs, pruning runs, and the models that runs kept."""
 
 from __future__ import annotations
 
+import csv
+import json
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ from mlflow.tracking import MlflowClient
 from pruneflow.config import Settings
 from pruneflow.errors import InputError, first_line
 from pruneflow.tracking import checkpoints, store
-from pruneflow.tracking.run import checkpoint_path, shown
+from pruneflow.tracking.run import checkpoint_path, current_experiment, shown
 
 _MISSING = "RESOURCE_DOES_NOT_EXIST"
 
@@ -96,16 +99,8 @@ def _finetune_run(run_id: str) -> MlflowRun:
     Raises:
         InputError: there is none of this id.
     """
-    try:
-        run = MlflowClient().get_run(run_id)
-    except MlflowException as error:
-        reason = first_line(error)
-        if error.error_code == _MISSING:
-            reason = f"does not exist in {store.without_credentials(store.uri())}"
-        raise InputError(
-            f"base_run={run_id!r} {reason}: pass the id of a finished finetune run, or nothing "
-            "to have one found or made"
-        ) from None
+    wanted = "a finished finetune run, or nothing to have one found or made"
+    run = _run(run_id, "base_run", wanted)
     stage = run.data.tags.get("pruneflow.stage")
     if stage != "finetune":
         raise InputError(
@@ -114,6 +109,120 @@ def _finetune_run(run_id: str) -> MlflowRun:
     if run.info.status != "FINISHED":
         raise InputError(f"base_run={run_id!r} did not finish: its status is {run.info.status}")
     return run
+
+
+def _run(run_id: str, parameter: str, wanted: str) -> MlflowRun:
+    """A run by its id.
+
+    Raises:
+        InputError: there is none.
+    """
+    try:
+        return MlflowClient().get_run(run_id)
+    except MlflowException as error:
+        reason = first_line(error)
+        if error.error_code == _MISSING:
+            reason = f"does not exist in {store.without_credentials(store.uri())}"
+        raise InputError(f"{parameter}={run_id!r} {reason}: pass the id of {wanted}") from None
+
+
+@dataclass(frozen=True)
+class PruningRun:
+    """A finished pruning run.
+
+    Attributes:
+        id, name: of the run.
+        config: its configuration, typed, as in `config.json`.
+        params_left: level -> fraction of the parameters left.
+        fingerprint: of what decided its result.
+    """
+
+    id: str
+    name: str
+    config: Mapping[str, Any]
+    params_left: Mapping[int, float]
+    fingerprint: str
+
+
+_OF_PRUNING = "tags.`pruneflow.stage` LIKE 'prune_%'"
+
+
+def newest_pruning_run(model: str | None) -> str | None:
+    """Id of the newest finished pruning run of MLflow's current experiment, of a model or any."""
+    conditions = ["attributes.status = 'FINISHED'", _OF_PRUNING]
+    if model is not None:
+        conditions.append(f"params.`cfg/model` = '{_quoted(model)}'")
+    found = _search(conditions, most=1)
+    return found[0] if found else None
+
+
+def pruning_runs_of(study: str) -> list[str]:
+    """Ids of the finished pruning runs of a study, in MLflow's current experiment, oldest first.
+
+    Raises:
+        InputError: there are none.
+    """
+    conditions = ["attributes.status = 'FINISHED'", _OF_PRUNING]
+    found = _search([*conditions, f"tags.`pruneflow.study` = '{_quoted(study)}'"], most=1_000)
+    if not found:
+        raise InputError(
+            f"study={study!r} has no finished pruning runs in the current experiment: run it "
+            "first, or pass run ids"
+        )
+    return found[::-1]
+
+
+def open_pruning_run(run_id: str) -> PruningRun:
+    """Read a pruning run.
+
+    Raises:
+        InputError: a run that does not exist, is no pruning run, did not finish or has lost its
+            tables.
+    """
+    run = _run(run_id, "run", "a finished pruning run, or nothing to have one found or made")
+    stage = run.data.tags.get("pruneflow.stage", "one of something else")
+    if not stage.startswith("prune_"):
+        raise InputError(f"run={run_id!r} is not a pruning run but {stage}")
+    if run.info.status != "FINISHED":
+        raise InputError(f"run={run_id!r} did not finish: its status is {run.info.status}")
+    with tempfile.TemporaryDirectory(prefix="pruneflow-") as folder:
+        client = MlflowClient()
+        try:
+            config = json.loads(_read(client, run_id, "config.json", folder))
+            rows = list(csv.DictReader(_read(client, run_id, "levels.csv", folder).splitlines()))
+            left = {int(row["level"]): float(row["params_left"]) for row in rows}
+        except (MlflowException, OSError, LookupError, ValueError) as error:
+            raise InputError(
+                f"run={run_id!r} has lost its config.json or levels.csv ({first_line(error)}): "
+                "pass another one"
+            ) from None
+    name, fingerprint = run.info.run_name, run.data.tags.get("pruneflow.fingerprint", "")
+    return PruningRun(run_id, name, config, left, fingerprint)
+
+
+def _read(client: MlflowClient, run_id: str, path: str, folder: str) -> str:
+    return Path(client.download_artifacts(run_id, path, folder)).read_text("utf-8")
+
+
+def _search(conditions: list[str], *, most: int) -> list[str]:
+    found = MlflowClient().search_runs(
+        [current_experiment()],
+        filter_string=" and ".join(conditions),
+        order_by=["attributes.start_time DESC"],
+        max_results=most,
+    )
+    return [str(run.info.run_id) for run in found]
+
+
+def _quoted(text: str) -> str:
+    """Text between the quotes of a filter.
+
+    Raises:
+        InputError: text that holds such a quote itself, which MLflow's filters cannot say.
+    """
+    if "'" in text:
+        raise InputError(f"{text!r} holds a quote: no run can be searched by it")
+    return text
 
 
 def fingerprint_of(run_id: str) -> str:
@@ -134,6 +243,6 @@ def load_checkpoint(run_id: str, level: int) -> checkpoints.Checkpoint:
         except (MlflowException, OSError) as error:
             raise InputError(
                 f"run {run_id} has no checkpoint of level {level} any more ({first_line(error)}): "
-                "delete that run, or pass base_run"
+                "delete that run, or pass another one"
             ) from None
         return checkpoints.load(Path(local))

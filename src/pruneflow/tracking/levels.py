@@ -10,6 +10,7 @@ import io
 import json
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, astuple, dataclass, fields
+from typing import Any
 
 TAG_LIMIT = 8_000  # characters that MLflow keeps of a tag
 
@@ -104,8 +105,8 @@ class Layer:
     sparsity: float
 
 
-def to_csv(rows: Iterable[Level] | Iterable[Layer], kind: type[Level] | type[Layer]) -> str:
-    """Rows as CSV text, the fields' names as its header."""
+def to_csv(rows: Iterable[Any], kind: type[Any]) -> str:
+    """Records of a dataclass as CSV text, the fields' names as its header."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(field.name for field in fields(kind))

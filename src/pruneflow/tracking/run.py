@@ -21,9 +21,10 @@ from mlflow.tracking import MlflowClient
 from mlflow.tracking.context.registry import resolve_tags
 from torch import Tensor
 
-from pruneflow.config import Settings
+from pruneflow.config import Config, Settings
 from pruneflow.errors import ExperimentError, InputError, first_line, user_path
-from pruneflow.tracking import checkpoints, environment, levels, store
+from pruneflow.tracking import checkpoints, environment, latencies, levels, store
+from pruneflow.tracking.latencies import Latency, LayerLatency
 from pruneflow.tracking.levels import METRICS, TAG_LIMIT, Layer, Level
 from pruneflow.version import __version__
 
@@ -40,6 +41,12 @@ def fingerprint(stage: str, config: Settings, data_digest: str, base: str | None
     deciding = {k: v for k, v in config.model_dump().items() if k not in _NOT_DECIDING}
     deciding["weights"] = _weights(config)
     return _hash(stage, __version__, deciding, data_digest, base)
+
+
+def benchmark_fingerprint(config: Config, pruned: str) -> str:
+    """Hash of what a benchmark times and how: its configuration, the pruning run's fingerprint."""
+    how = {k: v for k, v in config.model_dump().items() if k not in ("run", "study", "model")}
+    return _hash("benchmark_latency", __version__, how, pruned)
 
 
 def workload_fingerprint(config: Settings, data_digest: str) -> str:
@@ -81,6 +88,8 @@ class Run:
         self._client = client
         self._levels: list[Level] = []
         self._layers: list[Layer] = []
+        self._latencies: list[Latency] = []
+        self._profile: list[LayerLatency] = []
 
     @property
     def levels(self) -> list[Level]:
@@ -91,6 +100,11 @@ class Run:
     def layers(self) -> list[Layer]:
         """The layers of all levels recorded so far."""
         return list(self._layers)
+
+    @property
+    def latencies(self) -> list[Latency]:
+        """The times recorded so far."""
+        return list(self._latencies)
 
     @property
     def address(self) -> str:
@@ -161,6 +175,26 @@ class Run:
         self.log_text("layers.csv", levels.to_csv(self._layers, Layer))
         self.set_tags({"pruneflow.curves": levels.curves(self._levels)})
 
+    def record_latencies(
+        self,
+        level: int,
+        rows: Sequence[Latency],
+        profile: Sequence[LayerLatency],
+        first: tuple[str, int],
+    ) -> None:
+        """Record the times of a level: metrics and tables, complete as of this level.
+
+        Args:
+            level: the level.
+            rows, profile: its records.
+            first: device and threads whose metrics have the plain names.
+        """
+        self._latencies.extend(rows)
+        self._profile.extend(profile)
+        self.log_metrics(latencies.metrics(rows, first), step=level)
+        self.log_text("latency.csv", levels.to_csv(self._latencies, Latency))
+        self.log_text("profile.csv", levels.to_csv(self._profile, LayerLatency))
+
 
 def checkpoint_path(level: int) -> str:
     """Where a run keeps the checkpoint of a level, among its artifacts."""
@@ -170,7 +204,7 @@ def checkpoint_path(level: int) -> str:
 @contextmanager
 def open_run(
     stage: str,
-    config: Settings,
+    config: Config,
     *,
     name: str,
     tags: Mapping[str, str],

@@ -78,6 +78,31 @@ def logits(model: nn.Module, inputs: Tensor | Mapping[str, Tensor]) -> Tensor:
     return result
 
 
+def random_inputs(
+    structure: Mapping[str, Any], batch: int, *, size: int, device: str
+) -> Tensor | dict[str, Tensor]:
+    """A batch of noise for a model as a checkpoint's structure describes it, the same every time.
+
+    Args:
+        structure: of the checkpoint.
+        batch: samples.
+        size: side of the images in pixels, or tokens of every text.
+        device: where they are to be.
+
+    Returns:
+        Images (batch, 3, size, size), channels_last as in training; or of texts `input_ids` and
+        `attention_mask` (batch, size).
+    """
+    generator = torch.Generator().manual_seed(0)
+    if structure.get("builder") == "transformers":
+        words = int(structure["config"]["vocab_size"])
+        ids = torch.randint(words, (batch, size), generator=generator)
+        mask = torch.ones_like(ids)
+        return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
+    images = torch.randn(batch, 3, size, size, generator=generator)
+    return images.to(device, memory_format=torch.channels_last)
+
+
 def rebuild(structure: Mapping[str, Any]) -> nn.Module:
     """A dense model of the kind that a checkpoint's structure describes; its weights are new.
 

@@ -1,0 +1,6 @@
+"""Entry point `benchmark_latency`."""
+
+from pruneflow.cli import run_entrypoint
+
+if __name__ == "__main__":
+    run_entrypoint("benchmark_latency")

@@ -1,0 +1,363 @@
+"""The `sparse` form: zeros are not stored, where that is faster on this machine.
+
+A linear layer or convolution can be run as it is (dense), with its empty rows and columns dropped,
+or in compressed sparse rows (CSR). Which is fastest hangs on its shape, its zeros and the batch
+size, and on the processor and its libraries, so it is measured, inside the whole model (alone, a
+layer would find its weights in the caches), and remembered.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import platform
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+Run = Callable[[nn.Module], object]
+
+_MARGIN = 0.95  # a layer leaves its dense kernel only if that takes less than this share of time
+_LEAST_SPARSITY = 0.3  # below, no stored index pays
+_ROUNDS = 7
+_LONG_ROUND = 2.0  # seconds; then fewer rounds
+
+
+class _Window(NamedTuple):
+    """How a convolution moves over its input."""
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+
+    @classmethod
+    def of(cls, layer: nn.Module) -> _Window | None:
+        if not isinstance(layer, nn.Conv2d):
+            return None
+        assert not isinstance(layer.padding, str)  # _storable
+        return cls(layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.groups)
+
+
+class Dropped(nn.Module):
+    """A linear layer or convolution without its empty rows and columns; the same outputs.
+
+    Inputs and outputs have the shapes of the layer it stands for: what it does not compute is
+    the constant that the bias makes it.
+    """
+
+    rows: Tensor | None
+    columns: Tensor | None
+    weight: Tensor
+    bias: Tensor | None
+    constant: Tensor | None
+
+    def __init__(self, layer: nn.Linear | nn.Conv2d) -> None:
+        super().__init__()
+        weight = layer.weight.detach()
+        used = weight != 0
+        rows = used.flatten(1).any(1)
+        columns = used.movedim(1, 0).flatten(1).any(1)
+        self.window = _Window.of(layer)
+        self.dim = -1 if self.window is None else -3
+        self.size = weight.shape[0]
+        self.dropped = int((~rows).sum() + (~columns).sum())
+        bias = None if layer.bias is None else layer.bias.detach()
+        self.register_buffer("rows", None if rows.all() else rows.nonzero()[:, 0])
+        self.register_buffer("columns", None if columns.all() else columns.nonzero()[:, 0])
+        self.register_buffer("weight", weight[rows][:, columns].contiguous())
+        self.register_buffer("bias", None if bias is None else bias[rows].contiguous())
+        self.register_buffer("constant", None if bias is None or rows.all() else bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As the layer it stands for."""
+        if self.columns is not None:
+            x = x.index_select(self.dim, self.columns)
+        if self.window is None:
+            y = functional.linear(x, self.weight, self.bias)
+        else:
+            _, stride, padding, dilation, groups = self.window
+            y = functional.conv2d(x, self.weight, self.bias, stride, padding, dilation, groups)
+        if self.rows is None:
+            return y
+        shape = list(y.shape)
+        shape[self.dim] = self.size
+        if self.constant is None:
+            whole = y.new_zeros(shape)
+        else:
+            view = (-1, 1, 1) if self.dim == -3 else (-1,)
+            whole = y.new_empty(shape).copy_(self.constant.view(view))
+        return whole.index_copy_(self.dim, self.rows, y)
+
+
+class Csr(nn.Module):
+    """A linear layer or convolution whose weight is stored in compressed sparse rows.
+
+    A convolution becomes one product with its unfolded input (im2col); of 1x1 with stride 1 and
+    no padding nothing is unfolded.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(self, layer: nn.Linear | nn.Conv2d) -> None:
+        super().__init__()
+        dense = layer.weight.detach().flatten(1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # "in beta state"
+            csr = dense.to_sparse_csr()
+            index = torch.int32  # half the bytes; what MKL takes without a copy
+            weight = torch.sparse_csr_tensor(
+                csr.crow_indices().to(index), csr.col_indices().to(index), csr.values(), csr.shape
+            )
+        self.window = _Window.of(layer)
+        self.register_buffer("weight", weight)
+        self.register_buffer("bias", None if layer.bias is None else layer.bias.detach())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As the layer it stands for."""
+        if self.window is not None:
+            return self._convolve(x, self.window)
+        rows = x.reshape(-1, x.shape[-1])
+        y = (self.weight @ rows[0])[None] if len(rows) == 1 else (self.weight @ rows.t()).t()
+        if self.bias is not None:
+            y = y + self.bias
+        return y.reshape(*x.shape[:-1], y.shape[-1])
+
+    def _convolve(self, x: Tensor, window: _Window) -> Tensor:
+        kernel, stride, padding, dilation, _ = window
+        count, _, height, width = x.shape
+        if (kernel, stride, padding) == ((1, 1), (1, 1), (0, 0)):
+            columns = x.flatten(2)
+        else:
+            columns = functional.unfold(x, kernel, dilation, padding, stride)
+            sizes = zip((height, width), kernel, stride, padding, dilation, strict=True)
+            height, width = ((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sizes)
+        flat = columns[0] if count == 1 else columns.transpose(0, 1).flatten(1)
+        y = self.weight @ flat
+        if self.bias is not None:
+            y = y + self.bias[:, None]
+        return y.view(-1, count, height, width).transpose(0, 1)
+
+
+def _drop(layer: nn.Linear | nn.Conv2d) -> nn.Module | None:
+    if isinstance(layer, nn.Conv2d) and layer.groups > 1:
+        return None  # a row of the weight is of one group, a column of every one
+    dropped = Dropped(layer)
+    return dropped if dropped.dropped and dropped.weight.numel() else None
+
+
+def _csr(layer: nn.Linear | nn.Conv2d) -> nn.Module | None:
+    if isinstance(layer, nn.Conv2d) and layer.groups > 1:
+        return None
+    return Csr(layer) if _sparsity(layer) >= _LEAST_SPARSITY else None
+
+
+# Ways to store a layer beside the dense one; each gives None where it has nothing to offer.
+REPRESENTATIONS: dict[str, Callable[[nn.Linear | nn.Conv2d], nn.Module | None]] = {
+    "dropped": _drop,
+    "csr": _csr,
+}
+
+
+def sparse(
+    model: nn.Module, run: Run, *, batch: str, cache: Path | None = None
+) -> tuple[nn.Module, dict[str, str]]:
+    """A model's `sparse` form for one batch size, on the CPU and threads of this moment.
+
+    Args:
+        model: masked, in eval mode on the CPU; it is left as it was, and shares its dense tensors
+            with the form.
+        run: runs a model once, on the inputs it is for.
+        batch: says what these are ("16x3x224x224"): measurements are remembered by it.
+        cache: file that remembers measurements; None remembers nothing.
+
+    Returns:
+        The form, and how each of its layers that has zeros is stored: name -> `dense` or a name of
+        REPRESENTATIONS.
+    """
+    layers, outputs = _called(model, run)
+    options = {
+        name: {way: made for way, make in REPRESENTATIONS.items() if (made := make(layer))}
+        for name, layer in layers.items()
+    }
+    options = {name: ways for name, ways in options.items() if ways}
+    keys = {name: _key(layers[name], f"{batch} -> {outputs[name]}") for name in options}
+    known = _read(cache)
+    if any(key not in known for key in keys.values()):
+        measured = _measure(model, options, run)
+        new = {keys[name]: way for name, way in measured.items() if keys[name] not in known}
+        known = known | new
+        _write(cache, new)
+    chosen = {name: known[key] for name, key in keys.items()}
+    stored = {n: options[n][way] for n, way in chosen.items() if way in options[n]}
+    return _with(model, stored), chosen
+
+
+def stored_weight(layer: nn.Module) -> Tensor | None:
+    """What a layer stores of its weight, sparse or not."""
+    weight = getattr(layer, "weight", None)
+    if not isinstance(weight, Tensor):
+        return None
+    return weight.values() if weight.layout == torch.sparse_csr else weight.detach()
+
+
+def default_cache() -> Path:
+    """Where measurements are remembered between runs: PRUNEFLOW_CACHE, or the user's cache."""
+    folder = os.environ.get("PRUNEFLOW_CACHE")
+    if folder:
+        return Path(folder) / "kernels.json"
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "pruneflow" / "kernels.json"
+
+
+def _called(model: nn.Module, run: Run) -> tuple[dict[str, nn.Linear | nn.Conv2d], dict[str, str]]:
+    """Layers that a model calls (attention may use a weight without that), and output shapes."""
+    layers: dict[str, nn.Linear | nn.Conv2d] = {}
+    shapes: dict[str, str] = {}
+    handles = []
+    for name, module in model.named_modules():
+        if _storable(module):
+
+            def hook(layer: nn.Module, inputs: object, output: Tensor, name: str = name) -> None:
+                layers[name] = layer  # type: ignore[assignment]
+                shapes[name] = "x".join(map(str, output.shape))
+
+            handles.append(module.register_forward_hook(hook))
+    try:
+        run(model)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return layers, shapes
+
+
+def _storable(module: nn.Module) -> bool:
+    """Whether a layer's arithmetic is one that the representations can do."""
+    if type(module) is nn.Conv2d:
+        return module.padding_mode == "zeros" and not isinstance(module.padding, str)
+    return type(module) is nn.Linear
+
+
+def _measure(
+    model: nn.Module, options: Mapping[str, Mapping[str, nn.Module]], run: Run
+) -> dict[str, str]:
+    """The fastest way to store each layer, each timed within the whole model."""
+    ways = ["dense", *REPRESENTATIONS]
+    variants = {
+        way: _with(model, {n: made[way] for n, made in options.items() if way in made})
+        for way in ways
+    }
+    times: dict[str, dict[str, list[float]]] = {n: {way: [] for way in ways} for n in options}
+    rounds, number = _ROUNDS, 0
+    while number < rounds:
+        start = time.perf_counter()
+        for way, variant in variants.items():
+            with _timing(variant, options) as seconds:
+                run(variant)
+            for name, value in seconds.items():
+                if number:  # the first is warm-up
+                    times[name][way].append(value)
+        if time.perf_counter() - start > _LONG_ROUND:
+            rounds = 4
+        number += 1
+    chosen = {}
+    for name, ways_of in options.items():
+        median = {way: float(np.median(times[name][way])) for way in ("dense", *ways_of)}
+        best = min(median, key=lambda way: median[way])
+        chosen[name] = best if median[best] < _MARGIN * median["dense"] else "dense"
+    return chosen
+
+
+@contextmanager
+def _timing(model: nn.Module, names: Mapping[str, object]) -> Iterator[dict[str, float]]:
+    seconds: dict[str, float] = {}
+    handles = []
+    for name in names:
+
+        def before(layer: nn.Module, inputs: object, name: str = name) -> None:
+            seconds[name] = -time.perf_counter()
+
+        def after(layer: nn.Module, inputs: object, outputs: object, name: str = name) -> None:
+            seconds[name] += time.perf_counter()
+
+        layer = model.get_submodule(name)
+        handles.append(layer.register_forward_pre_hook(before))
+        handles.append(layer.register_forward_hook(after))
+    try:
+        yield seconds
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _with(model: nn.Module, layers: Mapping[str, nn.Module]) -> nn.Module:
+    """A copy that shares all tensors with the model, some layers replaced."""
+    shared = {id(t): t for t in [*model.parameters(), *model.buffers()]}
+    twin = copy.deepcopy(model, dict(shared))
+    for name, layer in layers.items():
+        parent, _, attribute = name.rpartition(".")
+        setattr(twin.get_submodule(parent), attribute, layer)
+    return twin.eval()
+
+
+def _sparsity(layer: nn.Linear | nn.Conv2d) -> float:
+    return 1 - int(layer.weight.count_nonzero()) / layer.weight.numel()
+
+
+def _key(layer: nn.Linear | nn.Conv2d, batch: str) -> str:
+    """What a measurement is remembered by: the layer's shape and zeros, batch, and machine."""
+    used = layer.weight.detach() != 0
+    rows = int(used.flatten(1).any(1).sum())
+    columns = int(used.movedim(1, 0).flatten(1).any(1).sum())
+    parts = [
+        type(layer).__name__,
+        "x".join(map(str, layer.weight.shape)),
+        str(tuple(_Window.of(layer) or ())),
+        f"sparsity {_sparsity(layer):.3f}",
+        f"rows {rows} columns {columns}",
+        batch,
+        f"{torch.get_num_threads()} threads",
+        f"torch {torch.__version__}",
+        torch.backends.cpu.get_cpu_capability(),
+        platform.node(),
+    ]
+    return "; ".join(parts)
+
+
+def _read(cache: Path | None) -> dict[str, str]:
+    if cache is None:
+        return {}
+    try:
+        known = json.loads(cache.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}  # nothing remembered yet, or not readably: it is measured again
+    valid = {"dense", *REPRESENTATIONS}
+    pairs = known.items() if isinstance(known, dict) else ()
+    return {key: way for key, way in pairs if way in valid}
+
+
+def _write(cache: Path | None, new: Mapping[str, str]) -> None:
+    if cache is None:
+        return
+    try:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(_read(cache) | dict(new), indent=0, sort_keys=True)
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", dir=cache.parent, delete=False
+        ) as file:
+            file.write(text)
+        os.replace(file.name, cache)  # whole or not at all, whoever else writes
+    except OSError:
+        return  # a cache that cannot be written costs time, nothing else

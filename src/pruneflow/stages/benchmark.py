@@ -1,0 +1,335 @@
+"""Stage `benchmark_latency`: times the levels of pruning runs in every form, and says why."""
+
+from __future__ import annotations
+
+import gc
+import os
+import statistics
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from pruneflow.config import BenchmarkConfig, PruneConfig, resolve
+from pruneflow.errors import InputError
+from pruneflow.inference import EAGER, engines
+from pruneflow.inference.forms import FORMS, PrunedLevel
+from pruneflow.pruning import compaction, cost
+from pruneflow.report.figures import LATENCY_FIGURES
+from pruneflow.stages.benchmark_point import Point, Setting, Subject
+from pruneflow.stages.experiment import cores
+from pruneflow.stages.progress import Reporter, latencies_table
+from pruneflow.stages.prune import prune_iterative
+from pruneflow.tracking import checkpoints
+from pruneflow.tracking.checkpoints import Checkpoint
+from pruneflow.tracking.finished import (
+    PruningRun,
+    load_checkpoint,
+    newest_pruning_run,
+    open_pruning_run,
+    pruning_runs_of,
+)
+from pruneflow.tracking.latencies import OK, Latency, LayerLatency
+from pruneflow.tracking.run import Run, benchmark_fingerprint, current_experiment, open_run
+from pruneflow.workloads import models
+
+
+def benchmark_latency(config: BenchmarkConfig, reporter: Reporter) -> list[Run]:
+    """Time pruning runs, each in a run of its own: the one handed over, then new ones."""
+    settings = _settings(config)
+    config = config.resolved(
+        device=tuple(dict.fromkeys(s.device for s in settings)),
+        threads=tuple(dict.fromkeys(s.threads for s in settings)),
+        engines=_installed(config, reporter),
+    )
+    runs = [_open(run_id, config) for run_id in _chosen(config, reporter)]
+    return [_benchmark(_subject(run, config), config, settings, reporter) for run in runs]
+
+
+# ------------------------------------------------------------------------- what is timed, and where
+
+
+def _settings(config: BenchmarkConfig) -> list[Setting]:
+    """Devices and threads, refused where they are not there.
+
+    Raises:
+        InputError: a device or a number of threads that this machine has not.
+    """
+    has_cuda = torch.cuda.is_available()
+    if "cuda" in config.device and not has_cuda:
+        raise InputError(
+            "device='cuda' is not available: PyTorch sees no CUDA GPU here (valid: cpu)"
+        )
+    available = cores()
+    for threads in config.threads:
+        if threads > available:
+            raise InputError(
+                f"threads={threads} is not valid: this process may use {available} cores"
+            )
+    devices = config.device or (("cpu", "cuda") if has_cuda else ("cpu",))
+    on_cpu = [Setting("cpu", n) for n in config.threads or (available,)]
+    return [s for device in devices for s in (on_cpu if device == "cpu" else [Setting(device, 1)])]
+
+
+def _installed(config: BenchmarkConfig, reporter: Reporter) -> tuple[str, ...]:
+    """The engines asked for that are there, eager PyTorch first; a line for each that is not."""
+    found = [EAGER]
+    for engine in config.engines:
+        package = engines.missing(engine)
+        if package is not None:
+            reporter.say(
+                f"engine {engine} is skipped: the package {package} is not installed "
+                "(pip install 'pruneflow[engines]')"
+            )
+        elif engine != EAGER:
+            found.append(engine)
+    return tuple(found)
+
+
+def _chosen(config: BenchmarkConfig, reporter: Reporter) -> list[str]:
+    """Ids of the runs to time: those named, of the study, else the newest, else one to be made."""
+    if config.run:
+        return list(dict.fromkeys(config.run))
+    if config.study is not None:
+        return pruning_runs_of(config.study)
+    found = newest_pruning_run(config.model)
+    if found is None:
+        given = {} if config.model is None else {"model": config.model}
+        quick = resolve(PruneConfig, given)
+        reporter.say(f"no finished pruning run to time: making a quick one of {quick.model}")
+        found = prune_iterative(quick, reporter, experiment_id=current_experiment()).id
+    return [found]
+
+
+def _open(run_id: str, config: BenchmarkConfig) -> PruningRun:
+    """A run that is to be timed.
+
+    Raises:
+        InputError: it cannot be, or has not the levels.
+    """
+    run = open_pruning_run(run_id)
+    for level in config.levels:
+        if level not in run.params_left:
+            raise InputError(
+                f"levels={level} is not valid: run {run_id} has the levels 0 to "
+                f"{max(run.params_left)}"
+            )
+    return run
+
+
+def _subject(run: PruningRun, config: BenchmarkConfig) -> Subject:
+    """Load what is timed of a run, as far as all its levels share it.
+
+    Raises:
+        InputError: checkpoints that are gone, or a size of inputs that does not work.
+    """
+    levels = config.levels or tuple(sorted(run.params_left))
+    checkpoint = load_checkpoint(run.id, 0)
+    dense = checkpoints.restore(checkpoint)
+    size = _size(run, checkpoint, config)
+    if "image_size" in _sizes(run, checkpoint):
+        models.check_image_size(dense, str(run.config["model"]), size)
+    one = models.random_inputs(checkpoint.structure, 1, size=size, device="cpu")
+    subject = Subject(run, levels, size, checkpoint, dense, cost.positions(dense, one), groups=[])
+    wanted = config.forms or tuple(FORMS)
+    if run.config["form"] == "compact" or "compact" not in wanted or levels == (0,):
+        return subject
+    head = models.head_name(dense)
+    found = compaction.find_groups(dense, subject.probe, outputs=[head])
+    return replace(subject, groups=found.groups)
+
+
+def _sizes(run: PruningRun, checkpoint: Checkpoint) -> Mapping[str, int]:
+    """Size of what the model was trained on, by the name of its parameter."""
+    own: Mapping[str, int] | None = checkpoint.structure.get("input")
+    if own is not None:
+        return own
+    image_size = run.config.get("image_size")  # of a checkpoint that does not say it itself
+    return {"sequence_length": 128} if image_size is None else {"image_size": int(image_size)}
+
+
+def _size(run: PruningRun, checkpoint: Checkpoint, config: BenchmarkConfig) -> int:
+    """Size of the inputs: the given one, else the run's.
+
+    Raises:
+        InputError: a size of the other kind of input, or longer than the model reads.
+    """
+    ((name, own),) = _sizes(run, checkpoint).items()
+    other = "image_size" if name == "sequence_length" else "sequence_length"
+    if getattr(config, other) is not None:
+        kind = "texts" if name == "sequence_length" else "images"
+        raise InputError(
+            f"{other}={getattr(config, other)} has no effect on run {run.id}, whose model reads "
+            f"{kind}: pass {name}, or nothing"
+        )
+    given: int | None = getattr(config, name)
+    longest = checkpoint.structure.get("config", {}).get("max_position_embeddings")
+    if given is not None and longest is not None and given > longest:
+        raise InputError(
+            f"{name}={given} is not valid: the model of run {run.id} reads at most {longest} tokens"
+        )
+    return own if given is None else given
+
+
+# --------------------------------------------------------------------------------------- timing
+
+
+def _benchmark(
+    subject: Subject, config: BenchmarkConfig, settings: list[Setting], reporter: Reporter
+) -> Run:
+    """Time the levels of one run, in a run."""
+    name = f"latency-{subject.run.name}"
+    tags = {
+        "pruneflow.pruning_run": subject.run.id,
+        "pruneflow.fingerprint": benchmark_fingerprint(config, subject.run.fingerprint),
+    }
+    first = (settings[0].device, settings[0].threads)
+    notes: list[str] = _busy()
+    with open_run("benchmark_latency", config, name=name, tags=tags) as run:
+        reporter.say(f"benchmark_latency {name}: run {run.id}, of pruning run {subject.run.id}")
+        for note in notes:
+            reporter.say(f"  {note}")
+        points = len(subject.levels) * len(settings) * len(config.batch_sizes)
+        reporter.plan(points)
+        for place, level in enumerate(subject.levels):
+            rows: list[Latency] = []
+            profile: list[LayerLatency] = []
+            for number, setting in enumerate(settings):
+                pruned = _pruned(subject, level, setting)
+                for order, batch in enumerate(config.batch_sizes):
+                    done = (place * len(settings) + number) * len(config.batch_sizes) + order
+                    reporter.at(f"level {level}, batch {batch}", done)
+                    with _threads(setting.threads):
+                        point = Point(subject, level, pruned, setting, batch, config)
+                        point.measure()
+                    rows += point.rows
+                    profile += point.profile
+                    notes += [note for note in point.notes if note not in notes]
+                    for note in point.notes:
+                        reporter.say(f"  {note}")
+                del pruned
+                gc.collect()
+            run.record_latencies(level, rows, profile, first)
+            reporter.say(f"  level {level}: {_in_short(rows)}")
+        _summarise(subject, config, run, notes)
+    reporter.console.print(latencies_table(run.latencies))
+    return run
+
+
+def _busy() -> list[str]:
+    """A note where other work is on the processors."""
+    if not hasattr(os, "getloadavg"):
+        return []
+    load, available = os.getloadavg()[0], cores()
+    if load <= 0.5 * available:
+        return []
+    return [
+        f"the load average of the last minute is {load:.1f} on {available} cores: other work "
+        "shares them, so trust ratios rather than times"
+    ]
+
+
+@contextmanager
+def _threads(threads: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _pruned(subject: Subject, level: int, setting: Setting) -> PrunedLevel:
+    """A level's models on their device."""
+
+    def there(model: nn.Module) -> nn.Module:
+        moved: nn.Module = model.to(device=setting.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return moved.eval()
+
+    of_run = subject.run.config
+    dense = there(subject.dense)
+    model = (
+        dense if level == 0 else there(checkpoints.restore(load_checkpoint(subject.run.id, level)))
+    )
+    return PrunedLevel(
+        dense=dense,
+        model=model,
+        is_compact=of_run["form"] == "compact",
+        groups=subject.groups,
+        probe=subject.probe,
+        independent=of_run["coupling"] == "independent",
+        device=setting.device,
+    )
+
+
+# --------------------------------------------------------------------------------------- telling
+
+
+def _in_short(rows: list[Latency]) -> str:
+    """The speed-ups of a level, one a form: the median over batch sizes and settings."""
+    forms = dict.fromkeys((row.form, row.engine) for row in rows if row.speedup is not None)
+    parts = []
+    for form, engine in forms:
+        ratios = [r.speedup for r in rows if (r.form, r.engine) == (form, engine) and r.speedup]
+        if (form, engine) != ("dense", EAGER):
+            name = form if engine == EAGER else f"{form} {engine}"
+            parts.append(f"{name} {statistics.median(ratios):.2f} x")
+    return ", ".join(parts) or "timed"
+
+
+def sentence(row: Latency, dense: Latency) -> str:
+    """Why a form is as fast as it is, in one plain sentence."""
+    if row.speedup is None or row.bound_share is None:
+        return f"{row.form}, batch {row.batch_size}: {row.status}"
+    by = {
+        "arithmetic": "bound by arithmetic, which at this machine's best alone needs",
+        "memory traffic": "bound by memory traffic, which at this machine's best alone needs",
+        "overhead": "bound by launching its operations from Python, which alone needs",
+        "unpruned layers": "bound by layers that were not pruned, which take",
+    }[row.bound_by or ""]
+    interval = f"[{row.speedup_low:.2f}, {row.speedup_high:.2f}]"
+    return (
+        f"{row.form}, batch {row.batch_size}, {row.threads} threads on {row.device}: "
+        f"{row.speedup:.2f} {interval} times as fast as dense with {row.macs / dense.macs:.2f} of "
+        f"its MACs and {row.weight_bytes / dense.weight_bytes:.2f} of its weight bytes; "
+        f"{by} {100 * row.bound_share:.0f} % of the time"
+    )
+
+
+def _summarise(subject: Subject, config: BenchmarkConfig, run: Run, notes: list[str]) -> None:
+    """The run's figures, the sentences, and the text on its page."""
+    of_run = subject.run.config
+    title = f"{of_run['model']}: {of_run['criterion']}, {of_run['granularity']}, {subject.run.name}"
+    for name, figure in LATENCY_FIGURES.items():
+        run.log_figure(f"figures/{name}.png", figure(run.latencies, title))
+    dense = {
+        (r.level, r.device, r.threads, r.batch_size): r
+        for r in run.latencies
+        if (r.form, r.engine) == ("dense", EAGER)
+    }
+    why = [
+        sentence(r, dense[r.level, r.device, r.threads, r.batch_size])
+        for r in run.latencies
+        if r.form != "dense" and r.engine == EAGER and r.status == OK
+    ]
+    levels = [
+        r.level for r in run.latencies if r.form != "dense" and r.engine == EAGER and r.status == OK
+    ]
+    text = [f"level {level}, {one}" for level, one in zip(levels, why, strict=True)]
+    run.log_text("why.md", "\n".join(f"- {line}" for line in text) + "\n")
+    last = max(subject.levels)
+    shown = [one for level, one in zip(levels, why, strict=True) if level == last]
+    what = (
+        f"{subject.size} pixels"
+        if "image_size" in _sizes(subject.run, subject.checkpoint)
+        else f"{subject.size} tokens"
+    )
+    warnings = "".join(f"**{note[0].upper()}{note[1:]}**\n\n" for note in notes[:5])
+    run.describe(
+        f"Latency of **{of_run['model']}** ({what}), levels of the pruning run "
+        f"`{subject.run.name}` ({subject.run.id}).\n\n{warnings}"
+        f"At level {last}, {100 * subject.run.params_left[last]:.3g} % of the parameters left:\n\n"
+        + "\n".join(f"- {line}" for line in shown)
+    )

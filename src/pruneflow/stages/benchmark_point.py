@@ -1,0 +1,360 @@
+"""A point of a benchmark: one level, device and batch size, every form timed side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from pruneflow.config import BenchmarkConfig
+from pruneflow.errors import first_line
+from pruneflow.inference import EAGER, latency, sparse
+from pruneflow.inference.bottleneck import LayerTime, bottleneck, layer_times, machine
+from pruneflow.inference.engines import ENGINE_FORMS, ENGINES, NoEngineError
+from pruneflow.inference.forms import FORMS, Inputs, NoFormError, PrunedLevel, difference
+from pruneflow.inference.latency import Effort, Trace
+from pruneflow.pruning.groups import Group
+from pruneflow.tracking.checkpoints import Checkpoint
+from pruneflow.tracking.finished import PruningRun
+from pruneflow.tracking.latencies import OK, OUT_OF_MEMORY, Latency, LayerLatency
+from pruneflow.workloads import models
+
+_PROFILED = 10  # layers of a form that `profile.csv` has, the slowest
+_WIDE = 1.5  # upper / lower end of a speed-up's interval from which it says little
+_DIFFERENT = 1e-3  # a difference of logits that rounding does not explain
+_MEMORY_LEFT = 0.9  # share of the free memory that a batch may take
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where a form is timed: a device, and with how many CPU threads."""
+
+    device: str
+    threads: int
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A pruning run that is timed.
+
+    Attributes:
+        run: it.
+        levels: those of its levels that are timed.
+        size: of the inputs: side of an image in pixels, or tokens of a text.
+        checkpoint: of level 0.
+        dense: the unpruned model.
+        uses: weight name -> output positions, for counting MACs.
+        groups: of channels; those of a run whose levels are compact already are not needed.
+    """
+
+    run: PruningRun
+    levels: tuple[int, ...]
+    size: int
+    checkpoint: Checkpoint
+    dense: nn.Module
+    uses: dict[str, int]
+    groups: list[Group]
+
+    def inputs(self, batch: int, device: str) -> Inputs:
+        """A batch of noise."""
+        return models.random_inputs(self.checkpoint.structure, batch, size=self.size, device=device)
+
+    def probe(self, model: nn.Module) -> Tensor:
+        """Logits of two samples by any form of the model, in any float type."""
+        kind = next(model.parameters())
+        inputs = self.inputs(2, kind.device.type)
+        return models.logits(model, inputs.to(kind.dtype) if isinstance(inputs, Tensor) else inputs)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A form with what runs it, at one batch size.
+
+    Attributes:
+        form, engine: names.
+        model: the form; an engine has its own copy of it.
+        call: runs one batch and returns the logits.
+        trace: of the eager form's call.
+    """
+
+    form: str
+    engine: str
+    model: nn.Module
+    call: Callable[[], Tensor]
+    trace: Trace
+
+    @property
+    def key(self) -> str:
+        """What tells it from the others of its point."""
+        return self.form if self.engine == EAGER else f"{self.form} {self.engine}"
+
+
+class Point:
+    """One level, setting and batch size: every form of it, timed side by side."""
+
+    def __init__(
+        self,
+        subject: Subject,
+        level: int,
+        pruned: PrunedLevel,
+        setting: Setting,
+        batch: int,
+        config: BenchmarkConfig,
+    ) -> None:
+        self.subject, self.level, self.pruned = subject, level, pruned
+        self.setting, self.batch, self.config = setting, batch, config
+        self.rows: list[Latency] = []
+        self.profile: list[LayerLatency] = []
+        self.notes: list[str] = []
+
+    def measure(self) -> None:
+        """Fill `rows`, `profile` and `notes`."""
+        asked = self.config.forms or tuple(FORMS)
+        forms = ("dense", *(f for f in FORMS if f in asked and f != "dense" and self.level))
+        candidates: dict[str, Candidate] = {}
+        try:
+            self._fit()
+            self.inputs = self.subject.inputs(self.batch, self.setting.device)
+            for form in forms:
+                try:
+                    for candidate in self._candidates(form):
+                        candidates[candidate.key] = candidate
+                except NoFormError as reason:
+                    if form in self.config.forms:
+                        self.notes.append(f"level {self.level} has no {form} form: {reason}")
+            self._time(candidates)
+        except (RuntimeError, MemoryError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            self.notes.append(
+                f"batch_sizes={self.batch} does not fit in the memory of {self.setting.device}: "
+                "recorded as out of memory"
+            )
+            self.profile = []
+            self.rows = [
+                self._row(form, EAGER, self.pruned.dense if form == "dense" else self.pruned.model)
+                for form in forms
+            ]
+
+    def _time(self, candidates: Mapping[str, Candidate]) -> None:
+        """Time the candidates side by side, and look into each."""
+        effort = Effort(self.config.rounds, self.config.seconds)
+        timer = latency.clock(self.setting.device)
+        calls = {key: candidate.call for key, candidate in candidates.items()}
+        times = latency.interleaved(calls, timer, effort)
+        layers = self._layers(candidates)
+        stored = self._run(self.pruned.model)
+        for key, candidate in candidates.items():
+            if candidate.engine != EAGER:
+                expected = candidates[candidate.form].call()
+            else:
+                expected = candidate.call() if candidate.form == "dense" else stored
+            spread = latency.spread(times[key])
+            ratio, low, high = latency.speedup(times["dense"], times[key])
+            far = difference(candidate.call(), expected)
+            row = replace(
+                self._row(candidate.form, candidate.engine, candidate.model),
+                **asdict(spread),
+                samples_per_second=1e3 * self.batch / spread.p50_ms,
+                peak_memory_bytes=self._peak(candidate),
+                status=OK,
+                speedup=ratio,
+                speedup_low=low,
+                speedup_high=high,
+                difference=None if self._differs_by_design(candidate.form) else far,
+            )
+            if candidate.engine == EAGER:
+                row = self._explained(row, candidate, layers[candidate.form])
+                self._keep(layers[candidate.form], layers["dense"], candidate.form)
+            self.rows.append(row)
+            self._doubt(row, key)
+
+    def _candidates(self, form: str) -> Iterator[Candidate]:
+        """A form in every engine.
+
+        Raises:
+            NoFormError: the level has none.
+        """
+        inputs = self.inputs
+        shape = "x".join(
+            map(str, inputs.shape if isinstance(inputs, Tensor) else inputs["input_ids"].shape)
+        )
+        model = FORMS[form](self.pruned, self._run, shape)
+        call = ENGINES[EAGER](model, inputs, self.setting.threads)
+        call()
+        trace = latency.trace(call, self.setting.device)
+        yield Candidate(form, EAGER, model, call, trace)
+        for engine in self.config.engines:
+            if engine == EAGER or form not in ENGINE_FORMS or self.setting.device != "cpu":
+                continue
+            try:
+                compiled = ENGINES[engine](model, inputs, self.setting.threads)
+            except NoEngineError as reason:
+                self.notes.append(f"level {self.level}, {form}: {reason}")
+                continue
+            yield Candidate(form, engine, model, compiled, trace)
+
+    def _fit(self) -> None:
+        """See that a batch fits in memory, before it is tried: a process that runs out is killed.
+
+        What a batch needs is drawn out from what one and two samples do.
+
+        Raises:
+            MemoryError: it does not.
+        """
+        device = self.setting.device
+        needs = []
+        for batch in (1, 2):
+            inputs = self.subject.inputs(batch, device)
+            call = ENGINES[EAGER](self.pruned.dense, inputs, self.setting.threads)
+            needs.append(latency.trace(call, device).working_bytes + _bytes(inputs))
+        slope = max(0, needs[1] - needs[0])
+        if needs[0] + slope * (self.batch - 1) > _MEMORY_LEFT * latency.free_bytes(device):
+            raise MemoryError
+
+    def _layers(self, candidates: Mapping[str, Candidate]) -> dict[str, list[LayerTime]]:
+        """Times of the layers of each eager form."""
+        return {
+            c.form: layer_times(c.model, self._run, self.setting.device)
+            for c in candidates.values()
+            if c.engine == EAGER
+        }
+
+    def _run(self, model: nn.Module) -> Tensor:
+        """Logits of a model on the point's batch."""
+        return ENGINES[EAGER](model, self.inputs, self.setting.threads)()
+
+    def _row(self, form: str, engine: str, model: nn.Module) -> Latency:
+        """What can be counted of a form."""
+        params, macs = _counts(model, self.subject.dense, self.subject.uses)
+        return Latency(
+            level=self.level,
+            form=form,
+            device=self.setting.device,
+            threads=self.setting.threads,
+            batch_size=self.batch,
+            n=0,
+            p50_ms=None,
+            p95_ms=None,
+            mean_ms=None,
+            sd_ms=None,
+            samples_per_second=None,
+            peak_memory_bytes=None,
+            params=params,
+            macs=macs,
+            engine=engine,
+            status=OUT_OF_MEMORY,
+            params_left=self.subject.run.params_left[self.level],
+            weight_bytes=latency.weight_bytes(model),
+            speedup=None,
+            speedup_low=None,
+            speedup_high=None,
+            difference=None,
+            bound_by=None,
+            bound_share=None,
+        )
+
+    def _peak(self, candidate: Candidate) -> int | None:
+        if candidate.engine != EAGER:
+            return None  # it keeps its own books
+        weights = latency.weight_bytes(candidate.model)
+        return weights + _bytes(self.inputs) + candidate.trace.working_bytes
+
+    def _differs_by_design(self, form: str) -> bool:
+        return form == "compact" and self.pruned.independent
+
+    def _explained(self, row: Latency, candidate: Candidate, layers: list[LayerTime]) -> Latency:
+        """The row with what bounds its time."""
+        weights = latency.weight_bytes(candidate.model)
+        rounded = 1 << max(20, weights.bit_length())  # so that it is measured a few times only
+        found = bottleneck(
+            (row.p50_ms or 0.0) / 1e3,
+            layers,
+            macs=row.macs * self.batch,
+            weight_bytes=weights,
+            operations=candidate.trace.operations,
+            unpruned=_unpruned(candidate.model, self.pruned),
+            limits=machine(self.setting.device, self.setting.threads, rounded),
+        )
+        return replace(row, bound_by=found.by, bound_share=found.share)
+
+    def _keep(self, layers: list[LayerTime], dense: list[LayerTime], form: str) -> None:
+        """Rows of the slowest layers."""
+        total = sum(layer.ms for layer in layers)
+        of_dense = {layer.layer: layer.ms for layer in dense}
+        for layer in sorted(layers, key=lambda one: -one.ms)[:_PROFILED]:
+            self.profile.append(
+                LayerLatency(
+                    level=self.level,
+                    form=form,
+                    device=self.setting.device,
+                    threads=self.setting.threads,
+                    batch_size=self.batch,
+                    layer=layer.layer,
+                    kind=layer.kind,
+                    ms=layer.ms,
+                    share=layer.ms / total,
+                    dense_ms=of_dense.get(layer.layer),
+                )
+            )
+
+    def _doubt(self, row: Latency, key: str) -> None:
+        """Note what makes a row worth less."""
+        where = f"level {self.level}, {key}, batch {self.batch}"
+        if row.speedup_low and row.speedup_high and row.speedup_high > _WIDE * row.speedup_low:
+            self.notes.append(
+                f"{where}: the times spread so far that the speed-up is only known to lie "
+                f"between {row.speedup_low:.2f} and {row.speedup_high:.2f}: measure again on a "
+                "quiet machine"
+            )
+        if row.difference is not None and row.difference > _DIFFERENT:
+            self.notes.append(
+                f"{where}: its logits differ by {row.difference:.1e} of the largest, more than "
+                "rounding explains"
+            )
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    text = first_line(error).lower()
+    return "can't allocate memory" in text or "not enough memory" in text
+
+
+def _bytes(inputs: Inputs) -> int:
+    tensors = [inputs] if isinstance(inputs, Tensor) else list(inputs.values())
+    return sum(tensor.nbytes for tensor in tensors)
+
+
+def _counts(model: nn.Module, dense: nn.Module, uses: Mapping[str, int]) -> tuple[int, int]:
+    """Stored parameters of a form, and multiply-accumulates of one sample as it does them."""
+    params = sum(p.numel() for p in model.parameters())
+    macs = 0
+    for name, positions in uses.items():
+        layer = model.get_submodule(name.rpartition(".")[0])
+        weight = sparse.stored_weight(layer) if name.endswith(".weight") else None
+        if weight is None:
+            weight = model.get_parameter(name)
+        elif not isinstance(layer.weight, nn.Parameter):
+            bias = getattr(layer, "bias", None)
+            params += weight.numel() + (bias.numel() if isinstance(bias, Tensor) else 0)
+        macs += weight.numel() * positions
+    return params, macs
+
+
+def _unpruned(model: nn.Module, pruned: PrunedLevel) -> dict[str, bool]:
+    """Layer -> whether a form computes with all of the weights that the dense model has there."""
+    untouched = {}
+    for name, layer in model.named_modules():
+        weight = sparse.stored_weight(layer)
+        if weight is None or (weight.dim() < 2 and not isinstance(layer, sparse.Csr)):
+            continue
+        dense = pruned.dense.get_submodule(name).weight
+        assert isinstance(dense, Tensor)
+        stored = pruned.model.get_submodule(name).weight
+        assert isinstance(stored, Tensor)
+        same = weight.numel() == dense.numel()
+        untouched[name] = same and not bool((stored == 0).any())
+    return untouched
