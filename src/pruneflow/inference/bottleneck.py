@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from pruneflow.inference.latency import Clock, clock
 
@@ -45,7 +46,8 @@ class Machine:
     """What a device does at best, with the threads of the moment.
 
     Attributes:
-        macs_per_second: float32 multiply-accumulates of a large matrix product.
+        macs_per_second: float32 multiply-accumulates of a large matrix product or convolution,
+            whichever library is faster at its own.
         bytes_per_second: of reading weights that take as much memory as the model's.
         call_seconds: the price of one operation on next to no data.
     """
@@ -132,13 +134,20 @@ def machine(device: str, threads: int, weight_bytes: int) -> Machine:
     """Measure a device, for models whose weights take so many bytes; it is remembered."""
     timer = clock(device)
     a, b = (torch.randn(_PRODUCT, _PRODUCT, device=device) for _ in range(2))
-    weights = torch.zeros(max(1 << 18, min(weight_bytes, _BUFFER)) // 4, device=device)
+    channels, side = 256, 32
+    images = torch.randn(1, channels, side, side, device=device)
+    filters = torch.randn(channels, channels, 3, 3, device=device)
+    images, filters = (t.to(memory_format=torch.channels_last) for t in (images, filters))
+    # not zeros: untouched pages of zeros are all the same page, and that is in the cache
+    weights = torch.ones(max(1 << 18, min(weight_bytes, _BUFFER)) // 4, device=device)
     one = torch.zeros(1, device=device)
     with torch.inference_mode():
-        product = _quickest(lambda: torch.mm(a, b), timer)
+        product = _PRODUCT**3 / _quickest(lambda: torch.mm(a, b), timer)
+        convolution = _quickest(lambda: functional.conv2d(images, filters, padding=1), timer)
+        convolution = (channels * side) ** 2 * 9 / convolution
         reading = _quickest(weights.sum, timer)
         calls = _quickest(lambda: [torch.relu(one) for _ in range(100)], timer) / 100
-    return Machine(_PRODUCT**3 / product, weights.nbytes / reading, calls)
+    return Machine(max(product, convolution), weights.nbytes / reading, calls)
 
 
 def _quickest(call: Callable[[], object], timer: Clock) -> float:

@@ -176,7 +176,12 @@ def _comparable(latencies: Sequence[Latency]) -> list[Latency]:
 
 
 def _where(rows: Sequence[Latency]) -> str:
-    return f"; {rows[0].device}, {rows[0].threads} threads" if rows else ""
+    if not rows:
+        return ""
+    threads, device = rows[0].threads, rows[0].device
+    return (
+        f"; {device}, {threads} thread{'s' * (threads > 1)}" if device == "cpu" else f"; {device}"
+    )
 
 
 def _line(axes: Axes, x: Sequence[float], rows: Sequence[Latency], form: str) -> None:

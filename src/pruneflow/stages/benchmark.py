@@ -213,7 +213,7 @@ def _benchmark(
                 gc.collect()
             run.record_latencies(level, rows, profile, first)
             reporter.say(f"  level {level}: {_in_short(rows)}")
-        _summarise(subject, config, run, notes)
+        _summarise(subject, run, notes)
     reporter.console.print(latencies_table(run.latencies))
     return run
 
@@ -289,47 +289,35 @@ def sentence(row: Latency, dense: Latency) -> str:
         "overhead": "bound by launching its operations from Python, which alone needs",
         "unpruned layers": "bound by layers that were not pruned, which take",
     }[row.bound_by or ""]
+    where = f"{row.threads} thread{'s' * (row.threads > 1)}" if row.device == "cpu" else row.device
     interval = f"[{row.speedup_low:.2f}, {row.speedup_high:.2f}]"
     return (
-        f"{row.form}, batch {row.batch_size}, {row.threads} threads on {row.device}: "
+        f"{row.form}, batch {row.batch_size}, {where}: "
         f"{row.speedup:.2f} {interval} times as fast as dense with {row.macs / dense.macs:.2f} of "
         f"its MACs and {row.weight_bytes / dense.weight_bytes:.2f} of its weight bytes; "
         f"{by} {100 * row.bound_share:.0f} % of the time"
     )
 
 
-def _summarise(subject: Subject, config: BenchmarkConfig, run: Run, notes: list[str]) -> None:
+def _summarise(subject: Subject, run: Run, notes: list[str]) -> None:
     """The run's figures, the sentences, and the text on its page."""
-    of_run = subject.run.config
-    title = f"{of_run['model']}: {of_run['criterion']}, {of_run['granularity']}, {subject.run.name}"
+    unit = "pixels" if "image_size" in _sizes(subject.run, subject.checkpoint) else "tokens"
+    title = f"{subject.run.name}, {subject.size} {unit}"
     for name, figure in LATENCY_FIGURES.items():
         run.log_figure(f"figures/{name}.png", figure(run.latencies, title))
-    dense = {
-        (r.level, r.device, r.threads, r.batch_size): r
-        for r in run.latencies
-        if (r.form, r.engine) == ("dense", EAGER)
-    }
+    eager = [row for row in run.latencies if row.engine == EAGER and row.status == OK]
+    dense = {(r.level, r.device, r.threads, r.batch_size): r for r in eager if r.form == "dense"}
     why = [
-        sentence(r, dense[r.level, r.device, r.threads, r.batch_size])
-        for r in run.latencies
-        if r.form != "dense" and r.engine == EAGER and r.status == OK
+        (r.level, sentence(r, dense[r.level, r.device, r.threads, r.batch_size]))
+        for r in eager
+        if r.form != "dense"
     ]
-    levels = [
-        r.level for r in run.latencies if r.form != "dense" and r.engine == EAGER and r.status == OK
-    ]
-    text = [f"level {level}, {one}" for level, one in zip(levels, why, strict=True)]
-    run.log_text("why.md", "\n".join(f"- {line}" for line in text) + "\n")
+    run.log_text("why.md", "".join(f"- level {level}, {text}\n" for level, text in why))
     last = max(subject.levels)
-    shown = [one for level, one in zip(levels, why, strict=True) if level == last]
-    what = (
-        f"{subject.size} pixels"
-        if "image_size" in _sizes(subject.run, subject.checkpoint)
-        else f"{subject.size} tokens"
-    )
     warnings = "".join(f"**{note[0].upper()}{note[1:]}**\n\n" for note in notes[:5])
     run.describe(
-        f"Latency of **{of_run['model']}** ({what}), levels of the pruning run "
-        f"`{subject.run.name}` ({subject.run.id}).\n\n{warnings}"
+        f"Latency of **{subject.run.config['model']}** ({subject.size} {unit}), levels of the "
+        f"pruning run `{subject.run.name}` ({subject.run.id}).\n\n{warnings}"
         f"At level {last}, {100 * subject.run.params_left[last]:.3g} % of the parameters left:\n\n"
-        + "\n".join(f"- {line}" for line in shown)
+        + "\n".join(f"- {text}" for level, text in why if level == last)
     )

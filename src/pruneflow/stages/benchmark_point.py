@@ -275,7 +275,7 @@ class Point:
             macs=row.macs * self.batch,
             weight_bytes=weights,
             operations=candidate.trace.operations,
-            unpruned=_unpruned(candidate.model, self.pruned),
+            unpruned={} if row.form == "dense" else _unpruned(candidate.model, self.pruned),
             limits=machine(self.setting.device, self.setting.threads, rounded),
         )
         return replace(row, bound_by=found.by, bound_share=found.share)

@@ -85,7 +85,7 @@ def latencies_table(latencies: Sequence[Latency]) -> Table:
         table.add_column(heading, justify="right", no_wrap=True)
     for row in latencies:
         form = row.form if row.engine == "eager" else f"{row.form}, {row.engine}"
-        on = f"{row.threads} threads" if row.device == "cpu" else row.device
+        on = f"{row.device} x{row.threads}" if row.device == "cpu" else row.device
         where = [str(row.level), form, on, str(row.batch_size)]
         if row.p50_ms is None or row.p95_ms is None or row.speedup is None:
             table.add_row(*where, "", "", "", row.status)
