@@ -92,6 +92,36 @@ def test_a_group_that_tracing_gets_wrong_is_found_out_and_left_out() -> None:
     assert "changed the outputs when it was tried" in found.left_out["first"]
 
 
+def test_a_head_of_zeros_hides_nothing_from_the_trial() -> None:
+    model = Shuffled()
+    nn.init.zeros_(model.last.weight)
+    nn.init.zeros_(model.last.bias)  # type: ignore[arg-type]
+    found = find_groups(model, FORWARD, outputs=["last"])
+    assert [g.name for g in found.groups] == ["second"]
+
+
+class Attention(nn.Module):
+    """Rows of a linear layer that a view takes for heads of four: removing five breaks it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(5)
+        self.value = nn.Linear(3, 16)
+        self.out = nn.Linear(16, 6)
+        self.last = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value = self.value(x.mean((2, 3)))
+        heads = value.view(len(x), -1, 4)
+        logits: Tensor = self.last(torch.relu(self.out(heads.softmax(-1).flatten(1))))
+        return logits
+
+
+def test_rows_that_belong_together_unseen_are_left_alone() -> None:
+    found = find_groups(Attention(), FORWARD, outputs=["last"])
+    assert [g.name for g in found.groups] == ["out"]
+
+
 def test_what_a_group_norm_mixes_and_what_makes_the_outputs_stays() -> None:
     found = find_groups(Normalised(), FORWARD, outputs=["last"])
     assert [g.name for g in found.groups] == ["second"]

@@ -79,7 +79,7 @@ def test_independent_filters_are_those_of_ln_structured(n: int, criterion: str) 
     torch.manual_seed(n)
     model = nn.Sequential(nn.Conv2d(3, 17, 3), nn.ReLU(), nn.Conv2d(17, 30, 3), nn.Linear(5, 5))
     names = ["0", "2"]
-    channels = Channels(model, groups.filters(model), coupled=False)
+    channels = Channels(model, groups.filters(model, outputs=[]), coupled=False)
     assert list(channels.groups) == names
     kept = channels.everything()
     references = {name: nn.Conv2d(1, 1, 1) for name in names}
@@ -170,3 +170,8 @@ def test_a_pattern_that_matches_one_tied_layer_takes_the_whole_group() -> None:
 def test_what_chooses_nothing_is_refused(options: dict[str, tuple[str, ...]], problem: str) -> None:
     with pytest.raises(InputError, match=problem):
         choose(**options)
+
+
+def test_filters_leave_out_a_convolution_that_makes_the_outputs() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1))
+    assert [g.name for g in groups.filters(model, outputs=["1"])] == ["0"]

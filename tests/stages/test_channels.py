@@ -235,3 +235,47 @@ def test_what_cannot_be_pruned_is_refused_before_a_run_opens(
     with pytest.raises(InputError, match=problem):
         pruneflow.prune_direct(**SMALL | given)
     assert len(client.search_runs(["0"])) == before
+
+
+def test_a_target_that_rounds_to_nothing_is_told_by_its_name(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = pruneflow.prune_direct(
+        model="bert",
+        train_limit=40,
+        base_epochs=1,
+        finetune_epochs=0,
+        threads=1,
+        precision="fp32",
+        granularity="channel",
+        scope="layer",
+        target_sparsity=0.1,
+    )
+    said = capsys.readouterr().out
+    assert "asked to remove 0.1000 of heads, removed 0.0000" in said
+    note = MlflowClient().get_run(done.run_id).data.tags["mlflow.note.content"]
+    assert "Asked to remove 0.1000 of heads" in note
+
+
+def test_names_say_coupling_and_form(runs: Runs) -> None:
+    client = MlflowClient()
+    names = {how: client.get_run(done.run_id).info.run_name for how, done in runs.items()}
+    assert names["group", "masked"] == "l2-channel-resnet18-digits-s0"
+    assert names["independent", "compact"] == "l2-channel-independent-compact-resnet18-digits-s0"
+    assert len(set(names.values())) == 4
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"coupling": "independent", "model": "bert"}, "has none to prune: pass coupling=group"),
+        ({"recalibrate_bn": True, "model": "bert"}, "which has no BatchNorm"),
+        ({"target_sparsity": 0.5, "iterations": 3}, "iterations=3 has no effect"),
+    ],
+)
+def test_what_would_change_nothing_is_refused(
+    given: dict[str, Any], said: str, folder: Path
+) -> None:
+    rest = {"granularity": "channel", "train_limit": 40, "threads": 1}
+    with pytest.raises(InputError, match=said):
+        pruneflow.prune_direct(**(rest | given))

@@ -136,12 +136,17 @@ def compete(scores: Tensor, kept: Tensor) -> Tensor:
     return scaled.to(torch.float32).index_fill(0, best, torch.inf)
 
 
-def filters(model: nn.Module) -> list[Group]:
-    """Every Conv2d by itself, weight only: the units of `torch.nn.utils.prune.ln_structured`."""
+def filters(model: nn.Module, *, outputs: Sequence[str]) -> list[Group]:
+    """Every Conv2d by itself, weight only: the units of `torch.nn.utils.prune.ln_structured`.
+
+    Args:
+        model: any module.
+        outputs: layers whose outputs are the model's (the classifier); they are left out.
+    """
     return [
         Group(name, "conv", (Tie(name, "filter", torch.arange(conv.out_channels)[:, None]),))
         for name, conv in model.named_modules()
-        if isinstance(conv, nn.Conv2d)
+        if isinstance(conv, nn.Conv2d) and name not in outputs
     ]
 
 

@@ -35,6 +35,7 @@ from pruneflow.workloads import training
 
 # A shortfall that is told: further from the target than rounding to whole channels explains.
 _SHORTFALL = 0.005
+_UNUSUAL = ("independent", "compact")  # what a run's name says of coupling and form
 
 
 @dataclass(frozen=True)
@@ -61,13 +62,13 @@ class Whole:
     Attributes:
         params: entries of every parameter tensor, by name.
         prunable: names of those that can be pruned.
-        units: units that can be pruned.
+        units: units that can be pruned, by their target; of single weights none.
         macs: multiply-accumulates of one sample.
     """
 
     params: dict[str, int]
     prunable: frozenset[str]
-    units: int
+    units: dict[str, int]
     macs: int
 
 
@@ -84,6 +85,11 @@ def prune_iterative(
 
 def prune_direct(config: PruneConfig, reporter: Reporter) -> Run:
     """One level goes straight to where the iterative schedule would end."""
+    if {"iterations", "target_sparsity"} <= config.given:
+        raise InputError(
+            f"iterations={config.iterations} has no effect on prune_direct with target_sparsity, "
+            "which it goes straight to: leave it out"
+        )
     return _prune("prune_direct", config, schedule.direct(config.final_sparsity), reporter)
 
 
@@ -101,8 +107,10 @@ def _prune(
     state = _start(experiment, model)
     base_of = _base(experiment, model, reporter)
 
-    what = f"{config.criterion}-{config.granularity}-{config.short_model}"
-    name = f"{what}-{config.dataset}-s{config.seed}"
+    what = [config.criterion, config.granularity]
+    if config.granularity == "channel":
+        what += [kind for kind in (config.coupling, config.form) if kind in _UNUSUAL]
+    name = "-".join([*what, config.short_model, config.dataset, f"s{config.seed}"])
     tags = {"pruneflow.workload": workload_fingerprint(config, data.digest)}
     with open_run(stage, config, name=name, tags=tags, experiment_id=experiment_id) as run:
         experiment.log_data(run)
@@ -116,8 +124,9 @@ def _prune(
         whole = _measure_whole(experiment, state)
         for step in [schedule.UNPRUNED, *steps]:
             state = _level(experiment, state, whole, step, run, reporter)
-            _tell(config, whole, run, len(steps), reporter)
-        _summarise(stage, experiment, whole, run)
+            warnings = _warnings(config, whole, state, run)
+            _tell(warnings, run, len(steps), reporter)
+        _summarise(stage, experiment, whole, warnings, run)
     reporter.console.print(levels_table(run.levels))
     return run
 
@@ -129,6 +138,12 @@ def _start(experiment: Experiment[PruneConfig], model: nn.Module) -> State:
         InputError: patterns, targets or a model that leave nothing to prune.
     """
     config = experiment.config
+    normalised = any(isinstance(module, groups.BATCH_NORMS) for module in model.modules())
+    if "recalibrate_bn" in config.given and config.recalibrate_bn and not normalised:
+        raise InputError(
+            f"recalibrate_bn=True has no effect on {config.model}, which has no BatchNorm: leave "
+            "it out"
+        )
     found = compaction.find_groups(model, experiment.probe, outputs=[experiment.head])
     granularity: Granularity
     if config.granularity == "weight":
@@ -138,14 +153,21 @@ def _start(experiment: Experiment[PruneConfig], model: nn.Module) -> State:
             )
         )
     else:
-        granularity = _channels(config, model, found)
+        granularity = _channels(experiment, model, found)
     return State(model, granularity, granularity.everything(), found.groups)
 
 
-def _channels(config: PruneConfig, model: nn.Module, found: Found) -> Channels:
+def _channels(experiment: Experiment[PruneConfig], model: nn.Module, found: Found) -> Channels:
     """The channels that may be pruned, by the configuration."""
+    config = experiment.config
     independent = config.coupling == "independent"
-    candidates = groups.filters(model) if independent else found.groups
+    heads = [experiment.head]
+    candidates = groups.filters(model, outputs=heads) if independent else found.groups
+    if not candidates and independent:
+        raise InputError(
+            f"coupling=independent prunes Conv2d filters, and {config.model} has none to prune: "
+            "pass coupling=group"
+        )
     if not candidates:
         reasons = "; ".join(sorted(set(found.left_out.values()))) or "it has no such layers"
         raise InputError(f"no channels can be removed from {config.model}: {reasons}")
@@ -258,7 +280,7 @@ def _level(
     layers = _layers(model, whole, step.level)
     zeros = sum(layer.zeros for layer in layers if layer.layer in whole.prunable)
     params = sum(whole.params.values())
-    units = state.kept.kept if config.granularity == "channel" else None
+    units = sum(_units(state).values())
     size = run.log_checkpoint(
         step.level,
         model.state_dict(),
@@ -283,7 +305,7 @@ def _level(
         score_seconds=score_seconds,
         finetune_seconds=finetune_seconds,
         evaluate_seconds=before_seconds + after_seconds + val_seconds,
-        channels_left=None if units is None else units / whole.units,
+        channels_left=units / sum(whole.units.values()) if whole.units else None,
         conv_params_masked=conv_params_masked,
         conv_params_compact=_conv_params(smaller),
         params_compact=sum(p.numel() for p in smaller.parameters()),
@@ -312,7 +334,8 @@ def _prune_level(
         own = [group for group in renumbered if group.name in chosen]
         coupled = config.coupling == "group"
         if not coupled:
-            own = [group for group in groups.filters(smaller) if group.name in chosen]
+            heads = [experiment.head]
+            own = [g for g in groups.filters(smaller, outputs=heads) if g.name in chosen]
         granularity = Channels(smaller, own, coupled=coupled)
         state = State(smaller, granularity, granularity.everything(), renumbered)
     experiment.recalibrate(state.model, step.level)
@@ -355,7 +378,18 @@ def _measure_whole(experiment: Experiment[PruneConfig], state: State) -> Whole:
     params = {name: p.numel() for name, p in state.model.named_parameters()}
     prunable = frozenset(state.granularity.parameters)
     macs, _ = cost.macs(state.model, experiment.uses)
-    return Whole(params, prunable, state.kept.total, macs)
+    return Whole(params, prunable, _units(state), macs)
+
+
+def _units(state: State) -> dict[str, int]:
+    """How many units are left of each target; of single weights nothing."""
+    if not isinstance(state.granularity, Channels):
+        return {}
+    left: dict[str, int] = {}
+    for group in state.granularity.groups.values():
+        kept = int(state.kept[group.name].count_nonzero())
+        left[group.target] = left.get(group.target, 0) + kept
+    return left
 
 
 def _conv_params(model: nn.Module) -> int:
@@ -387,7 +421,7 @@ def _layers(model: nn.Module, whole: Whole, level: int) -> list[Layer]:
     return rows
 
 
-def _tell(config: PruneConfig, whole: Whole, run: Run, levels: int, reporter: Reporter) -> None:
+def _tell(warnings: list[str], run: Run, levels: int, reporter: Reporter) -> None:
     """Say how the last level went, and what is odd about it."""
     level = run.levels[-1]
     channels = "" if level.channels_left is None else f"channels left {level.channels_left:.4f}, "
@@ -396,22 +430,23 @@ def _tell(config: PruneConfig, whole: Whole, run: Run, levels: int, reporter: Re
         f"{level.test_before:.4f} -> {level.test_after:.4f}, train "
         f"{level.train_before:.4f} -> {level.train_after:.4f}"
     )
-    for warning in _warnings(config, whole, run):
+    for warning in warnings:
         reporter.say(f"    {warning}")
 
 
-def _warnings(config: PruneConfig, whole: Whole, run: Run) -> list[str]:
+def _warnings(config: PruneConfig, whole: Whole, state: State, run: Run) -> list[str]:
     """What a person should know of the last level."""
     level, warnings = run.levels[-1], []
     if emptied := _emptied(run, whole, level.level):
-        warnings.append(f"nothing is left of {emptied}: exclude them, or prune by scope=layer")
+        instead = "" if config.scope == "layer" else ", or prune by scope=layer"
+        warnings.append(f"nothing is left of {emptied}: exclude them{instead}")
     union = config.coupling == "independent" and config.form == "compact"  # removes more, always
-    if level.channels_left is not None and not union:
-        removed = 1 - level.channels_left
+    for target, left in ({} if union else _units(state)).items():
+        removed = 1 - left / whole.units[target]
         if abs(removed - level.target_sparsity) > _SHORTFALL:
             warnings.append(
-                f"asked to remove {level.target_sparsity:.4f} of the channels, removed "
-                f"{removed:.4f}: whole channels only, and one is left in every group"
+                f"asked to remove {level.target_sparsity:.4f} of {target}, removed "
+                f"{removed:.4f}: whole units only, and one is left in every group"
             )
     return warnings
 
@@ -424,7 +459,13 @@ def _emptied(run: Run, whole: Whole, level: int) -> str:
     return ", ".join(names[:5]) + more
 
 
-def _summarise(stage: str, experiment: Experiment[PruneConfig], whole: Whole, run: Run) -> None:
+def _summarise(
+    stage: str,
+    experiment: Experiment[PruneConfig],
+    whole: Whole,
+    warnings: list[str],
+    run: Run,
+) -> None:
     """The run's own figures, and the text on its page."""
     config = experiment.config
     how = [config.criterion, config.scope]
@@ -435,15 +476,13 @@ def _summarise(stage: str, experiment: Experiment[PruneConfig], whole: Whole, ru
     for name, figure in RUN_FIGURES.items():
         run.log_figure(f"figures/{name}.png", figure(run.levels, pruned, title))
     first, last = run.levels[0], run.levels[-1]
-    warnings = "".join(
-        f"**{text[0].upper()}{text[1:]}**\n\n" for text in _warnings(config, whole, run)
-    )
+    bold = "".join(f"**{text[0].upper()}{text[1:]}**\n\n" for text in warnings)
     run.describe(
         f"**{config.model}** on **{experiment.data_name}**: `{stage}`, {', '.join(how)}, "
         f"seed {config.seed}.\n\n"
         f"{100 * last.params_left:.3g} % of the parameters left: test accuracy "
         f"{first.test_after:.4f} -> {last.test_after:.4f} after fine-tuning.\n\n"
-        f"{warnings}{to_markdown(run.levels)}\n\n"
+        f"{bold}{to_markdown(run.levels)}\n\n"
         "Sparsity is zeros / prunable parameters; MACs left counts weights that are not zero, "
         "MACs compact what a dense kernel does in the compact form."
     )
