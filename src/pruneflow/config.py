@@ -275,7 +275,9 @@ def _preset_values(name: str, kind: type[Settings], given: Mapping[str, Any]) ->
     model = str(given.get("model") or preset["all"]["model"])
     if "model" not in given and given.get("dataset") in TEXTS:
         model = "bert"
-    own = preset["models"].get("hf" if model.startswith("hf:") else model, {})
+    pretrained = given.get("weights", "none") != "none"
+    encoder = model.startswith("hf:") or (model == "bert" and pretrained)
+    own = preset["models"].get("hf" if encoder else model, {})
     of_stage = {name: own.get(name, {}) for name in ("finetune", "prune", "channel")}
     own = {name: value for name, value in own.items() if name not in of_stage}
     values = preset["all"] | {"model": model}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizer, DistilBertConfig
 from transformers import DistilBertForSequenceClassification as DistilBert
@@ -330,3 +333,65 @@ with torch.no_grad():
 
 def test_the_tokenizer_class_is_the_librarys(tokenizer: Any) -> None:
     assert isinstance(tokenizer, BertTokenizer)
+
+
+def test_weights_that_are_not_the_configs_are_refused(folder: Path, tmp_path: Path) -> None:
+    state = load_file(folder / "model.safetensors")
+    shutil.copytree(folder, tmp_path / "renamed")
+    renamed = {f"other.{name}": value for name, value in state.items()}
+    save_file(renamed, tmp_path / "renamed" / "model.safetensors", metadata={"format": "pt"})
+    shutil.copytree(folder, tmp_path / "wider")
+    config = json.loads((folder / "config.json").read_text())
+    (tmp_path / "wider" / "config.json").write_text(json.dumps(config | {"hidden_size": 64}))
+    shutil.copytree(folder, tmp_path / "cut")
+    whole = (folder / "model.safetensors").read_bytes()
+    (tmp_path / "cut" / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    for name, said in {"renamed": "do not fit", "wider": "do not fit", "cut": "cannot be"}.items():
+        with pytest.raises(InputError, match=said) as refused:
+            encoders.build("bert", 2, weights=str(tmp_path / name), vocabulary=0)
+        assert "\n" not in str(refused.value)
+
+
+def test_a_folder_without_a_tokenizer_is_refused(folder: Path, tmp_path: Path) -> None:
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(folder / name, tmp_path / name)
+    with pytest.raises(InputError, match=r"has no tokenizer|cannot be used"):
+        encoders.tokenizer_for("bert", str(tmp_path), small_reviews())
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "heads"),
+    [
+        ("roberta", TINY, True),
+        ("electra", TINY | {"embedding_size": 16}, True),
+        ("albert", TINY | {"embedding_size": 16}, None),
+        ("mpnet", TINY, None),
+        ("deberta-v2", TINY, None),
+        ("modernbert", TINY, None),
+        ("xlm", {"emb_dim": 32, "n_layers": 1, "n_heads": 4}, None),
+    ],
+)
+def test_groups_of_other_encoders_are_found_or_left_out_and_what_is_removed_agrees(
+    kind: str, given: dict[str, int], heads: bool | None
+) -> None:
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.for_model(kind, vocab_size=60, num_labels=2, **given)
+    config.pad_token_id = 0
+    model = transformers.AutoModelForSequenceClassification.from_config(config).eval()
+    tokens = {"input_ids": torch.randint(5, 60, (2, 9)), "attention_mask": torch.ones(2, 9).long()}
+
+    def forward(one: nn.Module) -> torch.Tensor:
+        return models.logits(one, tokens)
+
+    groups = compaction.find_groups(model, forward, outputs=[models.head_name(model)]).groups
+    targets = {group.target for group in groups}
+    if heads is not None:
+        assert targets >= {"heads", "ffn"}
+    draw = torch.Generator().manual_seed(1)
+    kept = {group.name: torch.rand(group.units, generator=draw) < 0.6 for group in groups}
+    for mask in kept.values():
+        mask[0] = True
+    with torch.no_grad():
+        expand(model, groups, kept).keeper(model)()
+        smaller = compaction.compact(model, groups, kept)
+        torch.testing.assert_close(forward(smaller), forward(model), rtol=1e-4, atol=1e-6)

@@ -198,3 +198,60 @@ def test_a_batch_is_filled_up_to_its_longest_text() -> None:
     ids, mask = tokens.padded(np.array([2, 0]))
     assert ids.tolist() == [[4, 0], [5, 6]]
     assert mask.tolist() == [[1, 0], [1, 1]]
+
+
+def test_folders_can_name_the_sets_and_other_glue_tasks_stay_out(tmp_path: Path) -> None:
+    write(tmp_path / "named" / "train", "data.csv", table(["a", "b"] * 20))
+    write(tmp_path / "named" / "test", "data.csv", table(["a", "b"] * 5, start=1000))
+    data = load_texts("textfolder", tmp_path / "named")
+    assert isinstance(data.test, Texts)
+    assert all(int(text.split()[1]) >= 1000 for text in data.test.texts)
+    assert len(data.test) == 10
+
+    glue = tmp_path / "glue"
+    for part in ("train", "validation"):
+        sst2(glue / "sst2", 0 if part == "train" else 500, [0, 1] * 20, part)
+        write(glue / "cola", f"{part}.csv", table([0, 1] * 20, start=9000, text="sentence"))
+    assert not any("number 90" in text for text in all_texts(load_texts("sst2", glue)))
+
+
+def test_a_file_is_not_taken_for_a_test_set_by_its_first_letters(tmp_path: Path) -> None:
+    write(tmp_path, "testimonials.csv", table(["a", "b"] * 20))
+    data = load_texts("textfolder", tmp_path)
+    assert len(all_texts(data)) == 40
+    write(tmp_path, "train-1.csv", table(["a", "b"] * 20))
+    with pytest.raises(InputError, match="files that do not"):
+        load_texts("textfolder", tmp_path)
+
+
+def test_words_that_look_like_nothing_are_texts(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"text": ["null", "NA", "None", "nan"] * 10, "label": ["None", "b"] * 20})
+    write(tmp_path, "train.csv", frame)
+    data = load_texts("textfolder", tmp_path)
+    assert set(all_texts(data)) == {"null", "NA", "None", "nan"}
+    assert data.classes == ("None", "b")
+
+
+def test_labels_between_whole_numbers_stay_apart(tmp_path: Path) -> None:
+    write(tmp_path, "train.csv", table([0.25, 0.5, 1.0] * 20))
+    assert load_texts("textfolder", tmp_path).classes == ("0.25", "0.5", "1.0")
+
+
+@pytest.mark.parametrize(
+    ("frame", "said"),
+    [
+        (pd.DataFrame({"text": ["a", "b"], "label": [[1], [2]]}), "holds ndarray, not labels"),
+        (pd.DataFrame({"text": [b"\xff", b"b"], "label": [1, 2]}), "holds bytes, not text"),
+    ],
+)
+def test_columns_of_other_kinds_are_refused(frame: pd.DataFrame, said: str, tmp_path: Path) -> None:
+    write(tmp_path, "train.parquet", frame)
+    with pytest.raises(InputError, match=said):
+        load_texts("textfolder", tmp_path)
+
+
+def test_an_empty_test_file_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, "train.csv", table(["a", "b"] * 20))
+    write(tmp_path, "test.csv", table([]))
+    with pytest.raises(InputError, match="a test file is empty"):
+        load_texts("textfolder", tmp_path)

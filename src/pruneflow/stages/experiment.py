@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pruneflow.config import Settings
-from pruneflow.errors import InputError
+from pruneflow.errors import InputError, first_line
 from pruneflow.pruning import cost
 from pruneflow.tracking.run import Run
 from pruneflow.workloads import datasets, models, training
@@ -199,7 +199,15 @@ def _prepare_texts(
     median, longer = by_length[len(by_length) // 2], by_length[-1]
     sample = training.tokens_to_model(train, by_length[len(by_length) // 2 :][:1], machine)
     two = training.tokens_to_model(train, np.array([median, longer]), machine)
-    uses, head = cost.positions(model, sample), models.head_name(model)
+    try:
+        with torch.no_grad():
+            models.logits(model.eval(), two)
+            uses, head = cost.positions(model, sample), models.head_name(model)
+    except Exception as error:  # whatever an encoder of the hub does with tokens it cannot take
+        raise InputError(
+            f"model={config.model} cannot classify these texts: {first_line(error)}"
+        ) from None
+    model.train()
     size = {"sequence_length": int(train.lengths[median])}
     identity = encoders.describe(model, tokenizer) | {"input": size}
     return Experiment(config, data, machine, uses, head, two, identity, tokenizer), model

@@ -56,7 +56,13 @@ def tokenizer_for(name: str, weights: str, texts: Texts) -> Any:
         return BertTokenizer(vocab=_vocabulary(texts), do_lower_case=True, model_max_length=512)
     source = _source(name, weights)
     with _quiet(), _refusing(source):
-        return AutoTokenizer.from_pretrained(source)
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    if len(tokenizer.get_vocab()) <= len(set(tokenizer.all_special_tokens)):
+        raise InputError(
+            f"{source!r} has no tokenizer: its vocabulary is empty; put tokenizer.json or "
+            "vocab.txt beside the weights"
+        )
+    return tokenizer
 
 
 def build(
@@ -77,25 +83,45 @@ def build(
     """
     if weights == "none" or not load:
         if name == "bert" and weights == "none":
+            source = name
             config = BertConfig(vocab_size=vocabulary, num_labels=classes, **_MINI)
         else:
             source = _source(name, weights)
             with _quiet(), _refusing(source):
                 config = AutoConfig.from_pretrained(source, num_labels=classes)
-        model: nn.Module = AutoModelForSequenceClassification.from_config(config)
+        with _refusing(source):
+            model: nn.Module = AutoModelForSequenceClassification.from_config(config)
         return model.float()
     source = _source(name, weights)
     with _quiet(), _refusing(source):
-        model = AutoModelForSequenceClassification.from_pretrained(
+        model, loaded = AutoModelForSequenceClassification.from_pretrained(
             source,
             num_labels=classes,
             ignore_mismatched_sizes=True,  # a head for other classes
             use_safetensors=True,
             dtype=torch.float32,
+            output_loading_info=True,
         )
+    _check_loaded(model, loaded, source)
     if any(not bool(p.isfinite().all()) for p in model.parameters()):
         raise InputError(f"weights of {source!r} hold NaN or infinite values")
     return model
+
+
+def _check_loaded(model: Any, loaded: Mapping[str, Any], source: str) -> None:
+    """See that all of the encoder came from the weights; the head (and pooler) may be new.
+
+    Raises:
+        InputError: a parameter that the weights lack, or have in another shape.
+    """
+    inside = f"{model.base_model_prefix}."
+    strange = [*loaded["missing_keys"], *(key[0] for key in loaded["mismatched_keys"])]
+    strange = sorted(k for k in strange if k.startswith(inside) and ".pooler." not in k)
+    if strange:
+        raise InputError(
+            f"weights of {source!r} do not fit its config.json: {strange[0]} is missing or of "
+            "another shape"
+        )
 
 
 def describe(model: nn.Module, tokenizer: Any) -> dict[str, object]:
@@ -178,9 +204,15 @@ def _refusing(source: str) -> Iterator[None]:
     """Turn what transformers raises for a source into one line."""
     try:
         yield
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError, TypeError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # config, tokenizer and weights are read by three libraries
         folder = Path(source)
-        if folder.is_dir() and any(folder.glob("*.bin")) and not any(folder.glob("*.safetensors")):
+        if folder.is_dir() and not (folder / "config.json").is_file():
+            reason = "it has no config.json"
+        elif (
+            folder.is_dir() and any(folder.glob("*.bin")) and not any(folder.glob("*.safetensors"))
+        ):
             reason = (
                 "it has pickled weights (.bin) only, which are not read: save it as safetensors"
             )

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import random
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -172,6 +173,8 @@ def sst2(data_dir: str | None) -> RawTexts:
         source = "nyu-mll/glue (sst2)"
     else:
         folder = _folder(data_dir)
+        if (folder / "sst2").is_dir():  # all of GLUE: its other tasks lie beside it
+            folder = folder / "sst2"
         frames, source = _read(folder), str(folder.resolve())
     test = frames.get("validation")
     if "train" not in frames or test is None:
@@ -186,13 +189,19 @@ def sst2(data_dir: str | None) -> RawTexts:
 def textfolder(data_dir: str | None) -> RawTexts:
     """Any folder of CSV or Parquet files with a text and a label column.
 
-    `train*` is the training set, `test*` (or `validation*`, `val*`, `dev*`) the test set; if
-    there is neither, all files are one set, from which a test set is held out.
+    `train.csv`, `train-1.parquet`, `train/x.csv` and the like are the training set, those with
+    `test` (or `validation`, `val`, `dev`) the test set; if no file says either, all are one set,
+    from which a test set is held out.
     """
     if data_dir is None:
         raise InputError("dataset=textfolder needs data_dir=<folder of CSV or Parquet files>")
     folder = _folder(data_dir)
     frames = _read(folder)
+    if "all" in frames and len(frames) > 1:
+        raise InputError(
+            f"data_dir={data_dir!r} has files that say which set they are, and files that do not: "
+            "name them all train* or test*, or none"
+        )
     train = frames.get("train", frames.get("all"))
     if train is None:
         raise InputError(f"data_dir={data_dir!r} has test files but no training file (train*.csv)")
@@ -222,11 +231,15 @@ def _from_hub(repository: str, name: str) -> dict[str, pd.DataFrame]:
     return {str(key): splits[key].to_pandas() for key in splits}
 
 
-_PARTS = {"train": "train", "test": "test", "val": "validation", "dev": "validation"}
+_PART = re.compile(r"(train|test|validation|val|dev)(?![a-z])", re.IGNORECASE)
+_PARTS = {"train": "train", "test": "test"}  # every other is for validation
 
 
 def _read(folder: Path) -> dict[str, pd.DataFrame]:
-    """Tables of a folder, also one level down, by what their names start with; `all` if nothing."""
+    """Tables of a folder, also one level down, by the set that file or folder is named after.
+
+    Files that are named after none are `all`.
+    """
     import pandas as pd
 
     found = [*folder.glob("*"), *folder.glob("*/*")]
@@ -235,9 +248,15 @@ def _read(folder: Path) -> dict[str, pd.DataFrame]:
         raise InputError(f"data_dir={str(folder)!r} holds neither CSV nor Parquet files")
     parts: dict[str, list[pd.DataFrame]] = {}
     for file in files:
-        part = next((p for start, p in _PARTS.items() if file.name.startswith(start)), "all")
+        named = _PART.match(file.name)
+        if named is None and file.parent != folder:
+            named = _PART.match(file.parent.name)
+        part = "all" if named is None else _PARTS.get(named[1].lower(), "validation")
         try:
-            table = pd.read_csv(file) if file.suffix == ".csv" else pd.read_parquet(file)
+            if file.suffix == ".csv":  # a text may be "null" or "None"; nothing is ""
+                table = pd.read_csv(file, keep_default_na=False)
+            else:
+                table = pd.read_parquet(file)
         except (OSError, ValueError) as error:  # pandas' and Arrow's own are ValueErrors
             raise InputError(f"{file} cannot be read: {first_line(error)}") from None
         parts.setdefault(part, []).append(table)
@@ -257,8 +276,19 @@ def _raw(train: pd.DataFrame, test: pd.DataFrame | None, source: str) -> RawText
     for table in tables:
         if missing := {text, label} - set(table.columns):
             raise InputError(f"{source}: the test file has no column {min(missing)!r}")
+        if table.empty:
+            raise InputError(
+                f"{source}: a {'training' if table is train else 'test'} file is empty"
+            )
+        for value, kinds in ((text, str), (label, (str, int, float, np.generic))):
+            odd = [v for v in table[value] if v is not None and not isinstance(v, kinds)]
+            if odd:
+                raise InputError(
+                    f"{source}: column {value!r} holds {type(odd[0]).__name__}, "
+                    f"not {'text' if kinds is str else 'labels'}"
+                )
         empty = table[text].isna() | (table[text].astype(str).str.strip() == "")
-        unlabelled = table[label].isna()
+        unlabelled = table[label].isna() | (table[label].astype(str).str.strip() == "")
         if bool((empty | unlabelled).any()):
             row = int((empty | unlabelled).to_numpy().argmax())
             lacks = "no text" if bool(empty.iloc[row]) else "no label"
@@ -274,7 +304,8 @@ def _raw(train: pd.DataFrame, test: pd.DataFrame | None, source: str) -> RawText
             )
         labels = np.array([numbers[value] for value in table[label].tolist()], dtype=np.int64)
         splits.append(Texts(table[text].astype(str).to_numpy(dtype=object), labels))
-    classes = tuple(str(int(n)) if isinstance(n, float) else str(n) for n in names)
+    whole = all(not isinstance(n, float) or n.is_integer() for n in names)
+    classes = tuple(str(int(n)) if whole and isinstance(n, float) else str(n) for n in names)
     return RawTexts(splits[0], splits[1] if len(splits) > 1 else None, classes, source)
 
 
