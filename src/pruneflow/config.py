@@ -40,6 +40,11 @@ def _names(value: object) -> object:
     return (value,) if isinstance(value, int) else value
 
 
+def _once(value: tuple[int, ...]) -> tuple[int, ...]:
+    """Each number once, in the order given."""
+    return tuple(dict.fromkeys(value))
+
+
 def _criterion(value: str) -> str:
     if value not in CRITERIA:
         raise unknown("criterion", value, CRITERIA)
@@ -66,6 +71,7 @@ def _dataset(value: str) -> str:
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
+Counts = Annotated[tuple[Count, ...], BeforeValidator(_names), AfterValidator(_once)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
 C = TypeVar("C", bound="Config")
 
@@ -227,16 +233,16 @@ class BenchmarkConfig(Config):
     model: str | None = Field(
         None, description="time the newest finished pruning run of this model"
     )
-    levels: Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_names)] = Field(
-        (), description="levels to time (0,3,6); by default all"
-    )
+    levels: Annotated[
+        tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_names), AfterValidator(_once)
+    ] = Field((), description="levels to time (0,3,6); by default all")
     forms: Annotated[Names, AfterValidator(_among("form", FORMS))] = Field(
         (), description=f"forms to time: {', '.join(FORMS)}; by default all that a level has"
     )
-    batch_sizes: Annotated[tuple[Count, ...], BeforeValidator(_names), Field(min_length=1)] = Field(
+    batch_sizes: Annotated[Counts, Field(min_length=1)] = Field(
         (1, 4, 16, 64, 256), description="samples in a batch (1,16)"
     )
-    threads: Annotated[tuple[Count, ...], BeforeValidator(_names)] = Field(
+    threads: Counts = Field(
         (), description="numbers of CPU threads to time with (1,2); all cores when not given"
     )
     device: Annotated[Names, AfterValidator(_among("device", ("cpu", "cuda")))] = Field(
@@ -257,7 +263,9 @@ class BenchmarkConfig(Config):
         20, description="least number of times that each form is timed, side by side"
     )
     seconds: Annotated[float, Field(gt=0)] = Field(
-        20.0, description="but no longer than this for a level, device and batch size"
+        20.0,
+        description="but no longer than this for a level, device and batch size (three rounds at "
+        "least, and not counting what prepares and explains them)",
     )
 
 

@@ -46,10 +46,10 @@ def test_layers_are_timed_without_those_that_hold_others_and_calls_add_up() -> N
     model = nn.Sequential(slow, nn.Sequential(nn.ReLU(), slow))
     times = {t.layer: t for t in layer_times(model, lambda m: m(torch.ones(4)), "cpu")}
     assert set(times) == {"0", "1.0"}
-    assert times["0"].ms == pytest.approx(20, rel=0.3)
+    assert 20 <= times["0"].ms < 200
     assert times["0"].kind == "Slow"
-    assert times["0"].output_bytes == 16
-    assert times["1.0"].ms < 5
+    assert times["0"].output_bytes == 32
+    assert times["1.0"].ms < times["0"].ms / 2
     assert not model[0]._forward_hooks
 
 

@@ -32,7 +32,7 @@ class LayerTime:
 
     Attributes:
         ms: the median over passes, of all its calls together.
-        output_bytes: of what it gives out.
+        output_bytes: of what it gives out, in all its calls.
     """
 
     layer: str
@@ -64,12 +64,10 @@ class Bottleneck:
     Attributes:
         by: `arithmetic`, `memory traffic`, `overhead` or `unpruned layers`.
         share: how much of the time that explains, a fraction.
-        detail: the same in words.
     """
 
     by: str
     share: float
-    detail: str
 
 
 def layer_times(
@@ -104,7 +102,8 @@ def layer_times(
         def after(layer: nn.Module, inputs: object, output: object, name: str = name) -> None:
             current[name] = current.get(name, 0.0) + now() - started[name]
             kinds[name] = type(layer).__name__
-            sizes[name] = output.nbytes if isinstance(output, Tensor) else 0
+            given = output.nbytes if isinstance(output, Tensor) else 0
+            sizes[name] = sizes.get(name, 0) + given
 
         handles.append(module.register_forward_pre_hook(before))
         handles.append(module.register_forward_hook(after))
@@ -113,6 +112,7 @@ def layer_times(
         while number < passes:
             start = time.perf_counter()
             current.clear()
+            sizes.clear()
             run(model)
             if time.perf_counter() - start > _LONG_PASS:
                 passes = 3
@@ -180,16 +180,9 @@ def bottleneck(
             have none.
         limits: of the machine.
     """
-    total = sum(layer.ms for layer in layers) or 1.0
-    idle = {layer.layer: layer.ms / total for layer in layers if unpruned.get(layer.layer, False)}
-    share = sum(idle.values())
-    if share >= 0.5 and not all(unpruned.values()):
-        name = max(idle, key=lambda n: idle[n])
-        detail = (
-            f"layers that were not pruned take {100 * share:.0f} % of the layers' time, "
-            f"{name} alone {100 * idle[name]:.0f} %"
-        )
-        return Bottleneck("unpruned layers", share, detail)
+    idle = sum(layer.ms for layer in layers if unpruned.get(layer.layer, False)) / 1e3 / seconds
+    if idle >= 0.5 and not all(unpruned.values()):
+        return Bottleneck("unpruned layers", min(1.0, idle))
     outputs = sum(layer.output_bytes for layer in layers)
     estimates = {
         "arithmetic": macs / limits.macs_per_second,
@@ -197,11 +190,4 @@ def bottleneck(
         "overhead": operations * limits.call_seconds,
     }
     by = max(estimates, key=lambda name: estimates[name])
-    share = min(1.0, estimates[by] / seconds)
-    rates = {
-        "arithmetic": f"{2e-9 * limits.macs_per_second:.0f} GFLOP/s, its multiplications",
-        "memory traffic": f"{1e-9 * limits.bytes_per_second:.1f} GB/s, its weights and activations",
-        "overhead": f"{1e6 * limits.call_seconds:.1f} µs each, its {operations} operations",
-    }
-    detail = f"at this machine's {rates[by]} alone need {100 * share:.0f} % of the time"
-    return Bottleneck(by, share, detail)
+    return Bottleneck(by, min(1.0, estimates[by] / seconds))

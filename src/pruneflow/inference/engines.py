@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pruneflow.errors import first_line
@@ -58,12 +59,15 @@ def onnxruntime(model: nn.Module, inputs: Inputs, threads: int) -> Compiled:
             options.intra_op_num_threads = threads
             options.inter_op_num_threads = 1
             options.log_severity_level = 3
+            # threads that wait by spinning would take the cores of what is timed next
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
             session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            names = [put.name for put in session.get_inputs()]
+            feed = dict(zip(_names(inputs), _arrays(inputs), strict=True))
+            feed = {name: value for name, value in feed.items() if name in names}
+            session.run(None, feed)
         except Exception as error:  # the exporter and the runtime raise kinds of their own
             raise NoEngineError(f"onnxruntime cannot run it: {first_line(error)}") from None
-    names = [put.name for put in session.get_inputs()]
-    feed = dict(zip(_names(inputs), (t.numpy() for t in _tensors(inputs)), strict=True))
-    feed = {name: value for name, value in feed.items() if name in names}
 
     def call() -> Tensor:
         return torch.from_numpy(session.run(None, feed)[0])
@@ -90,9 +94,10 @@ def openvino(model: nn.Module, inputs: Inputs, threads: int) -> Compiled:
             "INFERENCE_PRECISION_HINT": "f32",  # by itself it would take bf16 where there is any
         }
         request = ov.Core().compile_model(converted, "CPU", settings).create_infer_request()
+        feed = _arrays(inputs)
+        request.infer(feed, share_inputs=True)
     except Exception as error:
         raise NoEngineError(f"openvino cannot run it: {first_line(error)}") from None
-    feed = [t.numpy() for t in _tensors(inputs)]
 
     def call() -> Tensor:
         return torch.from_numpy(request.infer(feed, share_inputs=True)[0])
@@ -134,6 +139,11 @@ class _Positional(nn.Module):
 
 def _tensors(inputs: Inputs) -> tuple[Tensor, ...]:
     return (inputs,) if isinstance(inputs, Tensor) else tuple(inputs.values())
+
+
+def _arrays(inputs: Inputs) -> list[NDArray[Any]]:
+    """As engines take them: contiguous, so that nothing is rearranged at each call."""
+    return [tensor.contiguous().numpy() for tensor in _tensors(inputs)]
 
 
 def _names(inputs: Inputs) -> list[str]:

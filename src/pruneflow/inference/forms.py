@@ -47,11 +47,6 @@ class PrunedLevel:
     device: str
     _made: dict[str, nn.Module] = field(default_factory=dict)
 
-    @property
-    def has_zeros(self) -> bool:
-        """Whether weights of the stored model are zero."""
-        return any(bool((p == 0).any()) for n, p in self.model.named_parameters() if p.dim() > 1)
-
 
 def dense(level: PrunedLevel, run: sparse_kernels.Run, batch: str) -> nn.Module:
     """The unpruned model."""

@@ -60,6 +60,7 @@ def _cpu_seconds(call: Call) -> float:
 
 
 def _cuda_seconds(call: Call) -> float:
+    torch.cuda.synchronize()  # or this call's launches would hide behind the one before
     start = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
     end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
     start.record()
@@ -91,8 +92,9 @@ def interleaved(
     """Times of several calls, in rounds that run every one of them once, in random order.
 
     A clock that drifts, a neighbour that wakes up or a processor that throttles then hits all
-    alike, and ratios within a round stay true. A short call runs once untimed before it is timed,
-    so that it finds its own weights in the caches and not those of the one before.
+    alike, and ratios within a round stay true. Where any of the calls is short, each runs once
+    untimed before it is timed, so that it finds its own weights in the caches and not those of the
+    one before.
 
     Args:
         calls: what to time, by name.
@@ -103,10 +105,8 @@ def interleaved(
     Returns:
         name -> seconds (rounds,); row i of every array is of round i.
     """
-    short = {
-        name: settle(call, timer, effort.seconds / 10 / len(calls)) < _LONG_CALL
-        for name, call in calls.items()
-    }
+    warm = [settle(call, timer, effort.seconds / 10 / len(calls)) for call in calls.values()]
+    short = min(warm) < _LONG_CALL
     order = np.random.default_rng(seed)
     names = list(calls)
     rows: list[dict[str, float]] = []
@@ -115,7 +115,7 @@ def interleaved(
         row = {}
         for number in order.permutation(len(names)):
             name = names[number]
-            if short[name]:
+            if short:
                 calls[name]()
             row[name] = timer(calls[name])
         rows.append(row)
@@ -221,5 +221,6 @@ def trace(call: Call, device: str) -> Trace:
 def free_bytes(device: str) -> int:
     """Memory that is there to be taken on a device."""
     if device == "cuda":
-        return int(torch.cuda.mem_get_info()[0])
+        cached = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+        return int(torch.cuda.mem_get_info()[0]) + cached
     return int(psutil.virtual_memory().available)

@@ -25,12 +25,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pruneflow.inference.latency import Effort, clock, free_bytes, interleaved
+
 Run = Callable[[nn.Module], object]
 
 _MARGIN = 0.95  # a layer leaves its dense kernel only if that takes less than this share of time
 _LEAST_SPARSITY = 0.3  # below, no stored index pays
-_ROUNDS = 7
-_LONG_ROUND = 2.0  # seconds; then fewer rounds
+_ROUNDS = 6
+_LONG_ROUND = 2.0  # seconds; then half as many rounds
+_HOPELESS = 3.0  # times as slow as dense at first sight: not looked at again
+_UNFOLDED = 0.25  # share of the free memory that an unfolded input may take
 
 
 class _Window(NamedTuple):
@@ -188,13 +192,23 @@ def sparse(
         REPRESENTATIONS.
     """
     layers, outputs = _called(model, run)
-    options = {
-        name: {way: made for way, make in REPRESENTATIONS.items() if (made := make(layer))}
-        for name, layer in layers.items()
+    options: dict[str, dict[str, nn.Module]] = {}
+    for name, layer in layers.items():
+        roomy = _unfolded_bytes(layer, outputs[name]) < _UNFOLDED * free_bytes("cpu")
+        ways = {way: make for way, make in REPRESENTATIONS.items() if way != "csr" or roomy}
+        made = {way: one for way, make in ways.items() if (one := make(layer))}
+        if made:
+            options[name] = made
+    keys = {
+        name: _key(layers[name], f"{batch} -> {'x'.join(map(str, outputs[name]))}")
+        for name in options
     }
-    options = {name: ways for name, ways in options.items() if ways}
-    keys = {name: _key(layers[name], f"{batch} -> {outputs[name]}") for name in options}
-    known = _read(cache)
+    remembered = _read(cache)
+    known = {
+        keys[name]: remembered[keys[name]]
+        for name, ways_of in options.items()
+        if remembered.get(keys[name]) in ("dense", *ways_of)
+    }
     if any(key not in known for key in keys.values()):
         measured = _measure(model, options, run)
         new = {keys[name]: way for name, way in measured.items() if keys[name] not in known}
@@ -222,17 +236,19 @@ def default_cache() -> Path:
     return Path(home) / "pruneflow" / "kernels.json"
 
 
-def _called(model: nn.Module, run: Run) -> tuple[dict[str, nn.Linear | nn.Conv2d], dict[str, str]]:
+def _called(
+    model: nn.Module, run: Run
+) -> tuple[dict[str, nn.Linear | nn.Conv2d], dict[str, tuple[int, ...]]]:
     """Layers that a model calls (attention may use a weight without that), and output shapes."""
     layers: dict[str, nn.Linear | nn.Conv2d] = {}
-    shapes: dict[str, str] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     handles = []
     for name, module in model.named_modules():
         if _storable(module):
 
             def hook(layer: nn.Module, inputs: object, output: Tensor, name: str = name) -> None:
                 layers[name] = layer  # type: ignore[assignment]
-                shapes[name] = "x".join(map(str, output.shape))
+                shapes[name] = tuple(output.shape)
 
             handles.append(module.register_forward_hook(hook))
     try:
@@ -241,6 +257,14 @@ def _called(model: nn.Module, run: Run) -> tuple[dict[str, nn.Linear | nn.Conv2d
         for handle in handles:
             handle.remove()
     return layers, shapes
+
+
+def _unfolded_bytes(layer: nn.Module, output: tuple[int, ...]) -> int:
+    """Memory that CSR takes for a convolution's unfolded input, and for turning it."""
+    if not isinstance(layer, nn.Conv2d):
+        return 0
+    samples, _, height, width = output
+    return 8 * samples * height * width * layer.weight[0].numel()
 
 
 def _storable(module: nn.Module) -> bool:
@@ -253,31 +277,60 @@ def _storable(module: nn.Module) -> bool:
 def _measure(
     model: nn.Module, options: Mapping[str, Mapping[str, nn.Module]], run: Run
 ) -> dict[str, str]:
-    """The fastest way to store each layer, each timed within the whole model."""
-    ways = ["dense", *REPRESENTATIONS]
-    variants = {
-        way: _with(model, {n: made[way] for n, made in options.items() if way in made})
-        for way in ways
-    }
-    times: dict[str, dict[str, list[float]]] = {n: {way: [] for way in ways} for n in options}
-    rounds, number = _ROUNDS, 0
-    while number < rounds:
-        start = time.perf_counter()
-        for way, variant in variants.items():
-            with _timing(variant, options) as seconds:
-                run(variant)
-            for name, value in seconds.items():
-                if number:  # the first is warm-up
-                    times[name][way].append(value)
-        if time.perf_counter() - start > _LONG_ROUND:
-            rounds = 4
-        number += 1
+    """The fastest way to store each layer, timed within the whole model.
+
+    What a layer gains, another may lose (a layout that the next one has to turn), so the model
+    that comes of the choices is timed against the dense one, and has to win.
+    """
+    ways: dict[str, dict[str, nn.Module]] = {name: dict(made) for name, made in options.items()}
+    first = _layer_seconds(model, ways, run, rounds=1)
+    for name, made in ways.items():
+        for way in list(made):
+            if first[name][way] > _HOPELESS * first[name]["dense"]:
+                del made[way]
+    start = time.perf_counter()
+    run(model)
+    rounds = _ROUNDS if time.perf_counter() - start < _LONG_ROUND else _ROUNDS // 2
+    seconds = _layer_seconds(model, ways, run, rounds=rounds)
     chosen = {}
-    for name, ways_of in options.items():
-        median = {way: float(np.median(times[name][way])) for way in ("dense", *ways_of)}
-        best = min(median, key=lambda way: median[way])
-        chosen[name] = best if median[best] < _MARGIN * median["dense"] else "dense"
+    for name, of in seconds.items():
+        best = min(of, key=lambda way: of[way])
+        chosen[name] = best if of[best] < _MARGIN * of["dense"] else "dense"
+    stored = {n: options[n][way] for n, way in chosen.items() if way != "dense"}
+    if not stored:
+        return chosen
+    form = _with(model, stored)
+    calls = {"form": lambda: run(form), "dense": lambda: run(model)}
+    times = interleaved(calls, clock("cpu"), Effort(rounds, _LONG_ROUND))
+    if np.median(times["form"]) > np.median(times["dense"]):
+        return dict.fromkeys(chosen, "dense")
     return chosen
+
+
+def _layer_seconds(
+    model: nn.Module, ways: Mapping[str, Mapping[str, nn.Module]], run: Run, *, rounds: int
+) -> dict[str, dict[str, float]]:
+    """Layer -> way to store it -> median seconds, in models that store all layers that way."""
+    every = {"dense": model}
+    for way in REPRESENTATIONS:
+        stored = {name: made[way] for name, made in ways.items() if way in made}
+        if stored:
+            every[way] = _with(model, stored)
+    times: dict[str, dict[str, list[float]]] = {name: {} for name in ways}
+    order = np.random.default_rng(0)
+    names = list(every)
+    for _ in range(rounds):
+        for number in order.permutation(len(names)):
+            way = names[number]
+            with _timing(every[way], ways) as seconds:
+                run(every[way])
+            for name, value in seconds.items():
+                if way == "dense" or way in ways[name]:
+                    times[name].setdefault(way, []).append(value)
+    return {
+        name: {way: float(np.median(values)) for way, values in of.items()}
+        for name, of in times.items()
+    }
 
 
 @contextmanager
@@ -287,7 +340,7 @@ def _timing(model: nn.Module, names: Mapping[str, object]) -> Iterator[dict[str,
     for name in names:
 
         def before(layer: nn.Module, inputs: object, name: str = name) -> None:
-            seconds[name] = -time.perf_counter()
+            seconds[name] = seconds.get(name, 0.0) - time.perf_counter()
 
         def after(layer: nn.Module, inputs: object, outputs: object, name: str = name) -> None:
             seconds[name] += time.perf_counter()

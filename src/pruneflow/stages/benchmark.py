@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import gc
-import os
 import statistics
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
+import psutil
 import torch
 from torch import nn
 
 from pruneflow.config import BenchmarkConfig, PruneConfig, resolve
 from pruneflow.errors import InputError
 from pruneflow.inference import EAGER, engines
+from pruneflow.inference.engines import ENGINE_FORMS
 from pruneflow.inference.forms import FORMS, PrunedLevel
 from pruneflow.pruning import compaction, cost
 from pruneflow.report.figures import LATENCY_FIGURES
@@ -23,10 +25,11 @@ from pruneflow.stages.experiment import cores
 from pruneflow.stages.progress import Reporter, latencies_table
 from pruneflow.stages.prune import prune_iterative
 from pruneflow.tracking import checkpoints
-from pruneflow.tracking.checkpoints import Checkpoint
 from pruneflow.tracking.finished import (
     PruningRun,
+    check_checkpoint,
     load_checkpoint,
+    load_structure,
     newest_pruning_run,
     open_pruning_run,
     pruning_runs_of,
@@ -34,6 +37,10 @@ from pruneflow.tracking.finished import (
 from pruneflow.tracking.latencies import OK, Latency, LayerLatency
 from pruneflow.tracking.run import Run, benchmark_fingerprint, current_experiment, open_run
 from pruneflow.workloads import models
+from pruneflow.workloads.training import keep_large_buffers
+
+_GLANCE_SECONDS = 0.5
+_BUSY = 0.15  # share of the processors that others may take unremarked
 
 
 def benchmark_latency(config: BenchmarkConfig, reporter: Reporter) -> list[Run]:
@@ -45,7 +52,10 @@ def benchmark_latency(config: BenchmarkConfig, reporter: Reporter) -> list[Run]:
         engines=_installed(config, reporter),
     )
     runs = [_open(run_id, config) for run_id in _chosen(config, reporter)]
-    return [_benchmark(_subject(run, config), config, settings, reporter) for run in runs]
+    if any(setting.device == "cpu" for setting in settings):
+        keep_large_buffers()  # as training does: one allocator, whatever this process did before
+    with _float32():
+        return [_benchmark(_subject(run, config), config, settings, reporter) for run in runs]
 
 
 # ------------------------------------------------------------------------- what is timed, and where
@@ -76,6 +86,14 @@ def _settings(config: BenchmarkConfig) -> list[Setting]:
 def _installed(config: BenchmarkConfig, reporter: Reporter) -> tuple[str, ...]:
     """The engines asked for that are there, eager PyTorch first; a line for each that is not."""
     found = [EAGER]
+    asked = [engine for engine in config.engines if engine != EAGER]
+    if asked and config.forms and not set(config.forms) & {*ENGINE_FORMS}:
+        reporter.say(
+            f"engines run the forms {' and '.join(ENGINE_FORMS)}: dense alone is asked for"
+        )
+    if asked and config.device == ("cuda",):
+        reporter.say(f"engines run on a CPU only: {', '.join(asked)} skipped")
+        return (EAGER,)
     for engine in config.engines:
         package = engines.missing(engine)
         if package is not None:
@@ -116,6 +134,9 @@ def _open(run_id: str, config: BenchmarkConfig) -> PruningRun:
                 f"levels={level} is not valid: run {run_id} has the levels 0 to "
                 f"{max(run.params_left)}"
             )
+    for level in config.levels or run.params_left:
+        check_checkpoint(run.id, level)
+    _size(run, load_structure(run.id), config)
     return run
 
 
@@ -128,35 +149,35 @@ def _subject(run: PruningRun, config: BenchmarkConfig) -> Subject:
     levels = config.levels or tuple(sorted(run.params_left))
     checkpoint = load_checkpoint(run.id, 0)
     dense = checkpoints.restore(checkpoint)
-    size = _size(run, checkpoint, config)
-    if "image_size" in _sizes(run, checkpoint):
+    size = _size(run, checkpoint.structure, config)
+    if "image_size" in _sizes(run, checkpoint.structure):
         models.check_image_size(dense, str(run.config["model"]), size)
     one = models.random_inputs(checkpoint.structure, 1, size=size, device="cpu")
     subject = Subject(run, levels, size, checkpoint, dense, cost.positions(dense, one), groups=[])
     wanted = config.forms or tuple(FORMS)
-    if run.config["form"] == "compact" or "compact" not in wanted or levels == (0,):
+    if run.config.get("form") == "compact" or "compact" not in wanted or levels == (0,):
         return subject
     head = models.head_name(dense)
     found = compaction.find_groups(dense, subject.probe, outputs=[head])
     return replace(subject, groups=found.groups)
 
 
-def _sizes(run: PruningRun, checkpoint: Checkpoint) -> Mapping[str, int]:
+def _sizes(run: PruningRun, structure: Mapping[str, Any]) -> Mapping[str, int]:
     """Size of what the model was trained on, by the name of its parameter."""
-    own: Mapping[str, int] | None = checkpoint.structure.get("input")
+    own: Mapping[str, int] | None = structure.get("input")
     if own is not None:
         return own
     image_size = run.config.get("image_size")  # of a checkpoint that does not say it itself
     return {"sequence_length": 128} if image_size is None else {"image_size": int(image_size)}
 
 
-def _size(run: PruningRun, checkpoint: Checkpoint, config: BenchmarkConfig) -> int:
+def _size(run: PruningRun, structure: Mapping[str, Any], config: BenchmarkConfig) -> int:
     """Size of the inputs: the given one, else the run's.
 
     Raises:
         InputError: a size of the other kind of input, or longer than the model reads.
     """
-    ((name, own),) = _sizes(run, checkpoint).items()
+    ((name, own),) = _sizes(run, structure).items()
     other = "image_size" if name == "sequence_length" else "sequence_length"
     if getattr(config, other) is not None:
         kind = "texts" if name == "sequence_length" else "images"
@@ -165,7 +186,7 @@ def _size(run: PruningRun, checkpoint: Checkpoint, config: BenchmarkConfig) -> i
             f"{kind}: pass {name}, or nothing"
         )
     given: int | None = getattr(config, name)
-    longest = checkpoint.structure.get("config", {}).get("max_position_embeddings")
+    longest = structure.get("config", {}).get("max_position_embeddings")
     if given is not None and longest is not None and given > longest:
         raise InputError(
             f"{name}={given} is not valid: the model of run {run.id} reads at most {longest} tokens"
@@ -185,6 +206,11 @@ def _benchmark(
         "pruneflow.pruning_run": subject.run.id,
         "pruneflow.fingerprint": benchmark_fingerprint(config, subject.run.fingerprint),
     }
+    study = subject.run.study
+    if study is not None:
+        tags["pruneflow.study"] = study
+    ((unit, _),) = _sizes(subject.run, subject.checkpoint.structure).items()
+    config = config.resolved(levels=subject.levels, **{unit: subject.size})
     first = (settings[0].device, settings[0].threads)
     notes: list[str] = _busy()
     with open_run("benchmark_latency", config, name=name, tags=tags) as run:
@@ -209,8 +235,10 @@ def _benchmark(
                     notes += [note for note in point.notes if note not in notes]
                     for note in point.notes:
                         reporter.say(f"  {note}")
-                del pruned
+                del pruned, point  # before the next level's models are loaded
                 gc.collect()
+                if setting.device == "cuda":
+                    torch.cuda.empty_cache()
             run.record_latencies(level, rows, profile, first)
             reporter.say(f"  level {level}: {_in_short(rows)}")
         _summarise(subject, run, notes)
@@ -219,16 +247,24 @@ def _benchmark(
 
 
 def _busy() -> list[str]:
-    """A note where other work is on the processors."""
-    if not hasattr(os, "getloadavg"):
-        return []
-    load, available = os.getloadavg()[0], cores()
-    if load <= 0.5 * available:
+    """A note where other work is on the processors, seen while this process waits."""
+    busy = psutil.cpu_percent(interval=_GLANCE_SECONDS) / 100
+    if busy <= _BUSY:
         return []
     return [
-        f"the load average of the last minute is {load:.1f} on {available} cores: other work "
-        "shares them, so trust ratios rather than times"
+        f"other work takes {100 * busy:.0f} % of the processors: trust ratios rather than times"
     ]
+
+
+@contextmanager
+def _float32() -> Iterator[None]:
+    """Products on CUDA in float32 proper, as on a CPU, and not in TF32."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
 @contextmanager
@@ -256,10 +292,10 @@ def _pruned(subject: Subject, level: int, setting: Setting) -> PrunedLevel:
     return PrunedLevel(
         dense=dense,
         model=model,
-        is_compact=of_run["form"] == "compact",
+        is_compact=of_run.get("form") == "compact",
         groups=subject.groups,
         probe=subject.probe,
-        independent=of_run["coupling"] == "independent",
+        independent=of_run.get("coupling") == "independent",
         device=setting.device,
     )
 
@@ -279,29 +315,33 @@ def _in_short(rows: list[Latency]) -> str:
     return ", ".join(parts) or "timed"
 
 
+_BOUND = {
+    "arithmetic": "by arithmetic, which at this machine's best needs",
+    "memory traffic": "by memory traffic, which at this machine's best needs",
+    "overhead": "by the overhead of starting its operations from Python, which needs",
+    "unpruned layers": "by layers that were not pruned, which take",
+}
+
+
 def sentence(row: Latency, dense: Latency) -> str:
-    """Why a form is as fast as it is, in one plain sentence."""
-    if row.speedup is None or row.bound_share is None:
-        return f"{row.form}, batch {row.batch_size}: {row.status}"
-    by = {
-        "arithmetic": "bound by arithmetic, which at this machine's best alone needs",
-        "memory traffic": "bound by memory traffic, which at this machine's best alone needs",
-        "overhead": "bound by launching its operations from Python, which alone needs",
-        "unpruned layers": "bound by layers that were not pruned, which take",
-    }[row.bound_by or ""]
+    """Why a form is as fast as it is, in one plain sentence; of a row that was timed."""
     where = f"{row.threads} thread{'s' * (row.threads > 1)}" if row.device == "cpu" else row.device
     interval = f"[{row.speedup_low:.2f}, {row.speedup_high:.2f}]"
+    share = row.bound_share or 0.0
+    bound = "bound" if share >= 0.5 else "not clearly bound by one thing, most"
     return (
         f"{row.form}, batch {row.batch_size}, {where}: "
         f"{row.speedup:.2f} {interval} times as fast as dense with {row.macs / dense.macs:.2f} of "
         f"its MACs and {row.weight_bytes / dense.weight_bytes:.2f} of its weight bytes; "
-        f"{by} {100 * row.bound_share:.0f} % of the time"
+        f"{bound} {_BOUND[row.bound_by or 'arithmetic']} {100 * share:.0f} % of the time"
     )
 
 
 def _summarise(subject: Subject, run: Run, notes: list[str]) -> None:
     """The run's figures, the sentences, and the text on its page."""
-    unit = "pixels" if "image_size" in _sizes(subject.run, subject.checkpoint) else "tokens"
+    unit = (
+        "pixels" if "image_size" in _sizes(subject.run, subject.checkpoint.structure) else "tokens"
+    )
     title = f"{subject.run.name}, {subject.size} {unit}"
     for name, figure in LATENCY_FIGURES.items():
         run.log_figure(f"figures/{name}.png", figure(run.latencies, title))
@@ -312,7 +352,8 @@ def _summarise(subject: Subject, run: Run, notes: list[str]) -> None:
         for r in eager
         if r.form != "dense"
     ]
-    run.log_text("why.md", "".join(f"- level {level}, {text}\n" for level, text in why))
+    lines = [*(f"level {level}, {text}" for level, text in why), *(f"note: {n}" for n in notes)]
+    run.log_text("why.md", "".join(f"- {line}\n" for line in lines))
     last = max(subject.levels)
     warnings = "".join(f"**{note[0].upper()}{note[1:]}**\n\n" for note in notes[:5])
     run.describe(

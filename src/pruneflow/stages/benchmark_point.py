@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 
 import torch
@@ -23,6 +23,7 @@ from pruneflow.workloads import models
 
 _PROFILED = 10  # layers of a form that `profile.csv` has, the slowest
 _WIDE = 1.5  # upper / lower end of a speed-up's interval from which it says little
+_FEW = 6  # rounds, fewer of which say little of the spread
 _DIFFERENT = 1e-3  # a difference of logits that rounding does not explain
 _MEMORY_LEFT = 0.9  # share of the free memory that a batch may take
 
@@ -133,10 +134,16 @@ class Point:
                 "recorded as out of memory"
             )
             self.profile = []
-            self.rows = [
-                self._row(form, EAGER, self.pruned.dense if form == "dense" else self.pruned.model)
-                for form in forms
-            ]
+            self.rows = list(self._without_times(forms))
+
+    def _without_times(self, forms: Iterable[str]) -> Iterator[Latency]:
+        """Rows of the forms that can be made without running the batch; sparse is chosen by it."""
+        for form in forms:
+            try:
+                if form != "sparse":
+                    yield self._row(form, EAGER, FORMS[form](self.pruned, self._run, ""))
+            except NoFormError:
+                continue
 
     def _time(self, candidates: Mapping[str, Candidate]) -> None:
         """Time the candidates side by side, and look into each."""
@@ -145,15 +152,9 @@ class Point:
         calls = {key: candidate.call for key, candidate in candidates.items()}
         times = latency.interleaved(calls, timer, effort)
         layers = self._layers(candidates)
-        stored = self._run(self.pruned.model)
         for key, candidate in candidates.items():
-            if candidate.engine != EAGER:
-                expected = candidates[candidate.form].call()
-            else:
-                expected = candidate.call() if candidate.form == "dense" else stored
             spread = latency.spread(times[key])
             ratio, low, high = latency.speedup(times["dense"], times[key])
-            far = difference(candidate.call(), expected)
             row = replace(
                 self._row(candidate.form, candidate.engine, candidate.model),
                 **asdict(spread),
@@ -163,7 +164,7 @@ class Point:
                 speedup=ratio,
                 speedup_low=low,
                 speedup_high=high,
-                difference=None if self._differs_by_design(candidate.form) else far,
+                difference=self._difference(candidate, candidates),
             )
             if candidate.engine == EAGER:
                 row = self._explained(row, candidate, layers[candidate.form])
@@ -262,18 +263,31 @@ class Point:
         weights = latency.weight_bytes(candidate.model)
         return weights + _bytes(self.inputs) + candidate.trace.working_bytes
 
-    def _differs_by_design(self, form: str) -> bool:
-        return form == "compact" and self.pruned.independent
+    def _difference(
+        self, candidate: Candidate, candidates: Mapping[str, Candidate]
+    ) -> float | None:
+        """How far a candidate's logits are from those they should equal; None if from none."""
+        if candidate.engine != EAGER:
+            return difference(candidate.call(), candidates[candidate.form].call())
+        by_design = candidate.form == "compact" and self.pruned.independent
+        if candidate.model in (self.pruned.dense, self.pruned.model) or by_design:
+            return None
+        return difference(candidate.call(), self._run(self.pruned.model))
 
     def _explained(self, row: Latency, candidate: Candidate, layers: list[LayerTime]) -> Latency:
         """The row with what bounds its time."""
         weights = latency.weight_bytes(candidate.model)
+        looked_up = sum(
+            latency.weight_bytes(layer)
+            for layer in candidate.model.modules()
+            if isinstance(layer, nn.Embedding)
+        )
         rounded = 1 << max(20, weights.bit_length())  # so that it is measured a few times only
         found = bottleneck(
             (row.p50_ms or 0.0) / 1e3,
             layers,
             macs=row.macs * self.batch,
-            weight_bytes=weights,
+            weight_bytes=weights - looked_up,
             operations=candidate.trace.operations,
             unpruned={} if row.form == "dense" else _unpruned(candidate.model, self.pruned),
             limits=machine(self.setting.device, self.setting.threads, rounded),
@@ -302,14 +316,20 @@ class Point:
 
     def _doubt(self, row: Latency, key: str) -> None:
         """Note what makes a row worth less."""
-        where = f"level {self.level}, {key}, batch {self.batch}"
+        on = f"{self.setting.device}, threads {self.setting.threads}"
+        where = f"level {self.level}, {key}, batch {self.batch} on {on}"
+        if row.n < min(_FEW, self.config.rounds) and key == "dense":
+            self.notes.append(
+                f"{where}: only {row.n} rounds fitted into seconds={self.config.seconds:g}: the "
+                "intervals are too narrow"
+            )
         if row.speedup_low and row.speedup_high and row.speedup_high > _WIDE * row.speedup_low:
             self.notes.append(
                 f"{where}: the times spread so far that the speed-up is only known to lie "
                 f"between {row.speedup_low:.2f} and {row.speedup_high:.2f}: measure again on a "
                 "quiet machine"
             )
-        if row.difference is not None and row.difference > _DIFFERENT:
+        if row.difference is not None and not row.difference <= _DIFFERENT:  # or NaN
             self.notes.append(
                 f"{where}: its logits differ by {row.difference:.1e} of the largest, more than "
                 "rounding explains"

@@ -24,11 +24,14 @@ _PACKAGES = (
     "safetensors",
     "pandas",
 )
+_EXTRAS = ("onnx", "onnxruntime", "openvino")
 
 
 def describe() -> dict[str, object]:
     """Versions, processors, threads, memory, and the commit of the source that ran."""
     versions = {package: metadata.version(package) for package in _PACKAGES}
+    installed = {one.metadata["Name"] for one in metadata.distributions()}
+    versions |= {extra: metadata.version(extra) for extra in _EXTRAS if extra in installed}
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),

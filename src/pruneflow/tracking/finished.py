@@ -135,6 +135,7 @@ class PruningRun:
         config: its configuration, typed, as in `config.json`.
         params_left: level -> fraction of the parameters left.
         fingerprint: of what decided its result.
+        study: that it belongs to, if any.
     """
 
     id: str
@@ -142,6 +143,7 @@ class PruningRun:
     config: Mapping[str, Any]
     params_left: Mapping[int, float]
     fingerprint: str
+    study: str | None
 
 
 _OF_PRUNING = "tags.`pruneflow.stage` LIKE 'prune_%'"
@@ -197,7 +199,8 @@ def open_pruning_run(run_id: str) -> PruningRun:
                 "pass another one"
             ) from None
     name, fingerprint = run.info.run_name, run.data.tags.get("pruneflow.fingerprint", "")
-    return PruningRun(run_id, name, config, left, fingerprint)
+    study = run.data.tags.get("pruneflow.study")
+    return PruningRun(run_id, name, config, left, fingerprint, study)
 
 
 def _read(client: MlflowClient, run_id: str, path: str, folder: str) -> str:
@@ -228,6 +231,42 @@ def _quoted(text: str) -> str:
 def fingerprint_of(run_id: str) -> str:
     """The fingerprint of a run."""
     return str(MlflowClient().get_run(run_id).data.tags["pruneflow.fingerprint"])
+
+
+def check_checkpoint(run_id: str, level: int) -> None:
+    """See that a level's checkpoint is there, without reading it.
+
+    Raises:
+        InputError: it is not.
+    """
+    path = checkpoint_path(level)
+    try:
+        there = {Path(f.path).name for f in MlflowClient().list_artifacts(run_id, path)}
+    except (MlflowException, OSError):
+        there = set()
+    if not {"model.safetensors", "structure.json"} <= there:
+        raise InputError(
+            f"run {run_id} has no checkpoint of level {level} any more: delete that run, or pass "
+            "another one"
+        )
+
+
+def load_structure(run_id: str) -> Mapping[str, Any]:
+    """What `structure.json` of a run's level 0 says.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    with tempfile.TemporaryDirectory(prefix="pruneflow-") as folder:
+        try:
+            text = _read(MlflowClient(), run_id, f"{checkpoint_path(0)}/structure.json", folder)
+            structure: Mapping[str, Any] = json.loads(text)
+        except (MlflowException, OSError, ValueError) as error:
+            raise InputError(
+                f"run {run_id} has no readable structure.json of level 0 ({first_line(error)}): "
+                "delete that run, or pass another one"
+            ) from None
+    return structure
 
 
 def load_checkpoint(run_id: str, level: int) -> checkpoints.Checkpoint:

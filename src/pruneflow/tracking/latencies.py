@@ -36,7 +36,8 @@ class Latency:
         speedup: median time of the dense form, eager, in the same rounds / the form's own.
         speedup_low, speedup_high: ends of its 95 % bootstrap interval.
         difference: largest difference of the logits from the masked form's (an engine's: from the
-            same form's in eager PyTorch), relative to the largest logit.
+            same form's in eager PyTorch), relative to the largest logit; None for what is the
+            reference itself, and for `compact` of `coupling=independent`, whose outputs are others.
         bound_by: what bounds the time: `arithmetic`, `memory traffic`, `overhead` or
             `unpruned layers`; None where it was not looked into (engines).
         bound_share: how much of the time that explains, a fraction.

@@ -76,7 +76,7 @@ class Machine:
         threads = threads or cores
         torch.set_num_threads(threads)
         if device == "cpu":
-            _keep_large_buffers()
+            keep_large_buffers()
         if precision == "auto":
             precision = "bf16" if _bf16_pays(device) else "fp32"
         return cls(device, precision, threads)
@@ -91,7 +91,7 @@ class Machine:
 
 
 @functools.cache
-def _keep_large_buffers() -> None:
+def keep_large_buffers() -> None:
     """Tell glibc's allocator to keep big freed blocks instead of handing them back each time.
 
     A step frees and asks for gradients of hundreds of megabytes; as fresh pages from the system
