@@ -33,11 +33,11 @@ def test_every_round_times_every_candidate_once_and_short_ones_run_first_untimed
     assert np.all(times["a"] == 0.001)
     assert np.all(times["b"] == 0.03)
     rounds = len(times["a"])
-    warm_a, warm_b = ran.count("a") - 2 * rounds, ran.count("b") - rounds
+    warm_a, warm_b = ran.count("a") - 2 * rounds, ran.count("b") - 2 * rounds
     assert warm_a >= 2
     assert warm_b >= 2
     together = "".join(ran[warm_a + warm_b :])
-    assert {together[i : i + 3] for i in range(0, len(together), 3)} == {"aab", "baa"}
+    assert {together[i : i + 4] for i in range(0, len(together), 4)} == {"aabb", "bbaa"}
 
 
 def test_drift_hits_all_alike_where_blocks_would_tell_them_apart() -> None:

@@ -86,7 +86,8 @@ def layer_sparsity(layers: Sequence[Layer], title: str) -> Figure:
     shown = len(names) * len(numbers) <= 400
     with matplotlib.rc_context(_STYLE | {"axes.grid": False}):
         height = min(24.0, 1.6 + 0.26 * len(names))
-        figure = Figure(figsize=(3.4 + 0.62 * len(numbers), height), layout="constrained")
+        width = 1.9 + 0.09 * max(map(len, names), default=0) + 0.62 * len(numbers)
+        figure = Figure(figsize=(max(5.0, width), height), layout="constrained")
         axes = figure.subplots()
         image = axes.imshow(table, aspect="auto", cmap="viridis", vmin=0, vmax=1)
         axes.set_xticks(range(len(numbers)), [str(n) for n in numbers])

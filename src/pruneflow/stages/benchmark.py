@@ -88,9 +88,7 @@ def _installed(config: BenchmarkConfig, reporter: Reporter) -> tuple[str, ...]:
     found = [EAGER]
     asked = [engine for engine in config.engines if engine != EAGER]
     if asked and config.forms and not set(config.forms) & {*ENGINE_FORMS}:
-        reporter.say(
-            f"engines run the forms {' and '.join(ENGINE_FORMS)}: dense alone is asked for"
-        )
+        reporter.say(f"engines run {' and '.join(ENGINE_FORMS)} alone: here that is dense")
     if asked and config.device == ("cuda",):
         reporter.say(f"engines run on a CPU only: {', '.join(asked)} skipped")
         return (EAGER,)
