@@ -12,6 +12,7 @@ import copy
 import json
 import os
 import platform
+import statistics
 import tempfile
 import time
 import warnings
@@ -283,7 +284,7 @@ def _measure(
     that comes of the choices is timed against the dense one, and has to win.
     """
     ways: dict[str, dict[str, nn.Module]] = {name: dict(made) for name, made in options.items()}
-    first = _layer_seconds(model, ways, run, rounds=1)
+    first = _layer_seconds(model, ways, run, rounds=2, of=min)  # the very first call pays for more
     for name, made in ways.items():
         for way in list(made):
             if first[name][way] > _HOPELESS * first[name]["dense"]:
@@ -293,9 +294,9 @@ def _measure(
     rounds = _ROUNDS if time.perf_counter() - start < _LONG_ROUND else _ROUNDS // 2
     seconds = _layer_seconds(model, ways, run, rounds=rounds)
     chosen = {}
-    for name, of in seconds.items():
-        best = min(of, key=lambda way: of[way])
-        chosen[name] = best if of[best] < _MARGIN * of["dense"] else "dense"
+    for name, times_of in seconds.items():
+        best = min(times_of, key=lambda way: times_of[way])
+        chosen[name] = best if times_of[best] < _MARGIN * times_of["dense"] else "dense"
     stored = {n: options[n][way] for n, way in chosen.items() if way != "dense"}
     if not stored:
         return chosen
@@ -308,9 +309,14 @@ def _measure(
 
 
 def _layer_seconds(
-    model: nn.Module, ways: Mapping[str, Mapping[str, nn.Module]], run: Run, *, rounds: int
+    model: nn.Module,
+    ways: Mapping[str, Mapping[str, nn.Module]],
+    run: Run,
+    *,
+    rounds: int,
+    of: Callable[[list[float]], float] = statistics.median,
 ) -> dict[str, dict[str, float]]:
-    """Layer -> way to store it -> median seconds, in models that store all layers that way."""
+    """Layer -> way to store it -> seconds (`of` all rounds), in models that store all so."""
     every = {"dense": model}
     for way in REPRESENTATIONS:
         stored = {name: made[way] for name, made in ways.items() if way in made}
@@ -328,8 +334,7 @@ def _layer_seconds(
                 if way == "dense" or way in ways[name]:
                     times[name].setdefault(way, []).append(value)
     return {
-        name: {way: float(np.median(values)) for way, values in of.items()}
-        for name, of in times.items()
+        name: {way: of(values) for way, values in found.items()} for name, found in times.items()
     }
 
 
