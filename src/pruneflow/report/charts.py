@@ -1,0 +1,96 @@
+"""Charts: what a figure shows, before anything is drawn. Static and interactive drawings share it.
+
+A figure's function returns a Chart; `report/static.py` draws it for files and print,
+`report/interactive.py` for the page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Axis:
+    """An axis.
+
+    Attributes:
+        label: with its unit.
+        scale: `linear`, `log`, `log2` (batch sizes), or `shrinking`: a log axis of fractions that
+            runs from the whole model on the left to the smallest on the right, as in the study.
+        percent: whether values are fractions that are shown as percent.
+        limits: lowest and highest value shown; None for what the data need.
+    """
+
+    label: str
+    scale: Literal["linear", "log", "log2", "shrinking"] = "linear"
+    percent: bool = False
+    limits: tuple[float | None, float | None] = (None, None)
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line with markers, all of one length.
+
+    Attributes:
+        label: in the legend.
+        x, y: of its points; NaN in `y` is a gap.
+        low, high: ends of an interval around each point; None or NaN where there is none.
+        n: number of seeds behind each point, written beside it where it is not the same for all.
+        colour, marker: numbers of the palette's; lines that belong together share one.
+        dash: how points are joined: `solid`, `dotted`, `dashed`, `steps` (constant until the next
+            point, for fronts), or `none` (points alone).
+        hollow: markers not filled.
+        notes: what a point tells when it is pointed at on the page; one a point, or none.
+        reference: whether it is of the 2020 study and no run: drawn grey and thin.
+    """
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    low: Sequence[float] | None = None
+    high: Sequence[float] | None = None
+    n: Sequence[int] | None = None
+    colour: int = 0
+    marker: int = 0
+    dash: Literal["solid", "dotted", "dashed", "steps", "none"] = "solid"
+    hollow: bool = False
+    notes: Sequence[str] | None = None
+    reference: bool = False
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Lines on one pair of axes."""
+
+    title: str
+    x: Axis
+    y: Axis
+    lines: Sequence[Line]
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """A table of fractions as colours, numbers in percent within the cells where they fit.
+
+    Attributes:
+        rows, columns: their names; rows are drawn from top to bottom.
+        values: a row a name in `rows`, fractions in [0, 1]; NaN is left white.
+        column_label, value_label: what the columns are, and the colour.
+    """
+
+    title: str
+    rows: Sequence[str]
+    columns: Sequence[str]
+    values: Sequence[Sequence[float]]
+    column_label: str
+    value_label: str
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A figure: panels side by side, wrapped into rows; one legend where they share lines."""
+
+    title: str
+    panels: Sequence[Panel | HeatMap]
