@@ -29,6 +29,7 @@ __all__ = [
     "load_model",
     "prune_direct",
     "prune_iterative",
+    "sweep",
 ]
 
 
@@ -52,6 +53,13 @@ def benchmark_latency(**parameters: Any) -> FinishedRun:
     return _run("benchmark_latency", parameters)
 
 
+def sweep(**parameters: Any) -> FinishedRun | None:
+    """Run every configuration of a study; as the entry point `sweep`. None after a dry run."""
+    from pruneflow.stages import run
+
+    return run("sweep", parameters)
+
+
 def load_model(run_id: str, level: int = 0) -> nn.Module:
     """The model of a run's level, in eval mode on the CPU: dense, masked or compact as it was.
 
@@ -66,4 +74,6 @@ def load_model(run_id: str, level: int = 0) -> nn.Module:
 def _run(stage: str, parameters: dict[str, Any]) -> FinishedRun:
     from pruneflow.stages import run
 
-    return run(stage, parameters)
+    done = run(stage, parameters)
+    assert done is not None  # only a dry run makes none
+    return done

@@ -70,6 +70,7 @@ def _dataset(value: str) -> str:
 
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
+_UNUSUAL = ("independent", "compact")  # what a run's name says of coupling and form
 Count = Annotated[int, Field(ge=1)]
 Counts = Annotated[tuple[Count, ...], BeforeValidator(_names), AfterValidator(_once)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
@@ -148,6 +149,11 @@ class FinetuneConfig(Settings):
 
     epochs: Count = Field(description="passes over the training samples")
 
+    @property
+    def run_name(self) -> str:
+        """What its run is called."""
+        return f"base-{self.short_model}-{self.dataset}-s{self.seed}"
+
 
 class PruneConfig(Settings):
     """Configuration of `prune_iterative` and `prune_direct`."""
@@ -172,8 +178,9 @@ class PruneConfig(Settings):
     form: Literal["masked", "compact"] = Field(
         description="what is fine-tuned: masked (zeros in place), or compact (channels removed)"
     )
-    fraction: Fraction = Field(
-        description="share of what is left that each level removes, in (0, 1)"
+    fraction: Annotated[float, Field(ge=0, lt=1)] = Field(
+        description="share of what is left that each level removes, in (0, 1); 0 for a control "
+        "that is fine-tuned as long and stays dense"
     )
     iterations: Annotated[int, Field(ge=1, le=99)] = Field(
         description="number of levels; prune_direct goes to where they would end, in one level"
@@ -212,6 +219,14 @@ class PruneConfig(Settings):
         one = iterations == 1
         fraction = target if one else -math.expm1(math.log1p(-target) / iterations)
         return values | {"fraction": fraction}
+
+    def run_name(self, stage: str) -> str:
+        """What its run is called: what tells it from others first."""
+        what = ["direct"] if stage == "prune_direct" else []
+        what += [self.criterion, self.granularity] if self.fraction else ["dense"]
+        if self.granularity == "channel" and self.fraction:
+            what += [kind for kind in (self.coupling, self.form) if kind in _UNUSUAL]
+        return "-".join([*what, self.short_model, self.dataset, f"s{self.seed}"])
 
     @property
     def final_sparsity(self) -> float:
@@ -267,6 +282,23 @@ class BenchmarkConfig(Config):
         description="but no longer than this for a level, device and batch size (three rounds at "
         "least, and not counting what prepares and explains them)",
     )
+
+
+class SweepConfig(Config):
+    """Configuration of `sweep`: which study is run, and how."""
+
+    study: Annotated[str, Field(min_length=1)] = Field(
+        "smoke", description="a study: smoke, paper, paper_small, or a YAML file of your own"
+    )
+    data_dir: str | None = Field(
+        None,
+        description="folder with a folder for each data set of the study (cifar10, sst2), instead "
+        "of the Hugging Face hub",
+    )
+    workers: Count = Field(
+        1, description="runs at a time, which share the CPU threads; benchmarks run alone"
+    )
+    dry_run: bool = Field(False, description="show what would be run, and start nothing")
 
 
 def presets() -> list[str]:

@@ -11,8 +11,8 @@ class Step:
 
     Attributes:
         level: 0 for the unpruned model, 1 for the first one that prunes.
-        fraction: share of what is left that it removes, in (0, 1); 0 at level 0.
-        target_sparsity: where that leads, in (0, 1), before rounding to whole entries.
+        fraction: share of what is left that it removes, in [0, 1); 0 at level 0.
+        target_sparsity: where that leads, in [0, 1), before rounding to whole entries.
     """
 
     level: int

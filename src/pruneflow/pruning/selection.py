@@ -81,7 +81,7 @@ def select(
         scores: name -> scores of that mask's shape; called up to three times a name, with
             the same result each time, so that no copy of the model is ever held.
         masks: what is kept so far, in the order that decides among equals.
-        fraction: of what is left, in (0, 1).
+        fraction: of what is left, in [0, 1).
         scope: `global` or `layer`.
 
     Raises:

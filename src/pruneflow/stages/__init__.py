@@ -6,7 +6,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from pruneflow.config import BenchmarkConfig, Config, FinetuneConfig, PruneConfig, resolve
+from pruneflow.config import (
+    BenchmarkConfig,
+    Config,
+    FinetuneConfig,
+    PruneConfig,
+    SweepConfig,
+    resolve,
+)
 from pruneflow.errors import unknown
 
 if TYPE_CHECKING:
@@ -40,6 +47,12 @@ def _benchmark_latency(config: Any, reporter: Reporter) -> list[Run]:
     return benchmark_latency(config, reporter)
 
 
+def _sweep(config: Any, reporter: Reporter) -> list[Run]:
+    from pruneflow.stages.sweep import sweep
+
+    return sweep(config, reporter)
+
+
 @dataclass(frozen=True)
 class Stage:
     """An entry point: its configuration, what runs it (imported when called), its help line."""
@@ -60,6 +73,7 @@ STAGES: dict[str, Stage] = {
     "benchmark_latency": Stage(
         BenchmarkConfig, _benchmark_latency, "Time the levels of pruning runs in every form."
     ),
+    "sweep": Stage(SweepConfig, _sweep, "Run every configuration of a study."),
 }
 
 
@@ -83,8 +97,11 @@ class FinishedRun:
     latencies: pd.DataFrame
 
 
-def run(stage: str, parameters: Mapping[str, Any]) -> FinishedRun:
+def run(stage: str, parameters: Mapping[str, Any]) -> FinishedRun | None:
     """Run a stage with the parameters of its entry point; the rest comes from the preset.
+
+    Returns:
+        Its run, the first if there are several; None of a dry run, which makes none.
 
     Raises:
         InputError: a stage, parameter or value that cannot be used. No run is left open.
@@ -104,6 +121,8 @@ def run(stage: str, parameters: Mapping[str, Any]) -> FinishedRun:
         done = STAGES[stage].start(config, reporter)
         for one in done:
             reporter.say(f"run {one.id} finished: {one.address}")
+    if not done:
+        return None
     from pruneflow.tracking.latencies import Latency
     from pruneflow.tracking.levels import Level
 

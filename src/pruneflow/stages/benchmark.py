@@ -46,11 +46,8 @@ _BUSY = 0.15  # share of the processors that others may take unremarked
 def benchmark_latency(config: BenchmarkConfig, reporter: Reporter) -> list[Run]:
     """Time pruning runs, each in a run of its own: the one handed over, then new ones."""
     settings = _settings(config)
-    config = config.resolved(
-        device=tuple(dict.fromkeys(s.device for s in settings)),
-        threads=tuple(dict.fromkeys(s.threads for s in settings)),
-        engines=_installed(config, reporter),
-    )
+    _tell_missing(config, reporter)
+    config = settled(config)
     runs = [_open(run_id, config) for run_id in _chosen(config, reporter)]
     if any(setting.device == "cpu" for setting in settings):
         keep_large_buffers()  # as training does: one allocator, whatever this process did before
@@ -83,25 +80,39 @@ def _settings(config: BenchmarkConfig) -> list[Setting]:
     return [s for device in devices for s in (on_cpu if device == "cpu" else [Setting(device, 1)])]
 
 
-def _installed(config: BenchmarkConfig, reporter: Reporter) -> tuple[str, ...]:
-    """The engines asked for that are there, eager PyTorch first; a line for each that is not."""
-    found = [EAGER]
+def settled(config: BenchmarkConfig) -> BenchmarkConfig:
+    """With the devices, threads and engines that are there, eager PyTorch first.
+
+    Raises:
+        InputError: a device or a number of threads that this machine has not.
+    """
+    settings = _settings(config)
+    engines_there = [EAGER]
+    if config.device != ("cuda",):
+        asked = [engine for engine in config.engines if engine != EAGER]
+        engines_there += [engine for engine in asked if engines.missing(engine) is None]
+    return config.resolved(
+        device=tuple(dict.fromkeys(s.device for s in settings)),
+        threads=tuple(dict.fromkeys(s.threads for s in settings)),
+        engines=tuple(engines_there),
+    )
+
+
+def _tell_missing(config: BenchmarkConfig, reporter: Reporter) -> None:
+    """A line for each engine asked for that times nothing here, or less than one may think."""
     asked = [engine for engine in config.engines if engine != EAGER]
     if asked and config.forms and not set(config.forms) & {*ENGINE_FORMS}:
         reporter.say(f"engines run {' and '.join(ENGINE_FORMS)} alone: here that is dense")
     if asked and config.device == ("cuda",):
         reporter.say(f"engines run on a CPU only: {', '.join(asked)} skipped")
-        return (EAGER,)
-    for engine in config.engines:
+        return
+    for engine in asked:
         package = engines.missing(engine)
         if package is not None:
             reporter.say(
                 f"engine {engine} is skipped: the package {package} is not installed "
                 "(pip install 'pruneflow[engines]')"
             )
-        elif engine != EAGER:
-            found.append(engine)
-    return tuple(found)
 
 
 def _chosen(config: BenchmarkConfig, reporter: Reporter) -> list[str]:

@@ -30,7 +30,7 @@ def train_base(
         "pruneflow.fingerprint": fingerprint("finetune", config, data.digest, None),
         "pruneflow.workload": workload_fingerprint(config, data.digest),
     }
-    name = f"base-{config.short_model}-{config.dataset}-s{config.seed}"
+    name = config.run_name
     with open_run("finetune", config, name=name, tags=tags, experiment_id=experiment_id) as run:
         experiment.log_data(run)
         reporter.say(f"finetune {name}: run {run.id}")

@@ -35,7 +35,6 @@ from pruneflow.workloads import training
 
 # A shortfall that is told: further from the target than rounding to whole channels explains.
 _SHORTFALL = 0.005
-_UNUSUAL = ("independent", "compact")  # what a run's name says of coupling and form
 
 
 @dataclass(frozen=True)
@@ -107,10 +106,7 @@ def _prune(
     state = _start(experiment, model)
     base_of = _base(experiment, model, reporter)
 
-    what = [config.criterion, config.granularity]
-    if config.granularity == "channel":
-        what += [kind for kind in (config.coupling, config.form) if kind in _UNUSUAL]
-    name = "-".join([*what, config.short_model, config.dataset, f"s{config.seed}"])
+    name = config.run_name(stage)
     tags = {"pruneflow.workload": workload_fingerprint(config, data.digest)}
     with open_run(stage, config, name=name, tags=tags, experiment_id=experiment_id) as run:
         experiment.log_data(run)
@@ -231,7 +227,7 @@ def _level(
 ) -> State:
     """Do one level and record it: prune, measure, fine-tune, measure."""
     config, data = experiment.config, experiment.data
-    epochs = config.finetune_epochs if step.fraction else 0
+    epochs = config.finetune_epochs if step.level else 0
     planned = (step.level - 1) * epochs
 
     def measure() -> tuple[float, float]:
@@ -257,7 +253,7 @@ def _level(
 
     score_seconds = finetune_seconds = after_seconds = 0.0
     conv_params_masked = _conv_params(state.model)
-    if step.fraction:
+    if step.level:
         (state, conv_params_masked), score_seconds = timed(
             lambda: _prune_level(experiment, state, step)
         )
@@ -274,7 +270,7 @@ def _level(
 
     smaller, changed = _compact_form(experiment, state)
     test_compact = None
-    if changed and step.fraction:
+    if changed and step.level:
         experiment.recalibrate(smaller, step.level)
         test_compact = experiment.accuracy(smaller, data.test)
     layers = _layers(model, whole, step.level)

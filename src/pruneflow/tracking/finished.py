@@ -228,6 +228,61 @@ def _quoted(text: str) -> str:
     return text
 
 
+def by_fingerprint(study: str) -> dict[str, str]:
+    """Ids of the finished runs of MLflow's current experiment, by fingerprint.
+
+    Of runs with the same one, that of the study is given, else the newest.
+    """
+    client, found = MlflowClient(), {}
+    ours: set[str] = set()
+    token: str | None = ""
+    while token is not None:
+        page = client.search_runs(
+            [current_experiment()],
+            filter_string="attributes.status = 'FINISHED'",
+            order_by=["attributes.start_time ASC"],
+            page_token=token or None,
+        )
+        for run in page:
+            fingerprint = run.data.tags.get("pruneflow.fingerprint", "")
+            if not in_study(run.data.tags, study) and fingerprint in ours:
+                continue
+            found[fingerprint] = str(run.info.run_id)
+            if in_study(run.data.tags, study):
+                ours.add(fingerprint)
+        token = page.token
+    return found
+
+
+def in_study(tags: Mapping[str, str], study: str) -> bool:
+    """Whether a run's tags say that it belongs to a study, its own or one that shares it."""
+    return tags.get("pruneflow.study") == study or f"pruneflow.study.{study}" in tags
+
+
+def adopt(run_id: str, study: str) -> None:
+    """Tag a finished run as one of a study, which it keeps belonging to if it has one already."""
+    client = MlflowClient()
+    tags = client.get_run(run_id).data.tags
+    if not in_study(tags, study):
+        key = "pruneflow.study" if "pruneflow.study" not in tags else f"pruneflow.study.{study}"
+        client.set_tag(run_id, key, study)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: its status, the reason if it failed, and its last metrics by name."""
+
+    status: str
+    failure: str | None
+    metrics: Mapping[str, float]
+
+
+def outcome(run_id: str) -> Outcome:
+    """How a run ended."""
+    run = MlflowClient().get_run(run_id)
+    return Outcome(run.info.status, run.data.tags.get("pruneflow.failure"), run.data.metrics)
+
+
 def fingerprint_of(run_id: str) -> str:
     """The fingerprint of a run."""
     return str(MlflowClient().get_run(run_id).data.tags["pruneflow.fingerprint"])

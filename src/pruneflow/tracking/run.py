@@ -242,6 +242,20 @@ def open_run(
     client.set_terminated(run_id, "FINISHED")
 
 
+def hand_over(name: str, tags: Mapping[str, str]) -> str:
+    """Create a run for another process, which takes it over by MLFLOW_RUN_ID; its id."""
+    client = MlflowClient()
+    run = client.create_run(current_experiment(), tags={**resolve_tags(), **tags}, run_name=name)
+    return str(run.info.run_id)
+
+
+def end_deserted(run_id: str, reason: str) -> None:
+    """End a run as FAILED if the process that had it left it running."""
+    client = MlflowClient()
+    if client.get_run(run_id).info.status == "RUNNING":
+        _end(client, run_id, "FAILED", reason)
+
+
 def refuse_handed_over(reason: str) -> None:
     """End a run that `mlflow run` handed over, and that was not taken over, as FAILED."""
     run_id = os.environ.pop("MLFLOW_RUN_ID", None)

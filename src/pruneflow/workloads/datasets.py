@@ -200,6 +200,7 @@ TEXTS: dict[str, Callable[[str | None], RawTexts]] = {
     "textfolder": texts.textfolder,
 }
 DATASETS = (*IMAGES, *TEXTS)
+BUNDLED = ("digits", "reviews")  # need no data_dir, and no network
 
 
 @dataclass(frozen=True, eq=False)

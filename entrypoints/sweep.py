@@ -1,0 +1,6 @@
+"""Entry point `sweep`."""
+
+from pruneflow.cli import run_entrypoint
+
+if __name__ == "__main__":
+    run_entrypoint("sweep")
