@@ -71,6 +71,14 @@ def load_model(run_id: str, level: int = 0) -> nn.Module:
     return checkpoints.restore(finished.load_checkpoint(run_id, level))
 
 
+def __getattr__(name: str) -> Any:
+    if name == "query":  # imports pandas and mlflow, so only once it is asked for
+        import importlib
+
+        return importlib.import_module("pruneflow.query")
+    raise AttributeError(f"module 'pruneflow' has no attribute {name!r}")
+
+
 def _run(stage: str, parameters: dict[str, Any]) -> FinishedRun:
     from pruneflow.stages import run
 

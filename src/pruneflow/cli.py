@@ -78,7 +78,6 @@ def run_entrypoint(stage: str) -> NoReturn:
 
 
 def _exit(target: click.Command) -> NoReturn:
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     signal.signal(signal.SIGTERM, _terminated)
     if hasattr(signal, "SIGHUP"):  # not on Windows
         signal.signal(signal.SIGHUP, _terminated)

@@ -115,6 +115,9 @@ def to_csv(rows: Iterable[Any], kind: type[Any]) -> str:
 
 
 _LEAST_TELLING = (
+    "score_seconds",
+    "evaluate_seconds",
+    "finetune_seconds",
     "size_bytes",
     "macs",
     "params",
@@ -135,7 +138,7 @@ def curves(levels: Sequence[Level]) -> str:
     Numbers have six significant digits. Columns are left out, the least telling first, if there
     are so many levels that they would not fit.
     """
-    columns = [f.name for f in fields(Level) if not f.name.endswith("_seconds")]
+    columns = [f.name for f in fields(Level)]
     columns = [c for c in columns if any(getattr(level, c) is not None for level in levels)]
     table = {c: [_short(asdict(level)[c]) for level in levels] for c in columns}
     for dropped in _LEAST_TELLING:

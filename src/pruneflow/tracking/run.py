@@ -22,7 +22,7 @@ from mlflow.tracking.context.registry import resolve_tags
 from torch import Tensor
 
 from pruneflow.config import Config, Settings
-from pruneflow.errors import ExperimentError, InputError, first_line, user_path
+from pruneflow.errors import ExperimentError, InputError, first_line, unknown, user_path
 from pruneflow.tracking import checkpoints, environment, latencies, levels, store
 from pruneflow.tracking.latencies import Latency, LayerLatency
 from pruneflow.tracking.levels import METRICS, TAG_LIMIT, Layer, Level
@@ -282,6 +282,26 @@ def shown(value: object) -> str:
     if isinstance(value, list):
         return ",".join(map(str, value))
     return "" if value is None else str(value)
+
+
+def experiment_named(wanted: str | None) -> str:
+    """Id of an experiment by its name or id; without one, of MLflow's current experiment.
+
+    Raises:
+        InputError: it is not there.
+    """
+    client = MlflowClient()
+    wanted = wanted or os.environ.get("MLFLOW_EXPERIMENT_NAME")
+    if wanted is None:
+        return os.environ.get("MLFLOW_EXPERIMENT_ID") or "0"
+    found = client.get_experiment_by_name(wanted)
+    if found is None:
+        try:
+            found = client.get_experiment(wanted)
+        except MlflowException:
+            known = [one.name for one in client.search_experiments()]
+            raise unknown("experiment", wanted, known) from None
+    return str(found.experiment_id)
 
 
 def current_experiment() -> str:
