@@ -5,6 +5,6 @@ levels = query.levels(study="paper_small")
 levels.groupby(["model", "criterion", "level"])["test_after"].agg(["mean", "std", "count"])
 """
 
-from pruneflow.tracking.query import latencies, layers, levels, runs
+from pruneflow.tracking.query import environments, latencies, layers, levels, runs
 
-__all__ = ["latencies", "layers", "levels", "runs"]
+__all__ = ["environments", "latencies", "layers", "levels", "runs"]

@@ -175,6 +175,19 @@ def latencies(
     return _joined(previous, table.frame(Latency))
 
 
+def environments(run_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """`environment.json` of runs, by run id; those that have none are left out."""
+    found = {}
+    for run_id in run_ids:
+        with tempfile.TemporaryDirectory(prefix="pruneflow-") as folder:
+            try:
+                local = MlflowClient().download_artifacts(run_id, "environment.json", folder)
+                found[run_id] = json.loads(Path(local).read_text("utf-8"))
+            except (MlflowException, OSError, ValueError):
+                continue
+    return found
+
+
 # ---------------------------------------------------------------------------------- reading runs
 
 

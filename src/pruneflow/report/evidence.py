@@ -1,0 +1,211 @@
+"""Evidence: what runs say, as the figures, tables and claims of a report read it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import resources
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from pruneflow import query
+from pruneflow.config import PruneConfig
+
+# What may differ between runs of one configuration: its repetitions, and where they were run.
+_REPEATED = {"seed", "data_dir", "base_run", "preset", "device", "threads"}
+_DECIDING = [name for name in PruneConfig.model_fields if name not in _REPEATED]
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Records of runs, tidy, with the columns of `pruneflow.query`.
+
+    Attributes:
+        title: experiment or study.
+        runs: every run, of any status.
+        levels: of finished pruning runs. Besides the query's columns `configuration`, a number that
+            runs share which differ in seed alone, and `schedule`: `iterative`, `direct`, or `dense`
+            of a control that was trained as long and not pruned.
+        layers: of those whose layers were read, with `configuration`.
+        latencies: of finished benchmarks, with the `configuration` of the pruning run.
+        environments: `environment.json` of some finished runs, by run id.
+    """
+
+    title: str
+    runs: pd.DataFrame
+    levels: pd.DataFrame
+    layers: pd.DataFrame
+    latencies: pd.DataFrame
+    environments: dict[str, dict[str, object]]
+
+    @cached_property
+    def configurations(self) -> pd.DataFrame:
+        """A row a configuration of pruning runs, by its number.
+
+        The columns are the parameters, `schedule`, `stage`, `n` (seeds) and `label`, a name that
+        says all in which it differs from the others.
+        """
+        first = self.pruning.groupby("configuration", sort=True)
+        found = first.first()
+        found["n"] = first["seed"].nunique()
+        found["label"] = _labels(found)
+        return found
+
+    @cached_property
+    def pruning(self) -> pd.DataFrame:
+        """The finished pruning runs, with `configuration` and `schedule`."""
+        return with_configuration(self.runs)
+
+    def of(self, **values: object) -> pd.DataFrame:
+        """Levels of the runs that have these values; a list or tuple means any of its own."""
+        return where(self.levels, **values)
+
+
+def where(frame: pd.DataFrame, **values: object) -> pd.DataFrame:
+    """The rows that have these values; a list or tuple means any of its own."""
+    for name, value in values.items():
+        wanted = list(value) if isinstance(value, list | tuple) else [value]
+        frame = frame[frame[name].isin(wanted).fillna(False).astype(bool)]
+    return frame
+
+
+def is_bert(models: pd.Series[str]) -> pd.Series[bool]:
+    """Which models stand for the study's BERT: encoders of texts."""
+    return (models.eq("bert") | models.str.startswith("hf:")).fillna(False).astype(bool)
+
+
+def gather(
+    title: str,
+    runs: pd.DataFrame,
+    levels: pd.DataFrame,
+    layers: pd.DataFrame,
+    latencies: pd.DataFrame,
+    environments: dict[str, dict[str, object]],
+) -> Evidence:
+    """Put the query's frames together; what is not of a finished run is left out but in `runs`."""
+    pruning = with_configuration(runs).set_index("run_id")
+    added = pruning[["configuration", "schedule"]]
+    known = levels[levels["run_id"].isin(added.index)].join(added, on="run_id")
+    known_layers = layers[layers["run_id"].isin(added.index)].join(added, on="run_id")
+    timed = latencies[latencies["run_status"] == "FINISHED"] if len(latencies) else latencies
+    timed = timed.join(added, on="pruning_run")
+    return Evidence(title, runs, known, known_layers, timed, environments)
+
+
+def with_configuration(runs: pd.DataFrame) -> pd.DataFrame:
+    """The finished pruning runs of a frame of runs, with their `configuration` and `schedule`."""
+    of_pruning = runs["stage"].str.startswith("prune_").fillna(False).astype(bool)
+    found = runs[of_pruning & (runs["status"] == "FINISHED")].copy()
+    columns = ["stage", *(name for name in _DECIDING if name in found)]
+    found["configuration"] = found.groupby(columns, dropna=False, sort=False).ngroup()
+    direct = found["stage"] == "prune_direct"
+    found["schedule"] = np.where(direct, "direct", "iterative")
+    found.loc[found["fraction"] == 0, "schedule"] = "dense"
+    return found
+
+
+def _labels(configurations: pd.DataFrame) -> pd.Series[str]:
+    """A name for each configuration: its model, and whatever is not the same for all."""
+    told = ["model", "dataset", "schedule", "criterion", "granularity", "coupling", "form", "scope"]
+    others = [name for name in _DECIDING if name in configurations and name not in told]
+    varying = [n for n in (*told[1:], *others) if configurations[n].nunique(dropna=False) > 1]
+    labels = []
+    for _, row in configurations.iterrows():
+        parts = [short_model(str(row["model"]))]
+        for name in varying:
+            value = row[name]
+            if pd.isna(value) or value == "":
+                continue
+            text = f"{value:g}" if isinstance(value, float | np.floating) else str(value)
+            parts.append(text if name in told else f"{name} {text}")
+        labels.append(", ".join(parts))
+    return pd.Series(labels, index=configurations.index, dtype=object)
+
+
+def short_model(model: str) -> str:
+    """A model's name without where it comes from."""
+    return model.removeprefix("hf:").rstrip("/").rpartition("/")[2]
+
+
+def summary(frame: pd.DataFrame, by: Sequence[str], column: str) -> pd.DataFrame:
+    """Mean, sample sd and 95 % interval of a column over the runs of each group.
+
+    Args:
+        frame: a row a run and group.
+        by: columns that make a group.
+        column: what is summarised; rows where it is missing count nothing.
+
+    Returns:
+        `by`, then `mean`, `sd`, `low`, `high`, `n`. The interval is Student's t's, and with the sd
+        NaN for one run.
+    """
+    known = frame[frame[column].notna()]
+    found = known.groupby(list(by), dropna=False, sort=True)[column].agg(["mean", "std", "count"])
+    found = found.rename(columns={"std": "sd", "count": "n"}).reset_index()
+    half = np.full(len(found), np.nan)
+    several = (found["n"] > 1).to_numpy()
+    n = found["n"].to_numpy(dtype=float)[several]
+    quantile = stats.t.ppf(0.5 + CONFIDENCE / 2, n - 1)
+    half[several] = quantile * found["sd"].to_numpy(dtype=float)[several] / np.sqrt(n)
+    found["low"], found["high"] = found["mean"] - half, found["mean"] + half
+    return found[[*by, "mean", "sd", "low", "high", "n"]]
+
+
+def paired(one: pd.DataFrame, other: pd.DataFrame, on: str, column: str) -> pd.DataFrame:
+    """Differences one - other of runs that share a base run, summarised over the bases.
+
+    Args:
+        one, other: levels; of several runs of a base at one place their mean counts.
+        on: column of the place where they are compared, `level` or `target_sparsity`.
+        column: what is compared.
+
+    Returns:
+        `on`, `mean`, `sd`, `low`, `high`, `n`, of the places that both have.
+    """
+    keys = ["base_run", on]
+
+    def at_places(frame: pd.DataFrame) -> pd.DataFrame:
+        rounded = frame.assign(**{on: frame[on].astype(float).round(3)})
+        return rounded.groupby(keys)[column].mean().reset_index()
+
+    both = at_places(one).merge(at_places(other), on=keys, suffixes=("_one", "_other"))
+    both["difference"] = both[f"{column}_one"] - both[f"{column}_other"]
+    return summary(both, [on], "difference")
+
+
+def reference(name: str) -> pd.DataFrame:
+    """The 2020 study's own numbers: `accuracy`, `latency` or `alexnet_layer_sparsity`."""
+    with (resources.files("pruneflow") / "reference" / f"{name}.csv").open("rb") as file:
+        return pd.read_csv(file)
+
+
+def read(
+    title: str,
+    *,
+    experiment: str | None = None,
+    study: str | None = None,
+    layers_of: int = 24,
+) -> Evidence:
+    """Read the runs of an experiment or study, curves first.
+
+    Args:
+        title: of the report.
+        experiment, study: as in `pruneflow.query`.
+        layers_of: layers are read of so many configurations at most, one artifact a run.
+
+    Raises:
+        InputError: an experiment that is not there.
+    """
+    runs = query.runs(experiment, study=study)
+    levels = query.levels(experiment, study=study)
+    latencies = query.latencies(experiment, study=study)
+    chosen = with_configuration(runs)
+    chosen = chosen[chosen["configuration"].isin(chosen["configuration"].unique()[:layers_of])]
+    ids = chosen["run_id"].tolist()
+    layers = query.layers(run_ids=ids)
+    environments = query.environments(ids[:200])
+    return gather(title, runs, levels, layers, latencies, environments)
