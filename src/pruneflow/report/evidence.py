@@ -60,6 +60,10 @@ class Evidence:
         """The finished pruning runs, with `configuration` and `schedule`."""
         return with_configuration(self.runs)
 
+    def label(self, configuration: object) -> str:
+        """The name of a configuration, by its number."""
+        return str(self.configurations["label"][configuration])
+
     def of(self, **values: object) -> pd.DataFrame:
         """Levels of the runs that have these values; a list or tuple means any of its own."""
         return where(self.levels, **values)

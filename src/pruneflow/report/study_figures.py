@@ -328,8 +328,8 @@ def _timed(evidence: Evidence, alexnet: bool) -> pd.DataFrame:
     rows = rows[(rows["model"] == "alexnet") == alexnet]
     if rows.empty:
         return rows
-    most = rows.groupby(["device", "threads"]).size().idxmax()
-    return rows[(rows["device"] == most[0]) & (rows["threads"] == most[1])]
+    place = rows[["device", "threads"]].value_counts().reset_index().iloc[0]
+    return where(rows, device=place["device"], threads=place["threads"])
 
 
 def _where(rows: pd.DataFrame) -> str:
@@ -368,7 +368,7 @@ def latency_by_batch_size(alexnet: bool) -> Callable[[Evidence, bool], Chart | N
                 )
             left = float(last["params_left"].mean())
             lines += _study_times(own, "batch_size", left) if overlay else []
-            label = evidence.configurations.loc[number, "label"]
+            label = evidence.label(number)
             title = f"{label}, {100 * left:.3g} % left"
             panels.append(Panel(title, Axis("batch size (log scale)", "log2"), y, lines))
         return Chart(f"Latency against batch size; {_where(rows)}", panels)
@@ -396,7 +396,7 @@ def latency_by_params_left(alexnet: bool) -> Callable[[Evidence, bool], Chart | 
                     for form in _in_order(here["form"])
                 ]  # fmt: skip
                 lines += _study_times(own, "fraction_left", batch) if overlay else []
-                label = evidence.configurations.loc[number, "label"]
+                label = evidence.label(number)
                 panels.append(Panel(f"{label}, batch {batch}", _LEFT, y, lines))
         return Chart(f"Latency against parameters left; {_where(rows)}", panels[:MOST_PANELS])
 
@@ -520,7 +520,7 @@ def heat_maps(evidence: Evidence, overlay: bool) -> Chart | None:
         table = table.reindex(columns=sorted(table.columns))
         names = [str(name) for name in table.index]
         levels = [str(level) for level in table.columns]
-        label = str(evidence.configurations.loc[number, "label"])
+        label = evidence.label(number)
         panels.append(HeatMap(label, names, levels, table.to_numpy().tolist(), "level", "sparsity"))
     return Chart("Sparsity of each tensor", panels) if panels else None
 
