@@ -62,7 +62,8 @@ class Evidence:
 
     def label(self, configuration: object) -> str:
         """The name of a configuration, by its number."""
-        return str(self.configurations["label"][configuration])
+        labels = dict(self.configurations["label"].items())
+        return str(labels[configuration])
 
     def of(self, **values: object) -> pd.DataFrame:
         """Levels of the runs that have these values; a list or tuple means any of its own."""

@@ -54,10 +54,8 @@ def places(chart: Chart) -> tuple[int, int]:
 
 def shared_legend(chart: Chart) -> bool:
     """Whether one legend says it for all panels."""
-    labels = [[line.label for line in p.lines] for p in chart.panels if isinstance(p, Panel)]
-    return len(labels) > 1 and all(
-        set(one) <= set(max(labels, key=lambda one: len(one))) for one in labels
-    )
+    labels = [{line.label for line in p.lines} for p in chart.panels if isinstance(p, Panel)]
+    return len(labels) > 1 and all(one <= max(labels, key=len) for one in labels)
 
 
 def seeds_of(panel: Panel) -> str:
