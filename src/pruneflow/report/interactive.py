@@ -165,7 +165,7 @@ def _axis(axis: Axis, values: list[float]) -> dict[str, Any]:
         shown_sizes = [f"{size:g}" for size in sizes]
         return settings | {"type": "log", "tickvals": sizes, "ticktext": shown_sizes}
     if axis.scale == "log":
-        return settings | {"type": "log"}
+        return settings | {"type": "log", "dtick": "D2"}
     if axis.percent:
         settings["tickformat"] = ".0%"
     low_limit, high_limit = axis.limits

@@ -133,7 +133,8 @@ def _about(evidence: Evidence) -> str:
     timed = evidence.latencies["run_id"].nunique()
     return (
         f"{len(pruning)} finished pruning runs of {len(evidence.configurations)} configurations "
-        f"({', '.join(sorted(pruning['model'].unique()))}), {seeds} "
+        f"({', '.join(sorted(pruning['model'].unique()))} on "
+        f"{', '.join(sorted(pruning['dataset'].unique()))}), {seeds} "
         f"seed{'s' * (seeds != 1)}, {timed} benchmark{'s' * (timed != 1)}. "
         f"Made {datetime.now(UTC):%Y-%m-%d %H:%M} UTC by pruneflow."
     )

@@ -72,6 +72,7 @@ def wrapped(text: str, width: int) -> list[str]:
     lines = [""]
     for part in text.split(", "):
         if lines[-1] and len(lines[-1]) + len(part) > width:
+            lines[-1] += ","
             lines.append("")
         lines[-1] += (", " if lines[-1] else "") + part
     return lines
@@ -89,15 +90,16 @@ def draw(chart: Chart) -> Figure:
         shared = shared_legend(chart)
         for axes, panel in zip(all_axes, chart.panels, strict=False):
             assert isinstance(panel, Panel)
-            _panel(axes, panel, legend=not shared)
+            _panel(axes, panel, legend=len(chart.panels) > 1 and not shared)
             if len(chart.panels) > 1:
                 axes.set_title("\n".join(wrapped(panel.title, 44)), fontsize=9)
         for axes in all_axes[len(chart.panels) :]:
             axes.remove()
-        if shared:
+        if shared or len(chart.panels) == 1:
             most = max(all_axes[: len(chart.panels)], key=lambda one: len(one.get_lines()))
             handles, labels = most.get_legend_handles_labels()
-            figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)))
+            columns = max(1, min(4, len(labels), 90 // max(map(len, labels), default=1)))
+            figure.legend(handles, labels, loc="outside lower center", ncols=columns)
         title = chart.title
         if len(chart.panels) == 1 and chart.panels[0].title:
             title += "\n" + "\n".join(wrapped(chart.panels[0].title, 80))
@@ -118,10 +120,7 @@ def _panel(axes: Axes, panel: Panel, *, legend: bool) -> None:
             0.99, 1.0, same_seeds, transform=axes.transAxes, ha="right", va="bottom", fontsize=7
         )
     if legend and panel.lines:
-        if len(panel.lines) > 4:
-            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
-        else:
-            axes.legend()
+        axes.legend(fontsize=7)
 
 
 def _line(axes: Axes, line: Line, *, seeds: bool) -> None:
@@ -192,9 +191,18 @@ def _axis(axes: Axes, which: str, axis: Axis, values: list[float]) -> None:
         return
     if axis.scale == "log":
         getattr(axes, f"set_{which}scale")("log")
+        own.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        own.set_minor_formatter(FuncFormatter(_minor))
+        own.set_tick_params(which="minor", labelsize=7)
     elif axis.percent:
         own.set_major_formatter(PercentFormatter(1))
     getattr(axes, f"set_{which}lim")(*axis.limits)
+
+
+def _minor(value: float, _: object) -> str:
+    """Labels of a log axis between its powers of ten: 2 and 5 of each."""
+    leading = value / 10 ** math.floor(math.log10(value))
+    return f"{value:g}" if round(leading) in (2, 5) else ""
 
 
 def _heat_maps(chart: Chart) -> Figure:
