@@ -29,8 +29,8 @@ __all__ = [
     "load_model",
     "prune_direct",
     "prune_iterative",
-    "report",
     "sweep",
+    "write_report",
 ]
 
 
@@ -54,8 +54,8 @@ def benchmark_latency(**parameters: Any) -> FinishedRun:
     return _run("benchmark_latency", parameters)
 
 
-def report(**parameters: Any) -> FinishedRun:
-    """Write every figure, table and verdict of an experiment or study; as the entry point."""
+def write_report(**parameters: Any) -> FinishedRun:
+    """Write every figure, table and verdict of runs; as the entry point `report`."""
     return _run("report", parameters)
 
 

@@ -3,38 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from records import latency, level
 
 from pruneflow.report import figures
-from pruneflow.tracking.latencies import Latency
-from pruneflow.tracking.levels import Layer, Level
-
-
-def level(number: int, left: float, after: float) -> Level:
-    return Level(
-        level=number,
-        target_sparsity=1 - left,
-        sparsity=1 - left,
-        params=1000,
-        params_left=left,
-        macs=5000,
-        macs_left=left,
-        size_bytes=10,
-        test_before=after - 0.1,
-        test_after=after,
-        train_before=after - 0.05,
-        train_after=after + 0.05,
-        val_after=after,
-        score_seconds=0.1,
-        finetune_seconds=1.0,
-        evaluate_seconds=0.5,
-        channels_left=None,
-        conv_params_masked=300,
-        conv_params_compact=300,
-        params_compact=1000,
-        macs_compact=5000,
-        test_compact=None,
-    )
-
+from pruneflow.tracking.levels import Layer
 
 LEVELS = [level(0, 1.0, 0.9), level(1, 0.5, 0.85), level(2, 0.25, 0.7)]
 
@@ -66,36 +38,6 @@ def test_heat_map_has_a_row_per_tensor_in_model_order_and_a_column_per_level() -
     assert axes.images[0].get_array().tolist() == [[0.0, 0.25], [0.0, 0.75]]
     assert [text.get_text() for text in axes.get_yticklabels()] == ["b.weight", "a.weight"]
     assert [text.get_text() for text in axes.texts] == ["0.0", "25.0", "0.0", "75.0"]
-
-
-def latency(level: int, form: str, batch: int, p50: float | None, **given: object) -> Latency:
-    row: dict[str, object] = {
-        "level": level,
-        "form": form,
-        "device": "cpu",
-        "threads": 2,
-        "batch_size": batch,
-        "n": 20,
-        "p50_ms": p50,
-        "p95_ms": None if p50 is None else 1.5 * p50,
-        "mean_ms": p50,
-        "sd_ms": 0.1,
-        "samples_per_second": None,
-        "peak_memory_bytes": 10,
-        "params": 100,
-        "macs": 1000,
-        "engine": "eager",
-        "status": "ok" if p50 else "out of memory",
-        "params_left": 0.5**level,
-        "weight_bytes": 400,
-        "speedup": None,
-        "speedup_low": None,
-        "speedup_high": None,
-        "difference": 0.0,
-        "bound_by": None,
-        "bound_share": None,
-    }
-    return Latency(**(row | given))  # type: ignore[arg-type]
 
 
 TIMES = [

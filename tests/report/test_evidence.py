@@ -1,0 +1,74 @@
+"""Evidence: configurations, statistics over seeds, and pairs."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+import pytest
+from records import LEVELS, level, prune
+from scipy import stats
+
+from pruneflow.report import evidence
+from pruneflow.report.evidence import paired, summary
+
+
+def test_runs_that_differ_in_seed_alone_are_one_configuration(store: str) -> None:
+    for seed in (0, 1, 2):
+        prune(seed=seed)
+    prune(seed=0, criterion="random")
+    prune(seed=0, fraction=0)
+    prune(seed=0, stage="prune_direct")
+    found = evidence.read("all").configurations
+    assert found["n"].tolist() == [3, 1, 1, 1]
+    assert found["schedule"].tolist() == ["iterative", "iterative", "dense", "direct"]
+    assert found["label"].is_unique
+    assert "random" in found["label"].iloc[1]
+
+
+def test_a_summary_is_the_mean_the_sample_sd_and_students_interval() -> None:
+    frame = pd.DataFrame({"level": [0, 0, 0, 1], "x": [1.0, 2.0, 4.0, 5.0]})
+    first, second = summary(frame, ["level"], "x").to_dict("records")
+    assert first["mean"] == pytest.approx(7 / 3)
+    assert first["sd"] == pytest.approx(math.sqrt(7 / 3))
+    expected = stats.t.interval(0.95, 2, loc=7 / 3, scale=stats.sem([1.0, 2.0, 4.0]))
+    assert (first["low"], first["high"]) == pytest.approx(expected)
+    assert (second["mean"], second["n"]) == (5.0, 1)
+    assert math.isnan(second["sd"])
+    assert math.isnan(second["low"])
+
+
+def test_pairs_are_of_one_base_at_one_place() -> None:
+    one = pd.DataFrame({"base_run": ["a", "b", "c"], "level": [1, 1, 1], "x": [0.9, 0.8, 0.1]})
+    other = pd.DataFrame({"base_run": ["a", "b", "d"], "level": [1, 1, 1], "x": [0.7, 0.7, 0.0]})
+    (row,) = paired(one, other, "level", "x").to_dict("records")
+    assert row["mean"] == pytest.approx(0.15)
+    assert row["n"] == 2
+
+
+def test_only_finished_runs_are_evidence_and_all_are_listed(store: str) -> None:
+    prune()
+    with pytest.raises(ZeroDivisionError):
+        prune([level(0, 1.0, 0.9), Stop()])  # type: ignore[list-item]
+    found = evidence.read("all")
+    assert sorted(found.runs["status"]) == ["FAILED", "FINISHED"]
+    assert found.levels["level"].tolist() == [one.level for one in LEVELS]
+
+
+class Stop:
+    """A level at which a run breaks off."""
+
+    @property
+    def level(self) -> int:
+        raise ZeroDivisionError
+
+
+def test_the_studys_numbers_are_carried() -> None:
+    assert len(evidence.reference("accuracy")) > 80
+    assert set(evidence.reference("latency")["model"]) == {
+        "alexnet",
+        "vgg16",
+        "resnet18",
+        "resnet50",
+    }
+    assert evidence.reference("alexnet_layer_sparsity").shape == (16, 8)

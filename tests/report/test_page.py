@@ -1,0 +1,142 @@
+"""The report: everything in it, everything escaped, and read by a real browser."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from records import benchmark, latency, level, prune
+
+import pruneflow
+from pruneflow import query
+from pruneflow.errors import InputError
+from pruneflow.report.study_figures import FIGURES
+from pruneflow.report.tables import TABLES
+
+NASTY = "<img src=x onerror=alert(1)>|x"
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+
+
+def runs() -> None:
+    """Runs for every figure, one of them with a name that is markup."""
+    six = [level(n, 0.5**n, 0.9 - 0.02 * n) for n in range(6)]
+    channels = [level(n, 0.9**n, 0.9 - 0.02 * n, channels_left=0.9**n) for n in range(4)]
+    for seed in (0, 1):
+        base = f"b{seed}"
+        first = prune(six, seed=seed, base=base, name=NASTY)
+        for how in ({"criterion": "random"}, {"fraction": 0}, {"model": "resnet18"}):
+            prune(six, seed=seed, base=base, **how)
+        prune([six[0], level(1, 1 / 16, 0.7)], seed=seed, base=base, stage="prune_direct",
+              iterations=4)  # fmt: skip
+        of_bert = {"model": "bert", "dataset": "reviews", "base": base, "seed": seed}
+        prune(six, **of_bert)
+        prune(six, fraction=0.3, **of_bert)
+        for model in ("alexnet", "resnet18"):
+            pruned = prune(
+                channels, model=model, granularity="channel", coupling="independent",
+                fraction=0.1, seed=seed, base=base,
+            )  # fmt: skip
+            rows = [
+                latency(n, form, batch, 5.0 * batch, speedup=1.1, params_left=0.9**n)
+                for n in range(3)
+                for form in ("dense", "compact")
+                for batch in (1, 4, 16)
+            ]
+            benchmark(pruned, rows)
+    assert first
+
+
+@pytest.fixture
+def report(store: str, tmp_path: Path) -> Path:
+    """A whole report with everything in it."""
+    runs()
+    pruneflow.write_report(output_dir=str(tmp_path / "out"), reference=True)
+    return tmp_path / "out"
+
+
+def test_a_report_holds_every_figure_table_and_verdict(report: Path) -> None:
+    page, text = ((report / f"report.{kind}").read_text("utf-8") for kind in ("html", "md"))
+    for name, figure in FIGURES.items():
+        assert (report / "figures" / f"{name}.png").stat().st_size > 5_000, name
+        assert (report / "figures" / f"{name}.svg").exists()
+        assert f'id="figure-{name}"' in page
+        assert f"](figures/{name}.png)" in text
+        assert figure.title in page
+    assert {f.number for f in FIGURES.values()} >= {str(n) for n in range(2, 13)}
+    for name in TABLES:
+        assert len(pd.read_csv(report / "tables" / f"{name}.csv")), name
+        assert f"tables/{name}.csv" in text
+    assert len(re.findall(r"\| (confirmed|refuted|not enough data) \|", text)) == 11
+    assert NASTY not in page
+    assert "<img" not in text
+    assert "onerror=alert(1)&gt;" in page
+    stored = query.runs(filter_string="tags.`pruneflow.stage` = 'report'")
+    assert stored["status"].tolist() == ["FINISHED"]
+
+
+def test_means_and_intervals_are_those_of_the_runs(report: Path) -> None:
+    table = pd.read_csv(report / "tables" / "levels.csv")
+    rows = table[(table["measure"] == "test_after") & (table["level"] == 5)]
+    assert rows["mean"].tolist() == pytest.approx([0.8] * len(rows))
+    assert set(rows["n"]) == {2}
+    two = pd.read_csv(report / "tables" / "iterative_against_direct.csv")
+    after = two[two["measure"] == "test_after"].iloc[0]
+    assert (after["iterative"], after["direct"]) == pytest.approx((0.82, 0.7))
+    assert after["difference"] == pytest.approx(0.12)
+
+
+def test_a_browser_draws_every_figure_without_errors_or_requests(
+    report: Path, tmp_path: Path
+) -> None:
+    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if browser is None:
+        pytest.skip(f"no browser is installed ({', '.join(BROWSERS)})")
+    log = tmp_path / "net.json"
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"]
+    command += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=10000"]
+    command += ["--host-resolver-rules=MAP * ~NOTFOUND", "--enable-logging=stderr"]
+    command += [f"--log-net-log={log}", "--dump-dom", (report / "report.html").as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert "CONSOLE" not in done.stderr, done.stderr[-2000:]
+    for name in FIGURES:
+        drawn = re.search(rf'<div id="chart-{name}" class="[^"]*js-plotly-plot', done.stdout)
+        assert drawn is not None, name
+    assert done.stdout.count("main-svg") >= len(FIGURES)
+    asked = re.findall(r'"url":"(https?://[^"]+)"', log.read_text("utf-8", errors="replace"))
+    of_browser = ("google", "gvt1", "chrome")  # what it asks for itself, at its start
+    assert [url for url in asked if not any(name in url for name in of_browser)] == []
+
+
+def test_what_has_no_runs_is_named_with_its_command(store: str, tmp_path: Path) -> None:
+    prune()
+    pruneflow.write_report(output_dir=str(tmp_path / "out"), interactive=False)
+    text = (tmp_path / "out" / "report.md").read_text("utf-8")
+    for name in ("accuracy_bert", "fractions", "criteria"):
+        assert f"`{FIGURES[name].command}`" in text
+        assert not (tmp_path / "out" / "figures" / f"{name}.png").exists()
+    page = (tmp_path / "out" / "report.html").read_text("utf-8")
+    assert "data:image/png;base64," in page
+    assert len(page) < 2_000_000
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"experiment": "Defalt"}, "did you mean Default?"),
+        ({"study": "none"}, "has no finished pruning runs"),
+        ({"output_dir": "mlflow.db"}, "cannot be written to"),
+    ],
+)
+def test_bad_input_is_refused_before_a_run_is_made(
+    store: str, given: dict[str, str], said: str
+) -> None:
+    with pytest.raises(InputError) as refused:
+        pruneflow.write_report(**given)
+    assert said in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert query.runs().empty

@@ -1,0 +1,128 @@
+"""Studies: what a file is laid out as, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pruneflow.config import PruneConfig
+from pruneflow.errors import InputError
+from pruneflow.stages import study
+
+
+def write(folder: Path, text: str) -> str:
+    path = folder / "mine.yaml"
+    path.write_text(text, "utf-8")
+    return str(path)
+
+
+def laid_out(folder: Path, content: dict[str, Any]) -> list[study.Configuration]:
+    return study.configurations(study.read(write(folder, yaml.safe_dump(content))), {})
+
+
+def test_axes_are_every_combination_in_the_order_of_the_file(tmp_path: Path) -> None:
+    found = laid_out(tmp_path, {"axes": {"criterion": ["random", "l1"], "seed": [1, 0]}})
+    told = [(one.config.criterion, one.config.seed) for one in found]  # type: ignore[attr-defined]
+    assert told == [("random", 1), ("random", 0), ("l1", 1), ("l1", 0)]
+
+
+def test_exclude_takes_out_what_matches_and_include_adds_with_lists_as_axes(tmp_path: Path) -> None:
+    found = laid_out(
+        tmp_path,
+        {
+            "settings": {"iterations": 2},
+            "axes": {"criterion": ["l1", "random"], "seed": [0, 1]},
+            "exclude": [{"criterion": "random", "seed": [1, 2]}],
+            "include": [{"stage": "prune_direct", "seed": [0, 3]}],
+        },
+    )
+    assert [(one.stage, one.given.get("criterion"), one.config.seed) for one in found] == [
+        ("prune_iterative", "l1", 0),
+        ("prune_iterative", "l1", 1),
+        ("prune_iterative", "random", 0),
+        ("prune_direct", None, 0),
+        ("prune_direct", None, 3),
+    ]
+    assert all(one.given["iterations"] == 2 for one in found)
+
+
+def test_one_configuration_said_twice_is_run_once(tmp_path: Path) -> None:
+    found = laid_out(tmp_path, {"include": [{"seed": 0}, {"criterion": "l1"}, {}]})
+    assert len(found) == 1
+
+
+def test_configurations_that_differ_in_pruning_alone_share_a_base(tmp_path: Path) -> None:
+    found = laid_out(tmp_path, {"axes": {"criterion": ["l1", "random"], "seed": [0, 1]}})
+    bases = [one.base for one in found]
+    assert bases[0] == bases[2] != bases[1]
+    assert [base.stage for base in bases if base] == ["finetune"] * 4
+
+
+def test_benchmarks_time_the_pruning_runs_that_match(tmp_path: Path) -> None:
+    content = {
+        "axes": {"seed": [0, 1]},
+        "include": [{"stage": "finetune"}],
+        "benchmarks": [{"of": {"seed": 1}, "batch_sizes": "1,4"}],
+    }
+    read = study.read(write(tmp_path, yaml.safe_dump(content)))
+    ((one, given),) = study.benchmarks(read, study.configurations(read, {}))
+    assert (one.config.seed, given) == (1, {"batch_sizes": "1,4"})
+
+
+@pytest.mark.parametrize("name", study.shipped())
+def test_shipped_studies_resolve(name: str) -> None:
+    read = study.read(name)
+    found = study.configurations(read, {})
+    assert any(isinstance(one.config, PruneConfig) for one in found)
+    assert study.benchmarks(read, found)
+    assert read.description
+
+
+def test_the_papers_study_has_its_models_criteria_and_fractions() -> None:
+    found = study.configurations(study.read("paper"), {})
+    pruned = [one.config for one in found if isinstance(one.config, PruneConfig)]
+    assert {c.model for c in pruned} == {"alexnet", "vgg16", "resnet18", "resnet50", "bert"}
+    assert {c.criterion for c in pruned} == {"l1", "l2", "random"}
+    assert {c.fraction for c in pruned if c.model == "bert"} == {0.5, 0.2929, 0.1591}
+    assert any(one.stage == "prune_direct" for one in found)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("axes: {criterion: [l3]}", "unknown criterion 'l3'"),
+        ("axes: {sede: [1]}", "unknown parameter 'sede'"),
+        ("axes: {stage: [report]}", "unknown stage 'report'"),
+        ("axes: {fraction: [2]}", "fraction=2"),
+        ("axes: {seed: []}", "axes.seed"),
+        ("axis: {seed: [1]}", "axis"),
+        ("axes: {seed: [1]}\nexclude: [{seed: 2}]", "matches none"),
+        ("description: nothing", "no configurations"),
+        ("axes: {seed: [1]}\nbenchmarks: [{of: {seed: 2}}]", "matches no pruning run"),
+        ("axes: {seed: [1]}\nbenchmarks: [{forms: dens}]", "unknown form 'dens'"),
+        ("[1, 2]", "a mapping"),
+        ("a: [", "is not YAML"),
+        ("settings: !!python/object/apply:os.system ['true']", "is not YAML"),
+    ],
+)
+def test_what_is_no_study_is_refused_in_a_line(tmp_path: Path, text: str, said: str) -> None:
+    def lay_out() -> None:
+        read = study.read(write(tmp_path, text))
+        study.benchmarks(read, study.configurations(read, {}))
+
+    with pytest.raises(InputError) as refused:
+        lay_out()
+    assert said in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("smoek", "did you mean smoke?"), ("./none.yaml", "cannot be read")]
+)
+def test_a_study_that_is_not_there_is_refused(name: str, said: str) -> None:
+    with pytest.raises(InputError) as refused:
+        study.read(name)
+    assert said in str(refused.value)

@@ -1,0 +1,225 @@
+"""Queries: which runs they find, what their columns are, and what they read again."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import requests
+from mlflow.tracking import MlflowClient
+from records import benchmark, latency, prune
+
+import pruneflow
+from pruneflow import query
+from pruneflow.config import FinetuneConfig, resolve
+from pruneflow.errors import InputError
+from pruneflow.tracking.latencies import Latency
+from pruneflow.tracking.levels import Layer, Level
+from pruneflow.tracking.query import IDENTITY
+from pruneflow.tracking.run import open_run
+
+
+def test_the_contract_comes_first_and_parameters_have_their_types(store: str) -> None:
+    run_id = prune(seed=3, fraction=0.25, exclude="a,b", train_limit=60)
+    frame = query.runs()
+    assert tuple(frame.columns[: len(IDENTITY)]) == IDENTITY
+    (row,) = frame.to_dict("records")
+    assert (row["run_id"], row["model"], row["stage"]) == (run_id, "alexnet", "prune_iterative")
+    assert (row["seed"], row["fraction"], row["train_limit"]) == (3, 0.25, 60)
+    assert (row["exclude"], row["prune_bias"], row["base_run"]) == ("a,b", True, "b0")
+    assert pd.isna(row["coupling"])
+    assert row["seconds"] >= 0
+    assert str(frame["start_time"].dtype).startswith("datetime64")
+
+
+def test_runs_of_other_programs_are_left_out(store: str) -> None:
+    MlflowClient().create_run("0")
+    assert query.runs().empty
+
+
+def test_levels_are_the_curves_and_exact_with_artifacts(store: str) -> None:
+    prune()
+    quick, exact = query.levels(), query.levels(artifacts=True)
+    assert [*quick.columns][: len(IDENTITY)] == [*IDENTITY]
+    assert [*quick.columns][-len(fields(Level)) :] == [f.name for f in fields(Level)]
+    assert quick["level"].tolist() == [0, 1, 2]
+    assert quick["test_after"].tolist() == [0.912346, 0.85, 0.7]
+    assert exact["test_after"].tolist() == [0.912345678, 0.85, 0.7]
+    assert quick["finetune_seconds"].tolist() == [1.0, 1.0, 1.0]
+    assert quick["channels_left"].isna().all()
+
+
+def test_finished_failed_killed_and_running_are_told_apart(store: str) -> None:
+    prune()
+    config = resolve(FinetuneConfig, {"device": "cpu", "precision": "fp32", "threads": 1})
+    with (
+        pytest.raises(ZeroDivisionError),
+        open_run("finetune", config, name="f", tags={}),
+    ):
+        raise ZeroDivisionError("why")
+    with pytest.raises(SystemExit), open_run("finetune", config, name="k", tags={}):
+        raise SystemExit(143)
+    MlflowClient().create_run("0", tags={"pruneflow.stage": "finetune"})
+    frame = query.runs()
+    assert sorted(frame["status"]) == ["FAILED", "FINISHED", "KILLED", "RUNNING"]
+    failed = frame[frame["status"] == "FAILED"].iloc[0]
+    assert failed["failure"] == "ZeroDivisionError: why"
+
+
+def test_a_study_has_its_own_runs_and_those_it_shares(store: str) -> None:
+    own, shared = prune(study="a"), prune(study="b")
+    prune(study="c")
+    MlflowClient().set_tag(shared, "pruneflow.study.a", "a")
+    assert set(query.runs(study="a")["run_id"]) == {own, shared}
+    assert set(query.levels(study="b")["run_id"]) == {shared}
+
+
+def test_run_ids_are_found_in_any_experiment_and_experiments_by_name_or_id(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = prune()
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "other")
+    there = prune(seed=1)
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME")
+    assert query.runs()["run_id"].tolist() == [here]
+    assert query.runs("other")["run_id"].tolist() == [there]
+    assert set(query.runs(["0", "other"])["run_id"]) == {here, there}
+    assert set(query.levels(run_ids=[here, there])["seed"]) == {0, 1}
+    only = query.runs(run_ids=[here, there], filter_string="params.`cfg/seed` = '1'")
+    assert only["run_id"].tolist() == [there]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"experiment": "Defalt"}, "did you mean Default?"),
+        ({"run_ids": "nowhere"}, "nowhere"),
+        ({"filter_string": "seed is 3"}, "seed is 3"),
+    ],
+)
+def test_what_the_store_does_not_know_is_refused_in_a_line(
+    store: str, given: dict[str, str], said: str
+) -> None:
+    with pytest.raises(InputError, match=said.replace("?", r"\?")) as refused:
+        query.runs(**given)  # type: ignore[arg-type]
+    assert "\n" not in str(refused.value)
+
+
+def test_an_empty_store_gives_empty_frames_with_all_columns(store: str) -> None:
+    for ask, kind in ((query.levels, Level), (query.layers, Layer), (query.latencies, Latency)):
+        frame = ask()
+        assert frame.empty
+        assert {f.name for f in fields(kind)} <= set(frame.columns)
+    assert query.runs().empty
+
+
+def test_curves_that_cannot_be_read_are_named_and_the_others_read(store: str) -> None:
+    torn, whole = prune(), prune(seed=1)
+    MlflowClient().set_tag(torn, "pruneflow.curves", '{"level":[0],"test_after":[1,2]}')
+    with pytest.warns(UserWarning, match=torn):
+        frame = query.levels()
+    assert set(frame["run_id"]) == {whole}
+
+
+def test_what_was_finished_is_not_read_again(store: str) -> None:
+    old = prune()
+    running = MlflowClient().create_run("0", tags={"pruneflow.stage": "prune_direct"})
+    before_runs, before = query.runs(), query.levels()
+    MlflowClient().set_tag(old, "pruneflow.curves", "no longer JSON")  # seen, if it were read
+    MlflowClient().set_tag(running.info.run_id, "pruneflow.curves", '{"level":[0,1]}')
+    MlflowClient().set_terminated(running.info.run_id)
+    new = prune(seed=1)
+    after = query.levels(previous=before)
+    assert after.groupby("run_id").size().to_dict() == {old: 3, running.info.run_id: 2, new: 3}
+    runs = query.runs(previous=before_runs)
+    assert runs.set_index("run_id")["status"].to_dict() == dict.fromkeys(
+        [old, running.info.run_id, new], "FINISHED"
+    )
+
+
+def test_layers_are_read_from_their_artifact(store: str) -> None:
+    run_id = prune()
+    frame = query.layers()
+    assert frame["layer"].tolist() == ["conv.weight"] * 3
+    assert frame["run_id"].unique().tolist() == [run_id]
+    assert frame["sparsity"].tolist() == [0.25] * 3
+
+
+def test_latencies_say_what_was_timed(store: str) -> None:
+    pruned = prune(model="resnet18", seed=2)
+    timed = benchmark(pruned, [latency(0, "dense", 1, 5.0)])
+    for frame in (query.latencies(), query.latencies(run_ids=pruned)):
+        (row,) = frame.to_dict("records")
+        assert (row["run_id"], row["pruning_run"]) == (timed, pruned)
+        assert (row["model"], row["seed"], row["stage"]) == ("resnet18", 2, "benchmark_latency")
+        assert (row["p50_ms"], row["run_status"], row["status"]) == (5.0, "FINISHED", "ok")
+    assert query.latencies(previous=query.latencies()).shape[0] == 1
+
+
+def test_query_is_reached_from_the_package() -> None:
+    assert pruneflow.query is query
+    with pytest.raises(AttributeError, match="qeury"):
+        _ = pruneflow.qeury
+
+
+def test_the_readme_example_runs(store: str, root: Path) -> None:
+    for seed in (0, 1):
+        prune(seed=seed)
+    text = (root / "README.md").read_text("utf-8").partition("## Query")[2]
+    example = text.partition("```python\n")[2].partition("```")[0]
+    names: dict[str, pd.DataFrame] = {}
+    exec(example, names)  # of this repository
+    assert names["table"]["mean"].tolist() == [0.85, 0.7]
+    assert names["table"]["count"].tolist() == [2, 2]
+    assert len(names["levels"]) == 6
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """MLflow's own server on a fresh store."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    monkeypatch.chdir(tmp_path)
+    uri = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--port", str(port)]
+    command += ["--backend-store-uri", f"sqlite:///{tmp_path}/s.db"]
+    command += ["--artifacts-destination", str(tmp_path / "artifacts")]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    process = subprocess.Popen(command, env=environment, start_new_session=True, **quiet)
+    try:
+        _wait(lambda: requests.get(f"{uri}/health", timeout=1).ok)
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        yield uri
+    finally:
+        os.killpg(process.pid, 9)
+        process.wait()
+
+
+def _wait(ready: Callable[[], bool], seconds: float = 90) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            if ready():
+                return
+        except requests.RequestException:
+            pass
+        time.sleep(0.3)
+    raise TimeoutError("the server did not start")
+
+
+def test_a_server_is_read_as_a_file_is(server: str) -> None:
+    run_id = prune(study="a")
+    assert query.runs(study="a")["run_id"].tolist() == [run_id]
+    assert query.levels()["test_after"].tolist() == [0.912346, 0.85, 0.7]
+    assert query.levels(artifacts=True)["test_after"].tolist() == [0.912345678, 0.85, 0.7]
+    assert len(query.layers(previous=query.layers())) == 3
