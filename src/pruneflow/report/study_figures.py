@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from pruneflow.report.charts import Axis, Chart, HeatMap, Line, Panel
+from pruneflow.report.charts import FORMS, Axis, Chart, HeatMap, Line, Panel
 from pruneflow.report.evidence import (
     Evidence,
     is_bert,
@@ -33,7 +33,6 @@ _CURVES = (
     ("train, before", "train_before", 1, 1, "dotted", True),
 )
 _STUDY_GRANULARITY = {"weight": "unstructured", "channel": "structured"}
-_FORMS = {"dense": 7, "masked": 0, "compact": 1, "sparse": 2}
 
 
 @dataclass(frozen=True)
@@ -362,8 +361,8 @@ def latency_by_batch_size(alexnet: bool) -> Callable[[Evidence, bool], Chart | N
                         here["low"].tolist(),
                         here["high"].tolist(),
                         n=here["n"].tolist(),
-                        colour=_FORMS[form],
-                        marker=_FORMS[form],
+                        colour=FORMS[form],
+                        marker=FORMS[form],
                     )
                 )
             left = float(last["params_left"].mean())
@@ -391,7 +390,7 @@ def latency_by_params_left(alexnet: bool) -> Callable[[Evidence, bool], Chart | 
                 lines = [
                     _line(
                         where(here, form=form), "p50_ms", form,
-                        colour=_FORMS[form], marker=_FORMS[form],
+                        colour=FORMS[form], marker=FORMS[form],
                     )
                     for form in _in_order(here["form"])
                 ]  # fmt: skip
@@ -405,7 +404,7 @@ def latency_by_params_left(alexnet: bool) -> Callable[[Evidence, bool], Chart | 
 
 def _in_order(forms: Iterable[str]) -> list[str]:
     there = set(forms)
-    return [form for form in _FORMS if form in there]
+    return [form for form in FORMS if form in there]
 
 
 def _study_times(own: pd.DataFrame, x: str, at: float) -> list[Line]:
