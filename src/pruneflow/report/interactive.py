@@ -29,9 +29,16 @@ _SYMBOLS = (
     "triangle-left", "triangle-right", "pentagon", "hexagon",
 )  # fmt: skip
 _DASHES = {"solid": "solid", "dotted": "dot", "dashed": "dash", "steps": "solid", "none": "solid"}
-_CONFIG = {"displaylogo": False, "responsive": True}
-_TOP, _BETWEEN, _BELOW = 90, 130, 70  # pixels: title; labels between rows; labels of the last row
-_PANEL = 300
+_CONFIG = {
+    "displaylogo": False,
+    "responsive": True,
+    "showSendToCloud": False,
+    "plotlyServerURL": "",
+    # named one by one: plotly's own choice has one that sends the figure to its makers' service
+    "modeBarButtons": [["toImage"], ["zoom2d", "pan2d", "resetScale2d"]],
+}
+# pixels: title; labels between rows; labels of the last row; a panel; a row of the legend
+_TOP, _BETWEEN, _BELOW, _PANEL, _LEGEND = 130, 160, 85, 300, 29
 
 
 def library() -> str:
@@ -97,15 +104,30 @@ def draw(chart: Chart) -> go.Figure:
         empty = {"row": number // columns + 1, "col": number % columns + 1}
         figure.update_xaxes(visible=False, **empty)
         figure.update_yaxes(visible=False, **empty)
+    # as many rows as it takes on a page of usual width
+    shown = [len(trace.name) for trace in figure.data if trace.showlegend and trace.name]
+    legend = _LEGEND * math.ceil(sum(7 * letters + 50 for letters in shown) / 1000)
     title = [*chart.title.split("\n"), chart.panels[0].title if alone else ""]
     figure.update_annotations(font_size=12)
     figure.update_layout(
         template="plotly_white",
-        title={"text": _lines(title), "x": 0.01, "font": {"size": 15}},
-        height=_TOP + inner + _BELOW,
-        margin={"t": _TOP, "l": 70, "r": 20, "b": _BELOW},
-        # beneath the labels of the last row; plotly makes the room it takes
-        legend={"orientation": "h", "x": 0, "y": -_BELOW / inner, "yanchor": "top"},
+        title={
+            "text": _lines(title),
+            "x": 0.01,
+            "y": 1,
+            "yanchor": "top",
+            "pad": {"t": 24},
+            "font": {"size": 15},
+        },
+        height=_TOP + inner + _BELOW + legend,
+        margin={"t": _TOP, "l": 70, "r": 20, "b": _BELOW + legend},
+        legend={
+            "orientation": "h",
+            "x": 0,
+            "y": 0,
+            "yref": "container",
+            "yanchor": "bottom",
+        },
         font={"family": "system-ui, sans-serif"},
         hoverlabel={"namelength": -1},
     )
@@ -270,7 +292,7 @@ def _heat_map(figure: go.Figure, heat: HeatMap, at: dict[str, int], *, scale: bo
             showscale=scale,
             colorbar={
                 "tickformat": ".0%",
-                "title": {"text": _as_text(heat.value_label)},
+                "title": {"text": _as_text(heat.value_label) + "<br> "},
                 "lenmode": "pixels",
                 "len": 300,
                 "y": 1,

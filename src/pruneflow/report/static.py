@@ -24,6 +24,7 @@ PALETTE = (
 )  # fmt: skip
 REFERENCE = "#888888"
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "p", "h")
+_SIZES = {"*": 8, "P": 6, "X": 6}  # points, of markers that are mostly gaps
 _DASHES: dict[str, Any] = {
     "solid": "-",
     "dotted": ":",
@@ -193,9 +194,11 @@ def _title(chart: Chart, width: int) -> str:
 
 
 def _legend_columns(labels: Sequence[str], inches: float) -> int:
-    """Columns of a legend that fit: its letters are about a sixteenth of an inch wide."""
+    """Columns of a legend that fit: its letters are about an eighteenth of an inch wide."""
     longest = max(map(len, labels))
-    return max(1, min(4, len(labels), int(inches / (0.5 + longest / 16))))
+    fitting = max(1, min(4, int(inches / (0.45 + longest / 18))))
+    # as few as its rows need: two and two, not three and one
+    return math.ceil(len(labels) / math.ceil(len(labels) / fitting))
 
 
 def _legends_below(figure: Figure, all_axes: Sequence[Axes], inches: float) -> None:
@@ -239,6 +242,7 @@ def _line(axes: Axes, line: Line, marker: int, usual: int | None) -> None:
         bars = np.stack([y - low, high - y]).clip(min=0)
         if not np.isfinite(bars).any():
             bars = None
+    kind = _MARKERS[marker % len(_MARKERS)]
     steps = "steps-pre" if front_is_pre(line.x) else "steps-post"
     axes.errorbar(
         x,
@@ -247,9 +251,9 @@ def _line(axes: Axes, line: Line, marker: int, usual: int | None) -> None:
         color=colour,
         linestyle="-." if thin and line.dash == "solid" else _DASHES[line.dash],
         drawstyle=steps if line.dash == "steps" else "default",
-        marker=_MARKERS[marker % len(_MARKERS)],
+        marker=kind,
         markerfacecolor="white" if line.hollow else colour,
-        markersize=3 if thin else 5,
+        markersize=3 if thin else _SIZES.get(kind, 5),
         linewidth=0.8 if thin else 1.4,
         capsize=2,
         elinewidth=0.8,
@@ -271,7 +275,7 @@ def _axis(axes: Axes, which: str, axis: Axis, values: Sequence[float]) -> None:
     positive = [value for value in values if value > 0]
     if axis.scale == "linear":
         if axis.percent:
-            own.set_major_formatter(PercentFormatter(1))
+            own.set_major_formatter(PercentFormatter(1, symbol=" %"))
         getattr(axes, f"set_{which}lim")(low, high)
         return
     getattr(axes, f"set_{which}scale")("log", base=2 if axis.scale == "log2" else 10)
@@ -286,10 +290,12 @@ def _axis(axes: Axes, which: str, axis: Axis, values: Sequence[float]) -> None:
             marks = ticks(positive)
             own.set_ticks(marks)
             if len(marks) > 4:
-                axes.tick_params(axis="x", labelrotation=45)
+                for label in axes.get_xticklabels():
+                    label.set(rotation=45, ha="right", rotation_mode="anchor")
         else:
             low, high = high, low
             own.set_inverted(True)
+            own.set_ticks([])
     elif axis.scale == "log2":
         own.set_ticks(sorted(set(positive)))
     else:
@@ -321,7 +327,7 @@ def _heat_maps(chart: Chart, maps: Sequence[HeatMap]) -> Figure:
     # of one height wherever it stands: as tall as the figure it would be a tower
     share = min(1.0, 4.0 / size[1])
     bar = figure.colorbar(
-        every[0].images[0], ax=list(every[: len(maps)]), format=PercentFormatter(1),
+        every[0].images[0], ax=list(every[: len(maps)]), format=PercentFormatter(1, symbol=" %"),
         shrink=share, anchor=(0.0, 1.0), aspect=25, fraction=0.05,
     )  # fmt: skip
     bar.set_label(f"{maps[0].value_label}{' (numbers: percent)' if most <= 60 else ''}")
