@@ -29,6 +29,7 @@ __all__ = [
     "load_model",
     "prune_direct",
     "prune_iterative",
+    "report",
     "sweep",
 ]
 
@@ -51,6 +52,11 @@ def prune_direct(**parameters: Any) -> FinishedRun:
 def benchmark_latency(**parameters: Any) -> FinishedRun:
     """Time the levels of pruning runs in every form; as the entry point `benchmark_latency`."""
     return _run("benchmark_latency", parameters)
+
+
+def report(**parameters: Any) -> FinishedRun:
+    """Write every figure, table and verdict of an experiment or study; as the entry point."""
+    return _run("report", parameters)
 
 
 def sweep(**parameters: Any) -> FinishedRun | None:

@@ -284,6 +284,22 @@ class BenchmarkConfig(Config):
     )
 
 
+class ReportConfig(Config):
+    """Configuration of `report`: of which runs, and where it is written."""
+
+    experiment: str | None = Field(
+        None, description="name or id of the MLflow experiment; by default the current one"
+    )
+    study: str | None = Field(None, description="only the runs of this study")
+    output_dir: Annotated[str, Field(min_length=1)] = Field(
+        "pruneflow_report", description="folder that the report is written to"
+    )
+    reference: bool = Field(False, description="lay the 2020 study's own curves beneath")
+    interactive: bool = Field(
+        True, description="a page whose points tell what they are; some 5 MB smaller without"
+    )
+
+
 class SweepConfig(Config):
     """Configuration of `sweep`: which study is run, and how."""
 

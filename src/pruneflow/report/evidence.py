@@ -98,6 +98,8 @@ def gather(
     known_layers = layers[layers["run_id"].isin(added.index)].join(added, on="run_id")
     timed = latencies[latencies["run_status"] == "FINISHED"] if len(latencies) else latencies
     timed = timed.join(added, on="pruning_run")
+    places = levels[["run_id", "level", "channels_left"]].rename(columns={"run_id": "pruning_run"})
+    timed = timed.merge(places, on=["pruning_run", "level"], how="left")
     return Evidence(title, runs, known, known_layers, timed, environments)
 
 

@@ -261,8 +261,10 @@ def _axis(axis: Axis, values: Sequence[float]) -> dict[str, Any]:
     if axis.scale == "log2":
         sizes = sorted(set(positive))
         settings |= {"tickvals": sizes, "ticktext": [f"{size:g}" for size in sizes]}
-    elif axis.percent:
-        settings["tickformat"] = ".3~%"
+    else:
+        settings["dtick"] = "D2"
+        if axis.percent:
+            settings["tickformat"] = ".3~%"
     return settings | _range(low and math.log10(low), high and math.log10(high))
 
 

@@ -32,6 +32,8 @@ _CURVES = (
     ("train, after fine-tuning", "train_after", 1, 1, "solid", False),
     ("train, before", "train_before", 1, 1, "dotted", True),
 )
+_CHANNELS_LEFT = Axis("channels left (log scale)", "shrinking", percent=True)
+_SPARSITY = Axis("sparsity", percent=True, limits=(0.0, 1.0))
 _STUDY_GRANULARITY = {"weight": "unstructured", "channel": "structured"}
 
 
@@ -70,6 +72,16 @@ def _title(title: str, levels: pd.DataFrame) -> str:
     return f"{title} ({left_out} more configurations: levels.csv)" if left_out > 0 else title
 
 
+def _place(levels: pd.DataFrame) -> tuple[str, Axis]:
+    """What levels are drawn against: parameters left, or of channels the share of them left.
+
+    Channels that masks prune leave most parameters of a model with large linear layers.
+    """
+    if levels["channels_left"].notna().all():
+        return "channels_left", _CHANNELS_LEFT
+    return "params_left", _LEFT
+
+
 def _line(
     levels: pd.DataFrame,
     column: str,
@@ -103,13 +115,13 @@ def _line(
     )
 
 
-def _control(evidence: Evidence, levels: pd.DataFrame) -> list[Line]:
+def _control(evidence: Evidence, levels: pd.DataFrame, x: str) -> list[Line]:
     """The dense control of the same base runs, drawn where the pruned levels are."""
     control = evidence.of(schedule="dense")
     control = control[control["base_run"].isin(levels["base_run"])]
     if control.empty:
         return []
-    places = summary(levels, ["level"], "params_left")[["level", "mean"]]
+    places = summary(levels, ["level"], x)[["level", "mean"]]
     placed = control.merge(places.rename(columns={"mean": "place"}), on="level")
     return [
         _line(
@@ -134,6 +146,7 @@ def _of_study(evidence: Evidence, levels: pd.DataFrame, column: str, label: str)
         & (told["granularity"] == _STUDY_GRANULARITY[str(first["granularity"])])
         & (told["criterion"] == first["criterion"])
         & (told["schedule"] == first["schedule"])
+        & (told["dataset"] == first["dataset"])
     ]
     if str(first["schedule"]) == "iterative":
         own = own[np.isclose(own["prune_fraction"], float(first["fraction"]), atol=0.01)]
@@ -155,14 +168,17 @@ def _accuracy(
             return None
         panels = []
         for label, own in _panels(evidence, levels):
+            x, axis = _place(own)
             lines = [
-                _line(own, column, name, colour=colour, marker=marker, dash=dash, hollow=hollow)
+                _line(
+                    own, column, name, x=x, colour=colour, marker=marker, dash=dash, hollow=hollow
+                )
                 for name, column, colour, marker, dash, hollow in _CURVES
             ]
-            lines += _control(evidence, own)
+            lines += _control(evidence, own, x)
             if overlay:
                 lines += _of_study(evidence, own, "test_after", "test, after")
-            panels.append(Panel(label, _LEFT, _ACCURACY, lines))
+            panels.append(Panel(label, axis, _ACCURACY, lines))
         return Chart(_title(title, levels), panels)
 
     return draw
@@ -219,17 +235,21 @@ def _compared(
         if members[by].nunique() < 2:
             continue
         first = members.iloc[0]
+        x, axis = _place(where(levels, configuration=list(members.index)))
         lines = []
         for place, (number, member) in enumerate(members.sort_values(by).iterrows()):
             own = where(levels, configuration=number)
             value = member[by]
             name = f"{value:g}" if isinstance(value, float) else str(value)
-            lines.append(_line(own, "test_after", f"{name}, after", colour=place, marker=place))
+            lines.append(
+                _line(own, "test_after", f"{name}, after", x=x, colour=place, marker=place)
+            )
             lines.append(
                 _line(
                     own,
                     "test_before",
                     f"{name}, before",
+                    x=x,
                     dash="dotted",
                     hollow=True,
                     colour=place,
@@ -239,7 +259,7 @@ def _compared(
             if overlay:
                 lines += _of_study(evidence, own, "test_after", f"{name}, after")
         what = f"{short_model(str(first['model']))}, {first['dataset']}, {first['granularity']}"
-        panels.append(Panel(what, _LEFT, _ACCURACY, lines))
+        panels.append(Panel(what, axis, _ACCURACY, lines))
     return Chart(title, panels[:MOST_PANELS]) if panels else None
 
 
@@ -279,15 +299,16 @@ def models(evidence: Evidence, overlay: bool) -> Chart | None:
         table = evidence.configurations.loc[sorted(levels["configuration"].unique())]
         table = table.sort_values(["n", "fraction"], ascending=False, kind="stable")
         chosen = table.drop_duplicates(["model", "dataset"])
+        x, axis = _place(levels) if len(levels) else ("params_left", _LEFT)
         lines = []
         for place, (number, row) in enumerate(chosen.iterrows()):
             own = where(levels, configuration=number)
             name = f"{short_model(str(row['model']))}, {row['dataset']}"
-            lines.append(_line(own, "test_after", name, colour=place, marker=place))
+            lines.append(_line(own, "test_after", name, x=x, colour=place, marker=place))
             if overlay:
                 lines += _of_study(evidence, own, "test_after", name)
-        if len(lines) > 1:
-            panels.append(Panel(title, _LEFT, _ACCURACY, lines))
+        if len(chosen) > 1:
+            panels.append(Panel(title, axis, _ACCURACY, lines))
     return Chart("Models compared: test accuracy after fine-tuning", panels) if panels else None
 
 
@@ -387,16 +408,17 @@ def latency_by_params_left(alexnet: bool) -> Callable[[Evidence, bool], Chart | 
         for number, own in rows.groupby("configuration"):
             for batch in sorted({int(own["batch_size"].min()), int(own["batch_size"].max())}):
                 here = where(own, batch_size=batch)
+                x, axis = _place(here)
                 lines = [
                     _line(
-                        where(here, form=form), "p50_ms", form,
+                        where(here, form=form), "p50_ms", form, x=x,
                         colour=FORMS[form], marker=FORMS[form],
                     )
                     for form in _in_order(here["form"])
                 ]  # fmt: skip
                 lines += _study_times(own, "fraction_left", batch) if overlay else []
                 label = evidence.label(number)
-                panels.append(Panel(f"{label}, batch {batch}", _LEFT, y, lines))
+                panels.append(Panel(f"{label}, batch {batch}", axis, y, lines))
         return Chart(f"Latency against parameters left; {_where(rows)}", panels[:MOST_PANELS])
 
     return draw
@@ -493,7 +515,7 @@ def gap(evidence: Evidence, overlay: bool) -> Chart | None:
     levels = levels.assign(gap=levels["train_after"] - levels["test_after"])
     control = evidence.of(schedule="dense")
     control = control.assign(gap=control["train_after"] - control["test_after"])
-    axis, y = Axis("sparsity", percent=True), Axis("train - test accuracy", percent=True)
+    axis, y = _SPARSITY, Axis("train - test accuracy", percent=True)
     panels = []
     for label, own in _panels(evidence, levels):
         lines = [_line(own, "gap", "pruned", x="sparsity")]
@@ -578,7 +600,7 @@ def schedules(evidence: Evidence, overlay: bool) -> Chart | None:
             )
     if not lines:
         return None
-    axis, y = Axis("sparsity", percent=True), Axis("iterative - direct", percent=True)
+    axis, y = _SPARSITY, Axis("iterative - direct", percent=True)
     return Chart("Iterative minus direct, paired", [Panel("test accuracy", axis, y, lines)])
 
 

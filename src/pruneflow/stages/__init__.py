@@ -11,6 +11,7 @@ from pruneflow.config import (
     Config,
     FinetuneConfig,
     PruneConfig,
+    ReportConfig,
     SweepConfig,
     resolve,
 )
@@ -47,6 +48,12 @@ def _benchmark_latency(config: Any, reporter: Reporter) -> list[Run]:
     return benchmark_latency(config, reporter)
 
 
+def _report(config: Any, reporter: Reporter) -> list[Run]:
+    from pruneflow.stages.report import report
+
+    return [report(config, reporter)]
+
+
 def _sweep(config: Any, reporter: Reporter) -> list[Run]:
     from pruneflow.stages.sweep import sweep
 
@@ -73,6 +80,7 @@ STAGES: dict[str, Stage] = {
     "benchmark_latency": Stage(
         BenchmarkConfig, _benchmark_latency, "Time the levels of pruning runs in every form."
     ),
+    "report": Stage(ReportConfig, _report, "Figures, tables and verdicts from runs, as a page."),
     "sweep": Stage(SweepConfig, _sweep, "Run every configuration of a study."),
 }
 

@@ -141,6 +141,15 @@ class Run:
         """Write an artifact."""
         self._client.log_text(self.id, text, path)
 
+    def log_folder(self, folder: Path, names: Sequence[str]) -> None:
+        """Write files and folders of a folder as artifacts, under their own names."""
+        for name in names:
+            path = folder / name
+            if path.is_dir():
+                self._client.log_artifacts(self.id, str(path), name)
+            else:
+                self._client.log_artifact(self.id, str(path))
+
     def log_figure(self, path: str, figure: Figure) -> None:
         """Write a figure as an artifact."""
         self._client.log_figure(self.id, figure, path)

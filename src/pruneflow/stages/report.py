@@ -1,0 +1,64 @@
+"""Stage `report`: every figure, table and verdict of an experiment or study, from its runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pruneflow.config import ReportConfig
+from pruneflow.errors import InputError, first_line, user_path
+from pruneflow.report import evidence, page
+from pruneflow.report.study_figures import FIGURES
+from pruneflow.stages.progress import Reporter
+from pruneflow.tracking.run import Run, open_run
+
+
+def report(config: ReportConfig, reporter: Reporter) -> Run:
+    """Read the runs, write the report and keep it as a run.
+
+    Raises:
+        InputError: an experiment that is not there, runs that are not there, or a folder that
+            cannot be written to.
+    """
+    of = config.study or config.experiment or "the current experiment"
+    folder = _folder(config)
+    found = evidence.read(of, experiment=config.experiment, study=config.study)
+    if found.pruning.empty:
+        what = f"study={config.study!r}" if config.study else f"experiment={of!r}"
+        raise InputError(
+            f"{what} has no finished pruning runs ({len(found.runs)} runs in all): run "
+            "prune_iterative or sweep first, or pass another experiment or study"
+        )
+    with open_run("report", config, name=f"report-{of.replace(' ', '-')}", tags={}) as run:
+        reporter.say(f"report of {of}: run {run.id}, of {len(found.runs)} runs")
+        missing = page.write(
+            found, folder, reference=config.reference, with_plotly=config.interactive
+        )
+        run.log_folder(folder, ("report.html", "report.md", "figures", "tables"))
+        drawn = len(FIGURES) - len(missing)
+        for name in missing:
+            figure = FIGURES[name]
+            reporter.say(f"  no runs for: {figure.title} ({figure.command})")
+        run.describe(
+            f"Report of **{of}**: {len(found.pruning)} finished pruning runs, {drawn} figures. "
+            "Open the artifact `report.html`."
+        )
+        reporter.say(f"  {drawn} figures: {folder / 'report.html'}")
+    return run
+
+
+def _folder(config: ReportConfig) -> Path:
+    """Where the report is written.
+
+    Raises:
+        InputError: a file, or a place that cannot be written to.
+    """
+    folder = user_path("output_dir", config.output_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".writable").touch()
+        (folder / ".writable").unlink()
+    except OSError as error:
+        raise InputError(
+            f"output_dir={config.output_dir!r} cannot be written to: {first_line(error)}"
+        ) from None
+    return folder
