@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
@@ -315,6 +316,11 @@ class SweepConfig(Config):
         1, description="runs at a time, which share the CPU threads; benchmarks run alone"
     )
     dry_run: bool = Field(False, description="show what would be run, and start nothing")
+
+    @property
+    def study_name(self) -> str:
+        """What the study's runs are tagged with: its name, or that of its file."""
+        return Path(self.study).stem
 
 
 def presets() -> list[str]:

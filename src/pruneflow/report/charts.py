@@ -32,6 +32,18 @@ class Axis:
     limits: tuple[float | None, float | None] = (None, None)
 
 
+PARAMS_LEFT = Axis("parameters left (log scale)", "shrinking", percent=True)
+ACCURACY = Axis("accuracy", percent=True, limits=(0.0, 1.02))
+BATCH_SIZE = Axis("batch size (log scale)", "log2")
+BATCH_MS = Axis("milliseconds a batch", limits=(0.0, None))
+BATCH_LOG_MS = Axis("milliseconds a batch (log scale)", "log")
+
+
+def ran_on(device: str, threads: int) -> str:
+    """What times were taken on, as a title says it."""
+    return f"{device}, {threads} thread{'s' * (threads > 1)}" if device == "cpu" else device
+
+
 @dataclass(frozen=True)
 class Line:
     """A line with markers, all of one length.

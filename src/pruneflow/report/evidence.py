@@ -69,6 +69,12 @@ class Evidence:
         """Levels of the runs that have these values; a list or tuple means any of its own."""
         return where(self.levels, **values)
 
+    def iterative_like(self, levels: pd.DataFrame) -> pd.DataFrame:
+        """Iterative levels of the model, data, criterion and granularity that these levels have."""
+        first = levels.iloc[0]
+        same = {name: first[name] for name in ("model", "dataset", "criterion", "granularity")}
+        return self.of(schedule="iterative", **same)
+
 
 def where(frame: pd.DataFrame, **values: object) -> pd.DataFrame:
     """The rows that have these values; a list or tuple means any of its own."""

@@ -11,11 +11,21 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from pruneflow.report.charts import FORMS, Axis, Chart, HeatMap, Line, Panel
+from pruneflow.report.charts import (
+    ACCURACY,
+    BATCH_LOG_MS,
+    BATCH_MS,
+    BATCH_SIZE,
+    FORMS,
+    PARAMS_LEFT,
+    Chart,
+    HeatMap,
+    Line,
+    Panel,
+    ran_on,
+)
 from pruneflow.tracking.latencies import Latency
 from pruneflow.tracking.levels import Layer, Level
-
-_LEFT = Axis("parameters left (log scale)", "shrinking", percent=True)
 
 
 def accuracy_curves(levels: Sequence[Level], title: str) -> Chart:
@@ -40,8 +50,7 @@ def accuracy_curves(levels: Sequence[Level], title: str) -> Chart:
             colour=1, marker=1, dash="dotted", hollow=True, notes=notes,
         ),
     ]  # fmt: skip
-    accuracy = Axis("accuracy", percent=True, limits=(0.0, 1.02))
-    return Chart(title, [Panel("", _LEFT, accuracy, lines)])
+    return Chart(title, [Panel("", PARAMS_LEFT, ACCURACY, lines)])
 
 
 def layer_sparsity(layers: Sequence[Layer], title: str) -> Chart:
@@ -75,8 +84,7 @@ def latency_by_batch_size(latencies: Sequence[Latency], title: str) -> Chart:
         own = sorted((r for r in rows if r.form == form), key=lambda r: r.batch_size)
         lines.append(_line([r.batch_size for r in own], own, form))
     left = f", {100 * rows[0].params_left:.3g} % of the parameters left" if rows else ""
-    x = Axis("batch size (log scale)", "log2")
-    panel = Panel("", x, Axis("milliseconds a batch (log scale)", "log"), lines)
+    panel = Panel("", BATCH_SIZE, BATCH_LOG_MS, lines)
     return Chart(f"{title}\nlevel {last}{left}{_where(rows)}", [panel])
 
 
@@ -88,7 +96,6 @@ def latency_by_params_left(latencies: Sequence[Latency], title: str) -> Chart:
     95th percentile.
     """
     rows = _comparable(latencies)
-    y = Axis("milliseconds a batch", limits=(0.0, None))
     panels = []
     for size in sorted({row.batch_size for row in rows}):
         here = [row for row in rows if row.batch_size == size]
@@ -96,9 +103,9 @@ def latency_by_params_left(latencies: Sequence[Latency], title: str) -> Chart:
         for form in _forms(here):
             own = sorted((r for r in here if r.form == form), key=lambda r: -r.params_left)
             lines.append(_line([r.params_left for r in own], own, form))
-        panels.append(Panel(f"batch size {size}", _LEFT, y, lines))
+        panels.append(Panel(f"batch size {size}", PARAMS_LEFT, BATCH_MS, lines))
     # a figure of nothing still says what it would be of
-    return Chart(f"{title}{_where(rows)}", panels or [Panel("", _LEFT, y, [])])
+    return Chart(f"{title}{_where(rows)}", panels or [Panel("", PARAMS_LEFT, BATCH_MS, [])])
 
 
 def _forms(rows: Sequence[Latency]) -> list[str]:
@@ -114,10 +121,7 @@ def _comparable(latencies: Sequence[Latency]) -> list[Latency]:
 def _where(rows: Sequence[Latency]) -> str:
     if not rows:
         return ""
-    threads, device = rows[0].threads, rows[0].device
-    return (
-        f"; {device}, {threads} thread{'s' * (threads > 1)}" if device == "cpu" else f"; {device}"
-    )
+    return f"; {ran_on(rows[0].device, rows[0].threads)}"
 
 
 def _line(x: Sequence[float], rows: Sequence[Latency], form: str) -> Line:

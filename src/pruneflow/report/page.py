@@ -69,6 +69,7 @@ def write(evidence: Evidence, folder: Path, *, reference: bool, with_plotly: boo
     """
     charts = {name: figure.draw(evidence, reference) for name, figure in FIGURES.items()}
     there = {name: chart for name, chart in charts.items() if chart is not None and chart.panels}
+    missing = [name for name in FIGURES if name not in there]
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     (folder / "tables").mkdir(exist_ok=True)
     for old in [*(folder / "figures").glob("*"), *(folder / "tables").glob("*.csv")]:
@@ -90,14 +91,14 @@ def write(evidence: Evidence, folder: Path, *, reference: bool, with_plotly: boo
             _on_page(name, FIGURES[name], chart, folder, with_plotly=with_plotly)
             for name, chart in there.items()
         ],
-        "missing": [FIGURES[name] for name in FIGURES if name not in there],
+        "missing": [FIGURES[name] for name in missing],
         "tables": [_shown(name, table) for name, table in tables.items()],
     }
     page = _templates(escape=True).get_template("page.html.j2")
     (folder / "report.html").write_text(page.render(context, small=_cells), "utf-8")
     text = _templates(escape=False).get_template("page.md.j2")
     (folder / "report.md").write_text(text.render(context, cell=_one_cell), "utf-8")
-    return [name for name in FIGURES if name not in there]
+    return missing
 
 
 def _templates(*, escape: bool) -> jinja2.Environment:

@@ -12,7 +12,20 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from pruneflow.report.charts import FORMS, Axis, Chart, HeatMap, Line, Panel
+from pruneflow.report.charts import (
+    ACCURACY,
+    BATCH_LOG_MS,
+    BATCH_MS,
+    BATCH_SIZE,
+    FORMS,
+    PARAMS_LEFT,
+    Axis,
+    Chart,
+    HeatMap,
+    Line,
+    Panel,
+    ran_on,
+)
 from pruneflow.report.evidence import (
     Evidence,
     is_bert,
@@ -24,8 +37,6 @@ from pruneflow.report.evidence import (
 )
 
 MOST_PANELS = 12
-_LEFT = Axis("parameters left (log scale)", "shrinking", percent=True)
-_ACCURACY = Axis("accuracy", percent=True, limits=(0.0, 1.02))
 _CURVES = (
     ("test, after fine-tuning", "test_after", 0, 0, "solid", False),
     ("test, before", "test_before", 0, 0, "dotted", True),
@@ -79,7 +90,34 @@ def _place(levels: pd.DataFrame) -> tuple[str, Axis]:
     """
     if levels["channels_left"].notna().all():
         return "channels_left", _CHANNELS_LEFT
-    return "params_left", _LEFT
+    return "params_left", PARAMS_LEFT
+
+
+def _means(
+    found: pd.DataFrame,
+    x: str,
+    label: str,
+    *,
+    colour: int = 0,
+    marker: int = 0,
+    dash: str = "solid",
+    hollow: bool = False,
+    notes: Sequence[str] | None = None,
+) -> Line:
+    """A line of what `summary` found, against one of its columns."""
+    return Line(
+        label,
+        found[x].tolist(),
+        found["mean"].tolist(),
+        low=found["low"].tolist(),
+        high=found["high"].tolist(),
+        n=found["n"].tolist(),
+        colour=colour,
+        marker=marker,
+        dash=dash,  # type: ignore[arg-type]
+        hollow=hollow,
+        notes=notes,
+    )
 
 
 def _line(
@@ -100,40 +138,22 @@ def _line(
         f"level {level}, {n} seed{'s' * (n > 1)}"
         for level, n in zip(both["level"], both["n"], strict=True)
     ]
-    return Line(
-        label,
-        both["mean_x"].tolist(),
-        both["mean"].tolist(),
-        low=both["low"].tolist(),
-        high=both["high"].tolist(),
-        n=both["n"].tolist(),
-        colour=colour,
-        marker=marker,
-        dash=dash,  # type: ignore[arg-type]
-        hollow=hollow,
-        notes=notes,
-    )
+    return _means(
+        both, "mean_x", label,
+        colour=colour, marker=marker, dash=dash, hollow=hollow, notes=notes,
+    )  # fmt: skip
 
 
-def _control(evidence: Evidence, levels: pd.DataFrame, x: str) -> list[Line]:
+def _control(
+    control: pd.DataFrame, levels: pd.DataFrame, column: str, label: str, x: str
+) -> list[Line]:
     """The dense control of the same base runs, drawn where the pruned levels are."""
-    control = evidence.of(schedule="dense")
-    control = control[control["base_run"].isin(levels["base_run"])]
-    if control.empty:
+    same = control[control["base_run"].isin(levels["base_run"])]
+    if same.empty:
         return []
     places = summary(levels, ["level"], x)[["level", "mean"]]
-    placed = control.merge(places.rename(columns={"mean": "place"}), on="level")
-    return [
-        _line(
-            placed,
-            "test_after",
-            "test, dense control",
-            x="place",
-            colour=2,
-            marker=2,
-            dash="dashed",
-        )
-    ]
+    placed = same.merge(places.rename(columns={"mean": "place"}), on="level")
+    return [_line(placed, column, label, x="place", colour=2, marker=2, dash="dashed")]
 
 
 def _of_study(evidence: Evidence, levels: pd.DataFrame, column: str, label: str) -> list[Line]:
@@ -166,7 +186,7 @@ def _accuracy(
         levels = chosen(evidence)
         if levels.empty:
             return None
-        panels = []
+        control, panels = evidence.of(schedule="dense"), []
         for label, own in _panels(evidence, levels):
             x, axis = _place(own)
             lines = [
@@ -175,10 +195,10 @@ def _accuracy(
                 )
                 for name, column, colour, marker, dash, hollow in _CURVES
             ]
-            lines += _control(evidence, own, x)
+            lines += _control(control, own, "test_after", "test, dense control", x)
             if overlay:
                 lines += _of_study(evidence, own, "test_after", "test, after")
-            panels.append(Panel(label, axis, _ACCURACY, lines))
+            panels.append(Panel(label, axis, ACCURACY, lines))
         return Chart(_title(title, levels), panels)
 
     return draw
@@ -225,11 +245,7 @@ def _compared(
         apart: parameters that follow from it and may differ as well.
     """
     table = evidence.configurations.loc[sorted(levels["configuration"].unique())]
-    same = [
-        name
-        for name in table
-        if name not in (by, *apart, "n", "label", "configuration") and name in _COMPARABLE
-    ]
+    same = [name for name in table if name in _COMPARABLE.difference((by, *apart))]
     panels = []
     for _, members in table.groupby(same, dropna=False, sort=False):
         if members[by].nunique() < 2:
@@ -259,7 +275,7 @@ def _compared(
             if overlay:
                 lines += _of_study(evidence, own, "test_after", f"{name}, after")
         what = f"{short_model(str(first['model']))}, {first['dataset']}, {first['granularity']}"
-        panels.append(Panel(what, axis, _ACCURACY, lines))
+        panels.append(Panel(what, axis, ACCURACY, lines))
     return Chart(title, panels[:MOST_PANELS]) if panels else None
 
 
@@ -299,7 +315,7 @@ def models(evidence: Evidence, overlay: bool) -> Chart | None:
         table = evidence.configurations.loc[sorted(levels["configuration"].unique())]
         table = table.sort_values(["n", "fraction"], ascending=False, kind="stable")
         chosen = table.drop_duplicates(["model", "dataset"])
-        x, axis = _place(levels) if len(levels) else ("params_left", _LEFT)
+        x, axis = _place(levels) if len(levels) else ("params_left", PARAMS_LEFT)
         lines = []
         for place, (number, row) in enumerate(chosen.iterrows()):
             own = where(levels, configuration=number)
@@ -308,7 +324,7 @@ def models(evidence: Evidence, overlay: bool) -> Chart | None:
             if overlay:
                 lines += _of_study(evidence, own, "test_after", name)
         if len(chosen) > 1:
-            panels.append(Panel(title, axis, _ACCURACY, lines))
+            panels.append(Panel(title, axis, ACCURACY, lines))
     return Chart("Models compared: test accuracy after fine-tuning", panels) if panels else None
 
 
@@ -353,11 +369,7 @@ def _timed(evidence: Evidence, alexnet: bool) -> pd.DataFrame:
 
 
 def _where(rows: pd.DataFrame) -> str:
-    first = rows.iloc[0]
-    threads = int(first["threads"])
-    return f"{first['device']}" + (
-        f", {threads} thread{'s' * (threads > 1)}" if first["device"] == "cpu" else ""
-    )
+    return ran_on(str(rows["device"].iloc[0]), int(rows["threads"].iloc[0]))
 
 
 def latency_by_batch_size(alexnet: bool) -> Callable[[Evidence, bool], Chart | None]:
@@ -367,30 +379,19 @@ def latency_by_batch_size(alexnet: bool) -> Callable[[Evidence, bool], Chart | N
         rows = _timed(evidence, alexnet)
         if rows.empty:
             return None
-        y = Axis("milliseconds a batch (log scale)", "log")
         panels = []
         for number, own in list(rows.groupby("configuration"))[:MOST_PANELS]:
             last = own[own["level"] == own["level"].max()]
             lines = []
             for form in _in_order(last["form"]):
                 here = summary(where(last, form=form), ["batch_size"], "p50_ms")
-                lines.append(
-                    Line(
-                        form,
-                        here["batch_size"].tolist(),
-                        here["mean"].tolist(),
-                        here["low"].tolist(),
-                        here["high"].tolist(),
-                        n=here["n"].tolist(),
-                        colour=FORMS[form],
-                        marker=FORMS[form],
-                    )
-                )
+                look = FORMS[form]
+                lines.append(_means(here, "batch_size", form, colour=look, marker=look))
             left = float(last["params_left"].mean())
             lines += _study_times(own, "batch_size", left) if overlay else []
             label = evidence.label(number)
             title = f"{label}, {100 * left:.3g} % left"
-            panels.append(Panel(title, Axis("batch size (log scale)", "log2"), y, lines))
+            panels.append(Panel(title, BATCH_SIZE, BATCH_LOG_MS, lines))
         return Chart(f"Latency against batch size; {_where(rows)}", panels)
 
     return draw
@@ -403,7 +404,6 @@ def latency_by_params_left(alexnet: bool) -> Callable[[Evidence, bool], Chart | 
         rows = _timed(evidence, alexnet)
         if rows.empty:
             return None
-        y = Axis("milliseconds a batch", limits=(0.0, None))
         panels = []
         for number, own in rows.groupby("configuration"):
             for batch in sorted({int(own["batch_size"].min()), int(own["batch_size"].max())}):
@@ -418,7 +418,7 @@ def latency_by_params_left(alexnet: bool) -> Callable[[Evidence, bool], Chart | 
                 ]  # fmt: skip
                 lines += _study_times(own, "fraction_left", batch) if overlay else []
                 label = evidence.label(number)
-                panels.append(Panel(f"{label}, batch {batch}", axis, y, lines))
+                panels.append(Panel(f"{label}, batch {batch}", axis, BATCH_MS, lines))
         return Chart(f"Latency against parameters left; {_where(rows)}", panels[:MOST_PANELS])
 
     return draw
@@ -461,7 +461,7 @@ def pareto(evidence: Evidence, overlay: bool) -> Chart | None:
     times = _best_times(evidence)
     points = points.merge(times, on=["configuration", "level"], how="left")
     axes = {
-        "params_left": _LEFT,
+        "params_left": PARAMS_LEFT,
         "macs_left": Axis("MACs left (log scale)", "shrinking", percent=True),
         "time_left": Axis("time of a batch / dense (log scale)", "shrinking", percent=True),
     }
@@ -494,7 +494,7 @@ def pareto(evidence: Evidence, overlay: bool) -> Chart | None:
                 )
             )
         if lines:
-            panels.append(Panel(axis.label.partition(" (")[0], axis, _ACCURACY, lines))
+            panels.append(Panel(axis.label.partition(" (")[0], axis, ACCURACY, lines))
     return Chart("Pareto fronts: test accuracy after fine-tuning against cost", panels)
 
 
@@ -519,13 +519,7 @@ def gap(evidence: Evidence, overlay: bool) -> Chart | None:
     panels = []
     for label, own in _panels(evidence, levels):
         lines = [_line(own, "gap", "pruned", x="sparsity")]
-        same = control[control["base_run"].isin(own["base_run"])]
-        if len(same):
-            places = summary(own, ["level"], "sparsity")[["level", "mean"]]
-            placed = same.merge(places.rename(columns={"mean": "place"}), on="level")
-            lines.append(
-                _line(placed, "gap", "dense control", x="place", colour=2, marker=2, dash="dashed")
-            )
+        lines += _control(control, own, "gap", "dense control", "sparsity")
         panels.append(Panel(label, axis, y, lines))
     return Chart(_title("Gap between train and test accuracy after fine-tuning", levels), panels)
 
@@ -570,14 +564,7 @@ def schedules(evidence: Evidence, overlay: bool) -> Chart | None:
     direct = evidence.of(schedule="direct")
     lines = []
     for place, (label, own) in enumerate(_panels(evidence, direct) if len(direct) else []):
-        first = own.iloc[0]
-        other = evidence.of(
-            schedule="iterative",
-            model=first["model"],
-            dataset=first["dataset"],
-            criterion=first["criterion"],
-            granularity=first["granularity"],
-        )
+        other = evidence.iterative_like(own)
         own = own[own["level"] > 0]
         for column, dash in (("test_after", "solid"), ("test_before", "dotted")):
             found = paired(other, own, "target_sparsity", column)
@@ -585,19 +572,11 @@ def schedules(evidence: Evidence, overlay: bool) -> Chart | None:
                 continue
             when = "after" if column == "test_after" else "before"
             lines.append(
-                Line(
-                    f"{label}, {when} fine-tuning",
-                    found["target_sparsity"].tolist(),
-                    found["mean"].tolist(),
-                    found["low"].tolist(),
-                    found["high"].tolist(),
-                    n=found["n"].tolist(),
-                    colour=place,
-                    marker=place,
-                    dash=dash,  # type: ignore[arg-type]
-                    hollow=column == "test_before",
+                _means(
+                    found, "target_sparsity", f"{label}, {when} fine-tuning",
+                    colour=place, marker=place, dash=dash, hollow=column == "test_before",
                 )
-            )
+            )  # fmt: skip
     if not lines:
         return None
     axis, y = _SPARSITY, Axis("iterative - direct", percent=True)

@@ -105,8 +105,7 @@ def iterative_against_direct(evidence: Evidence) -> pd.DataFrame:
     for number in direct["configuration"].unique():
         own = where(direct, configuration=number)
         first = own.iloc[0]
-        same = {name: first[name] for name in ("model", "dataset", "criterion", "granularity")}
-        other = evidence.of(schedule="iterative", **same)
+        other = evidence.iterative_like(own)
         for column in ("test_before", "test_after", "train_before", "train_after"):
             for _, difference in paired(other, own, "target_sparsity", column).iterrows():
                 at = float(difference["target_sparsity"])

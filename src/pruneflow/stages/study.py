@@ -79,6 +79,11 @@ class Configuration:
     config: Settings
 
     @property
+    def key(self) -> str:
+        """The same for configurations that are the same, however they were given."""
+        return f"{self.stage} {self.config.model_dump_json()}"
+
+    @property
     def name(self) -> str:
         """What its run is called."""
         if isinstance(self.config, PruneConfig):
@@ -150,14 +155,14 @@ def configurations(study: Study, machine: Mapping[str, Any]) -> list[Configurati
     for number, pattern in enumerate(study.exclude):
         left = [one for one in product if not matches(one, pattern)]
         if len(left) == len(product):
-            raise InputError(f"study {study.name}: exclude[{number}] {_said(pattern)} matches none")
+            raise InputError(f"study {study.name}: exclude[{number}] {said(pattern)} matches none")
         product = left
     for pattern in study.include:
         product += _expand(study.settings | pattern)
     found: dict[str, Configuration] = {}
     for given in product:
         one = _resolve(study, given, machine)
-        found.setdefault(f"{one.stage} {one.config.model_dump_json()}", one)
+        found.setdefault(one.key, one)
     if not found:
         raise InputError(f"study {study.name} has no configurations: give axes or include")
     return list(found.values())
@@ -195,7 +200,7 @@ def benchmarks(
             if matches({"stage": one.stage, **one.config.model_dump()}, benchmark.of)
         ]
         if not fitting:
-            raise InputError(f"{where}: of {_said(benchmark.of)} matches no pruning run")
+            raise InputError(f"{where}: of {said(benchmark.of)} matches no pruning run")
         chosen += [(one, given) for one in fitting]
     return chosen
 
@@ -215,8 +220,9 @@ def _resolve(study: Study, given: dict[str, Any], machine: Mapping[str, Any]) ->
             raise unknown("stage", stage, _STAGES)
         return Configuration(stage, values, resolve(_STAGES[stage], values))
     except InputError as error:
-        raise InputError(f"study {study.name}: {_said(given)}: {error}") from None
+        raise InputError(f"study {study.name}: {said(given)}: {error}") from None
 
 
-def _said(values: Mapping[str, Any]) -> str:
+def said(values: Mapping[str, Any]) -> str:
+    """Parameters in one line, as a person reads them."""
     return " ".join(f"{name}={value}" for name, value in values.items())

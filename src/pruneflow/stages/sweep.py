@@ -13,11 +13,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from rich.table import Table
@@ -67,6 +66,7 @@ class Job:
         run_id: of its run, once there is one.
         seconds: it took, if it was run now.
         failure: why it failed or was skipped.
+        metrics: of its run, the last of each, if it was run now.
     """
 
     stage: str
@@ -78,6 +78,7 @@ class Job:
     run_id: str = ""
     seconds: float | None = None
     failure: str = ""
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -101,29 +102,22 @@ def sweep(config: SweepConfig, reporter: Reporter) -> list[Run]:
         InputError: a study that cannot be read, or names what is not valid.
         ExperimentError: some of its runs failed; the others were run.
     """
-    jobs = _plan(config)
-    _look_up(jobs, Path(config.study).stem)
+    name, jobs = config.study_name, _plan(config)
+    _look_up(jobs, name)
     reporter.console.print(_table(jobs))
     if config.dry_run:
         return []
-    name = Path(config.study).stem
-    tags = {"pruneflow.study": name}
-    with open_run("sweep", config, name=f"sweep-{name}", tags=tags) as run:
+    timed = [job for job in jobs if job.configuration is None]
+    trained = [job for job in jobs if job.configuration is not None]
+    with open_run("sweep", config, name=f"sweep-{name}", tags={"pruneflow.study": name}) as run:
         reporter.say(f"sweep {name}: run {run.id}")
         for job in jobs:
             if job.state == "finished":
                 finished.adopt(job.run_id, name)
         try:
-            _run_all(
-                [job for job in jobs if job.stage != "benchmark_latency"], config, run, reporter
-            )
-            _look_up([job for job in jobs if job.stage == "benchmark_latency"], name)
-            _run_all(
-                [job for job in jobs if job.stage == "benchmark_latency"],
-                config.resolved(workers=1),
-                run,
-                reporter,
-            )
+            _run_all(trained, config, run, reporter)
+            _look_up(timed, name)  # what they time is there only now
+            _run_all(timed, config.resolved(workers=1), run, reporter)
         finally:
             run.log_text("plan.csv", to_csv(_rows(jobs), Row))
         reporter.console.print(_table(jobs))
@@ -151,13 +145,12 @@ def _plan(config: SweepConfig) -> list[Job]:
     known: dict[str, Job] = {}
 
     def job_of(one: Configuration) -> Job:
-        key = f"{one.stage} {one.config.model_dump_json()}"
-        if key not in known:
+        if one.key not in known:
             base = one.base
             needs = None if base is None else job_of(base)
-            known[key] = Job(one.stage, dict(one.given), one.name, needs, one)
-            jobs.append(known[key])
-        return known[key]
+            known[one.key] = Job(one.stage, dict(one.given), one.name, needs, one)
+            jobs.append(known[one.key])
+        return known[one.key]
 
     for one in found:
         job_of(one)
@@ -281,12 +274,13 @@ def _run_one(
     job: Job, config: SweepConfig, run: Run, processes: list[subprocess.Popen[str]]
 ) -> None:
     """Run a job in a process of its own, to its end."""
-    name = Path(config.study).stem
     given = dict(job.given)
     if job.configuration is None:
         assert job.needs is not None
         given["run"] = job.needs.run_id
-    job.run_id = hand_over(job.name, {"pruneflow.study": name, "pruneflow.stage": job.stage})
+    job.run_id = hand_over(
+        job.name, {"pruneflow.study": config.study_name, "pruneflow.stage": job.stage}
+    )
     environment = {
         **os.environ,
         "MLFLOW_RUN_ID": job.run_id,
@@ -314,6 +308,7 @@ def _run_one(
     ended = finished.outcome(job.run_id)
     job.state = "finished" if ended.status == "FINISHED" else "failed"
     job.failure = "" if job.state == "finished" else (ended.failure or last)
+    job.metrics = ended.metrics
 
 
 @contextmanager
@@ -340,15 +335,14 @@ def _processes() -> Iterator[list[subprocess.Popen[str]]]:
 def _told(job: Job) -> str:
     """What tells a job from others of its name."""
     quiet = {"data_dir", "preset", "device", "precision", "threads", "model", "seed", "dataset"}
-    return " ".join(f"{k}={v}" for k, v in job.given.items() if k not in quiet)
+    return study.said({k: v for k, v in job.given.items() if k not in quiet})
 
 
 def _ended(job: Job) -> str:
     if job.state != "finished":
         return f"{job.state}: {job.failure}"
-    metrics = finished.outcome(job.run_id).metrics
-    test = metrics.get("accuracy/test_after", metrics.get("accuracy/test"))
-    left = metrics.get("prune/params_left")
+    test = job.metrics.get("accuracy/test_after", job.metrics.get("accuracy/test"))
+    left = job.metrics.get("prune/params_left")
     parts = [f"finished in {job.seconds:.0f} s"]
     if test is not None:
         parts.append(f"test {test:.4f}")
@@ -363,7 +357,7 @@ def _rows(jobs: Sequence[Job]) -> list[Row]:
             number,
             job.stage,
             job.name,
-            " ".join(f"{k}={v}" for k, v in job.given.items()),
+            study.said(job.given),
             job.state,
             job.run_id,
             job.seconds,
