@@ -50,12 +50,12 @@ def runs() -> None:
     assert first
 
 
-@pytest.fixture
-def report(store: str, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def report(folder: Path) -> Path:
     """A whole report with everything in it."""
     runs()
-    pruneflow.write_report(output_dir=str(tmp_path / "out"), reference=True)
-    return tmp_path / "out"
+    pruneflow.write_report(output_dir=str(folder / "out"), reference=True)
+    return folder / "out"
 
 
 def test_a_report_holds_every_figure_table_and_verdict(report: Path) -> None:

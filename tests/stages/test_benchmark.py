@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,18 +29,6 @@ SMALL: dict[str, Any] = {
     "precision": "fp32",
 }
 QUICK: dict[str, Any] = {"device": "cpu", "threads": 1, "rounds": 3, "seconds": 0.2}
-
-
-@pytest.fixture(scope="module")
-def folder(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A store and a cache of measurements in force for this module."""
-    path = tmp_path_factory.mktemp("benchmark")
-    with pytest.MonkeyPatch.context() as patch:
-        (path / "mlflow.db").write_bytes(empty_store.read_bytes())
-        patch.chdir(path)
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{path}/mlflow.db")
-        patch.setenv("PRUNEFLOW_CACHE", str(path))
-        yield path
 
 
 @pytest.fixture(scope="module")

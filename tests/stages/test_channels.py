@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,17 +31,6 @@ SMALL: dict[str, Any] = {
     "precision": "fp32",
     "granularity": "channel",
 }
-
-
-@pytest.fixture(scope="module")
-def folder(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A store in force for this module: one base run serves all of its pruning runs."""
-    path = tmp_path_factory.mktemp("channels")
-    with pytest.MonkeyPatch.context() as patch:
-        (path / "mlflow.db").write_bytes(empty_store.read_bytes())
-        patch.chdir(path)
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{path}/mlflow.db")
-        yield path
 
 
 @pytest.fixture(scope="module")

@@ -32,19 +32,12 @@ TIMES = ["score_seconds", "finetune_seconds", "evaluate_seconds"]
 
 
 @pytest.fixture(scope="module")
-def job(
-    empty_store: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[pruneflow.FinishedRun, Run, Path]:
+def job(folder: Path) -> tuple[pruneflow.FinishedRun, Run, Path]:
     """prune_iterative of two levels on a fresh store: the run, and its artifacts."""
-    folder = tmp_path_factory.mktemp("job")
-    with pytest.MonkeyPatch.context() as patch:
-        (folder / "mlflow.db").write_bytes(empty_store.read_bytes())
-        patch.chdir(folder)
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
-        done = pruneflow.prune_iterative(iterations=2, **SMALL)
-        client = MlflowClient()
-        artifacts = Path(client.download_artifacts(done.run_id, "", str(folder)))
-        yield done, client.get_run(done.run_id), artifacts
+    done = pruneflow.prune_iterative(iterations=2, **SMALL)
+    client = MlflowClient()
+    artifacts = Path(client.download_artifacts(done.run_id, "", str(folder)))
+    return done, client.get_run(done.run_id), artifacts
 
 
 def test_run_has_the_contract_tags(job: tuple[Any, Run, Path]) -> None:
