@@ -601,8 +601,8 @@ FIGURES: dict[str, Figure] = {
         criteria, f"{_ALEXNET} --criterion random",
     ),
     "accuracy_channels": Figure(
-        "5", "Accuracy, channels", "As for single weights; parameters left as the run counts them.",
-        _accuracy("Accuracy against parameters left, channels", _channels),
+        "5", "Accuracy, channels", "As for single weights, against the share of channels left.",
+        _accuracy("Accuracy against channels left", _channels),
         f"{_ALEXNET} --granularity channel",
     ),
     "latency_by_batch_size_alexnet": Figure(
