@@ -11,17 +11,19 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 import requests
+from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from records import benchmark, latency, prune
 
 import pruneflow
 from pruneflow import query
 from pruneflow.config import FinetuneConfig, resolve
-from pruneflow.errors import InputError
+from pruneflow.errors import ExperimentError, InputError
 from pruneflow.tracking.latencies import Latency
 from pruneflow.tracking.levels import Layer, Level
 from pruneflow.tracking.query import IDENTITY
@@ -73,6 +75,15 @@ def test_finished_failed_killed_and_running_are_told_apart(store: str) -> None:
     assert sorted(frame["status"]) == ["FAILED", "FINISHED", "KILLED", "RUNNING"]
     failed = frame[frame["status"] == "FAILED"].iloc[0]
     assert failed["failure"] == "ZeroDivisionError: why"
+
+
+def test_a_resumed_run_names_the_one_it_goes_on_from(store: str) -> None:
+    first = prune()
+    second = prune(seed=1)
+    MlflowClient().set_tag(second, "pruneflow.resumed_from", first)
+    told = query.runs().set_index("run_id")["resumed_from"]
+    assert pd.isna(told[first])
+    assert told[second] == first
 
 
 def test_a_study_has_its_own_runs_and_those_it_shares(store: str) -> None:
@@ -175,6 +186,40 @@ def test_deleted_runs_and_experiments_are_not_read(
 def test_a_study_whose_name_holds_a_quote_is_found(store: str) -> None:
     own = prune(study="it's")
     assert query.runs(study="it's")["run_id"].tolist() == [own]
+
+
+def test_the_store_is_asked_for_what_is_new_alone(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pruneflow.tracking.query._CLOCKS_AGREE", pd.Timedelta(0))
+    for seed in range(3):
+        prune(seed=seed)
+        time.sleep(0.05)  # so that no two end in the same millisecond
+    before = query.levels()
+    new = prune(seed=3)
+    given: list[str] = []
+    search = MlflowClient.search_runs
+
+    def counted(*args: Any, **named: Any) -> Any:
+        page = search(*args, **named)
+        given.extend(run.info.run_id for run in page)
+        return page
+
+    monkeypatch.setattr(MlflowClient, "search_runs", counted)
+    assert query.levels(previous=before)["seed"].unique().tolist() == [0, 1, 2, 3]
+    newest = before["run_id"].iloc[-1]  # ended in the very instant from which on is asked
+    assert set(given) == {newest, new}
+
+
+def test_a_store_in_trouble_is_not_blamed_on_the_filter(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*args: Any, **named: Any) -> Any:
+        raise MlflowException("no connection")
+
+    monkeypatch.setattr(MlflowClient, "search_runs", gone)
+    with pytest.raises(ExperimentError, match="cannot be read: no connection"):
+        query.runs(filter_string="attributes.status = 'FINISHED'")
 
 
 def test_a_finished_run_that_joins_a_study_late_is_found(
