@@ -5,27 +5,34 @@ from __future__ import annotations
 import pytest
 from records import latency, level
 
-from pruneflow.report import figures
+from pruneflow.report import figures, static
+from pruneflow.report.charts import FORMS, Chart, HeatMap, Panel
 from pruneflow.tracking.levels import Layer
 
 LEVELS = [level(0, 1.0, 0.9), level(1, 0.5, 0.85), level(2, 0.25, 0.7)]
 
 
+def panel(chart: Chart, number: int = 0) -> Panel:
+    found = chart.panels[number]
+    assert isinstance(found, Panel)
+    return found
+
+
 def test_accuracy_curves_are_the_four_of_the_levels() -> None:
-    axes = figures.accuracy_curves(LEVELS, "title").axes[0]
-    drawn = {line.get_label(): list(line.get_ydata()) for line in axes.get_lines()}
+    lines = panel(figures.accuracy_curves(LEVELS, "title")).lines
+    drawn = {line.label: list(line.y) for line in lines}
     assert drawn["test, after fine-tuning"] == [0.9, 0.85, 0.7]
     assert drawn["test, before fine-tuning"] == pytest.approx([0.8, 0.75, 0.6])
     assert drawn["train, after fine-tuning"] == pytest.approx([0.95, 0.9, 0.75])
+    assert drawn["train, before fine-tuning"] == pytest.approx([0.85, 0.8, 0.65])
     assert len(drawn) == 4
-    assert all(list(line.get_xdata()) == [1.0, 0.5, 0.25] for line in axes.get_lines())
+    assert all(list(line.x) == [1.0, 0.5, 0.25] for line in lines)
+    assert [line.hollow for line in lines] == [False, True, False, True]
 
 
-def test_params_left_runs_from_whole_to_small_on_a_log_axis() -> None:
-    axes = figures.accuracy_curves(LEVELS, "title").axes[0]
-    assert axes.get_xscale() == "log"
-    left, right = axes.get_xlim()
-    assert left > 1.0 > 0.25 > right
+def test_accuracy_is_drawn_against_params_left_from_whole_to_small() -> None:
+    axis = panel(figures.accuracy_curves(LEVELS, "title")).x
+    assert (axis.scale, axis.percent) == ("shrinking", True)
 
 
 def test_heat_map_has_a_row_per_tensor_in_model_order_and_a_column_per_level() -> None:
@@ -34,10 +41,11 @@ def test_heat_map_has_a_row_per_tensor_in_model_order_and_a_column_per_level() -
         for number, (first, second) in enumerate([(0, 0), (1, 3)])
         for name, zeros in (("b.weight", first), ("a.weight", second))
     ]
-    axes = figures.layer_sparsity(rows, "title").axes[0]
-    assert axes.images[0].get_array().tolist() == [[0.0, 0.25], [0.0, 0.75]]
-    assert [text.get_text() for text in axes.get_yticklabels()] == ["b.weight", "a.weight"]
-    assert [text.get_text() for text in axes.texts] == ["0.0", "25.0", "0.0", "75.0"]
+    (heat,) = figures.layer_sparsity(rows, "title").panels
+    assert isinstance(heat, HeatMap)
+    assert list(heat.rows) == ["b.weight", "a.weight"]
+    assert list(heat.columns) == ["0", "1"]
+    assert [list(row) for row in heat.values] == [[0.0, 0.25], [0.0, 0.75]]
 
 
 TIMES = [
@@ -53,30 +61,42 @@ TIMES = [
 ]
 
 
-def drawn(axes: object) -> dict[str, tuple[list[float], list[float]]]:
-    found = {}
-    for bars in axes.containers:  # type: ignore[attr-defined]
-        line = bars.lines[0]
-        found[bars.get_label()] = (list(line.get_xdata()), list(line.get_ydata()))
-    return found
+def drawn(chart: Chart, number: int = 0) -> dict[str, tuple[list[float], list[float]]]:
+    return {line.label: (list(line.x), list(line.y)) for line in panel(chart, number).lines}
 
 
 def test_latency_by_batch_size_has_a_line_a_form_of_the_last_level() -> None:
-    figure = figures.latency_by_batch_size(TIMES, "title")
-    axes = figure.axes[0]
-    assert drawn(axes) == {"dense": ([1, 4], [10.0, 40.0]), "sparse": ([1, 4], [2.5, 10.0])}
-    assert "level 2, 25 % of the parameters left; cpu, 2 threads" in axes.get_title()
+    chart = figures.latency_by_batch_size(TIMES, "title")
+    assert drawn(chart) == {"dense": ([1, 4], [10.0, 40.0]), "sparse": ([1, 4], [2.5, 10.0])}
+    assert "level 2, 25 % of the parameters left; cpu, 2 threads" in chart.title
+    assert (panel(chart).x.scale, panel(chart).y.scale) == ("log2", "log")
+
+
+def test_bars_reach_from_the_median_to_the_95th_percentile() -> None:
+    dense, _ = panel(figures.latency_by_batch_size(TIMES, "title")).lines
+    assert dense.low == dense.y == [10.0, 40.0]
+    assert dense.high == [15.0, 60.0]
 
 
 def test_latency_by_params_left_has_a_panel_a_batch_size() -> None:
-    figure = figures.latency_by_params_left(TIMES, "title")
-    assert [axes.get_title() for axes in figure.axes] == ["batch size 1", "batch size 4"]
-    assert drawn(figure.axes[1]) == {
+    chart = figures.latency_by_params_left(TIMES, "title")
+    assert [one.title for one in chart.panels] == ["batch size 1", "batch size 4"]
+    assert drawn(chart, 1) == {
         "dense": ([1.0, 0.5, 0.25], [40.0, 40.0, 40.0]),
         "sparse": ([0.5, 0.25], [20.0, 10.0]),
     }
 
 
-def test_latency_figures_of_nothing_that_could_be_run_are_empty() -> None:
-    for figure in figures.LATENCY_FIGURES.values():
-        assert figure([latency(1, "dense", 8, None)], "title").axes
+def test_a_form_is_drawn_alike_in_both_latency_figures() -> None:
+    looks = [
+        {line.label: (line.colour, line.marker) for line in panel(figure(TIMES, "title")).lines}
+        for figure in figures.LATENCY_FIGURES.values()
+    ]
+    assert looks == [{form: (FORMS[form], FORMS[form]) for form in ("dense", "sparse")}] * 2
+
+
+@pytest.mark.parametrize("name", figures.LATENCY_FIGURES)
+def test_latency_figures_of_nothing_that_could_be_run_are_empty(name: str) -> None:
+    chart = figures.LATENCY_FIGURES[name]([latency(1, "dense", 8, None)], "title")
+    assert panel(chart).lines == []
+    assert static.draw(chart).axes

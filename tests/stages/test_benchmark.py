@@ -149,7 +149,7 @@ def test_the_run_has_the_contract(timed: Any, weights: Any, tmp_path: Path) -> N
     run = client.get_run(timed.run_id)
     assert run.data.tags["pruneflow.stage"] == "benchmark_latency"
     assert run.data.tags["pruneflow.pruning_run"] == weights.run_id
-    assert run.info.run_name == "latency-l1-weight-resnet18-digits-s0"
+    assert run.info.run_name == "latency-direct-l1-weight-resnet18-digits-s0"
     first = of(timed, weights)
     for form, level in (("dense", 0), ("masked", 1), ("sparse", 1)):
         key = f"latency/{form}_b3_p50_ms"

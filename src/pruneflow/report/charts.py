@@ -10,6 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+# form -> number of its colour and marker, the same in every figure
+FORMS = {"dense": 7, "masked": 0, "compact": 1, "sparse": 2}
+
 
 @dataclass(frozen=True)
 class Axis:
@@ -37,10 +40,11 @@ class Line:
         label: in the legend.
         x, y: of its points; NaN in `y` is a gap.
         low, high: ends of an interval around each point; None or NaN where there is none.
-        n: number of seeds behind each point, written beside it where it is not the same for all.
+        n: number of seeds behind each point: what most points of the panel have is said once, what
+            differs beside its point.
         colour, marker: numbers of the palette's; lines that belong together share one.
-        dash: how points are joined: `solid`, `dotted`, `dashed`, `steps` (constant until the next
-            point, for fronts), or `none` (points alone).
+        dash: how points are joined: `solid`, `dotted`, `dashed`, `steps` (a front of cost in `x`:
+            between two points what the cheaper one reaches), or `none` (points alone).
         hollow: markers not filled.
         notes: what a point tells when it is pointed at on the page; one a point, or none.
         reference: whether it is of the 2020 study and no run: drawn grey and thin.

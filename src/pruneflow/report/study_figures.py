@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from pruneflow.report.charts import Axis, Chart, HeatMap, Line, Panel
+from pruneflow.report.charts import FORMS, Axis, Chart, HeatMap, Line, Panel
 from pruneflow.report.evidence import (
     Evidence,
     is_bert,
@@ -35,7 +35,6 @@ _CURVES = (
 _CHANNELS_LEFT = Axis("channels left (log scale)", "shrinking", percent=True)
 _SPARSITY = Axis("sparsity", percent=True, limits=(0.0, 1.0))
 _STUDY_GRANULARITY = {"weight": "unstructured", "channel": "structured"}
-_FORMS = {"dense": 7, "masked": 0, "compact": 1, "sparse": 2}
 
 
 @dataclass(frozen=True)
@@ -383,8 +382,8 @@ def latency_by_batch_size(alexnet: bool) -> Callable[[Evidence, bool], Chart | N
                         here["low"].tolist(),
                         here["high"].tolist(),
                         n=here["n"].tolist(),
-                        colour=_FORMS[form],
-                        marker=_FORMS[form],
+                        colour=FORMS[form],
+                        marker=FORMS[form],
                     )
                 )
             left = float(last["params_left"].mean())
@@ -413,7 +412,7 @@ def latency_by_params_left(alexnet: bool) -> Callable[[Evidence, bool], Chart | 
                 lines = [
                     _line(
                         where(here, form=form), "p50_ms", form, x=x,
-                        colour=_FORMS[form], marker=_FORMS[form],
+                        colour=FORMS[form], marker=FORMS[form],
                     )
                     for form in _in_order(here["form"])
                 ]  # fmt: skip
@@ -427,7 +426,7 @@ def latency_by_params_left(alexnet: bool) -> Callable[[Evidence, bool], Chart | 
 
 def _in_order(forms: Iterable[str]) -> list[str]:
     there = set(forms)
-    return [form for form in _FORMS if form in there]
+    return [form for form in FORMS if form in there]
 
 
 def _study_times(own: pd.DataFrame, x: str, at: float) -> list[Line]:

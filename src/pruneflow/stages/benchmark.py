@@ -19,6 +19,7 @@ from pruneflow.inference import EAGER, engines
 from pruneflow.inference.engines import ENGINE_FORMS
 from pruneflow.inference.forms import FORMS, PrunedLevel
 from pruneflow.pruning import compaction, cost
+from pruneflow.report import static
 from pruneflow.report.figures import LATENCY_FIGURES
 from pruneflow.stages.benchmark_point import Point, Setting, Subject
 from pruneflow.stages.experiment import cores
@@ -353,7 +354,7 @@ def _summarise(subject: Subject, run: Run, notes: list[str]) -> None:
     )
     title = f"{subject.run.name}, {subject.size} {unit}"
     for name, figure in LATENCY_FIGURES.items():
-        run.log_figure(f"figures/{name}.png", figure(run.latencies, title))
+        run.log_figure(f"figures/{name}.png", static.draw(figure(run.latencies, title)))
     eager = [row for row in run.latencies if row.engine == EAGER and row.status == OK]
     dense = {(r.level, r.device, r.threads, r.batch_size): r for r in eager if r.form == "dense"}
     why = [

@@ -17,6 +17,7 @@ from pruneflow.pruning.groups import Group
 from pruneflow.pruning.masks import Masks
 from pruneflow.pruning.schedule import Step
 from pruneflow.pruning.selection import prunable_parameters, select
+from pruneflow.report import static
 from pruneflow.report.figures import RUN_FIGURES
 from pruneflow.stages.experiment import Experiment, build, prepare, timed
 from pruneflow.stages.finetune import train_base
@@ -470,7 +471,7 @@ def _summarise(
     title = f"{config.short_model} on {experiment.data_name}\n{stage}, {', '.join(how)}"
     pruned = [layer for layer in run.layers if layer.layer in whole.prunable]
     for name, figure in RUN_FIGURES.items():
-        run.log_figure(f"figures/{name}.png", figure(run.levels, pruned, title))
+        run.log_figure(f"figures/{name}.png", static.draw(figure(run.levels, pruned, title)))
     first, last = run.levels[0], run.levels[-1]
     bold = "".join(f"**{text[0].upper()}{text[1:]}**\n\n" for text in warnings)
     run.describe(

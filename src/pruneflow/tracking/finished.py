@@ -165,7 +165,9 @@ def pruning_runs_of(study: str) -> list[str]:
         InputError: there are none.
     """
     conditions = ["attributes.status = 'FINISHED'", _OF_PRUNING]
-    found = _search([*conditions, f"tags.`pruneflow.study` = '{_quoted(study)}'"], most=1_000)
+    own = f"tags.`pruneflow.study` = '{_quoted(study)}'"
+    shared = f"tags.`pruneflow.study.{_quoted(study)}` LIKE '%'"
+    found = [run_id for one in (own, shared) for run_id in _search([*conditions, one], most=1_000)]
     if not found:
         raise InputError(
             f"study={study!r} has no finished pruning runs in the current experiment: run it "
