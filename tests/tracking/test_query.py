@@ -7,20 +7,23 @@ import socket
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 import requests
+from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from records import benchmark, latency, prune
 
 import pruneflow
 from pruneflow import query
 from pruneflow.config import FinetuneConfig, resolve
-from pruneflow.errors import InputError
+from pruneflow.errors import ExperimentError, InputError
 from pruneflow.tracking.latencies import Latency
 from pruneflow.tracking.levels import Layer, Level
 from pruneflow.tracking.query import IDENTITY
@@ -72,6 +75,15 @@ def test_finished_failed_killed_and_running_are_told_apart(store: str) -> None:
     assert sorted(frame["status"]) == ["FAILED", "FINISHED", "KILLED", "RUNNING"]
     failed = frame[frame["status"] == "FAILED"].iloc[0]
     assert failed["failure"] == "ZeroDivisionError: why"
+
+
+def test_a_resumed_run_names_the_one_it_goes_on_from(store: str) -> None:
+    first = prune()
+    second = prune(seed=1)
+    MlflowClient().set_tag(second, "pruneflow.resumed_from", first)
+    told = query.runs().set_index("run_id")["resumed_from"]
+    assert pd.isna(told[first])
+    assert told[second] == first
 
 
 def test_a_study_has_its_own_runs_and_those_it_shares(store: str) -> None:
@@ -129,6 +141,115 @@ def test_curves_that_cannot_be_read_are_named_and_the_others_read(store: str) ->
     assert set(frame["run_id"]) == {whole}
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"level":[0.5]}',
+        '{"level":[0],"test_after":[[1]]}',
+        '{"level":"ab"}',
+        '{"level":[0],"params":[1e999]}',
+        '{"level":[99999999999999999999]}',
+        "[" * 3000,
+    ],
+)
+def test_whatever_another_program_put_in_the_tag_the_others_are_read(store: str, text: str) -> None:
+    torn, whole = prune(), prune(seed=1)
+    MlflowClient().set_tag(torn, "pruneflow.curves", text)
+    with pytest.warns(UserWarning, match=torn):
+        frame = query.levels()
+    assert set(frame["run_id"]) == {whole}
+
+
+def test_a_parameter_of_another_kind_is_missing(store: str) -> None:
+    run = MlflowClient().create_run("0", tags={"pruneflow.stage": "prune_direct"})
+    MlflowClient().log_param(run.info.run_id, "cfg/seed", "1.5")
+    MlflowClient().log_param(run.info.run_id, "cfg/fraction", "half")
+    assert query.runs()[["seed", "fraction"]].isna().all(axis=None)
+
+
+def test_deleted_runs_and_experiments_are_not_read(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = prune()
+    MlflowClient().delete_run(gone)
+    assert query.runs().empty
+    with pytest.raises(InputError, match="deleted"):
+        query.runs(run_ids=gone)
+    MlflowClient().delete_experiment(MlflowClient().create_experiment("old"))
+    with pytest.raises(InputError, match="deleted"):
+        query.runs("old")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "77")
+    with pytest.raises(InputError, match="unknown experiment '77'"):
+        query.runs()
+
+
+def test_a_study_whose_name_holds_a_quote_is_found(store: str) -> None:
+    own = prune(study="it's")
+    assert query.runs(study="it's")["run_id"].tolist() == [own]
+
+
+def test_the_store_is_asked_for_what_is_new_alone(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pruneflow.tracking.query._CLOCKS_AGREE", pd.Timedelta(0))
+    for seed in range(3):
+        prune(seed=seed)
+        time.sleep(0.05)  # so that no two end in the same millisecond
+    before = query.levels()
+    new = prune(seed=3)
+    given: list[str] = []
+    search = MlflowClient.search_runs
+
+    def counted(*args: Any, **named: Any) -> Any:
+        page = search(*args, **named)
+        given.extend(run.info.run_id for run in page)
+        return page
+
+    monkeypatch.setattr(MlflowClient, "search_runs", counted)
+    assert query.levels(previous=before)["seed"].unique().tolist() == [0, 1, 2, 3]
+    newest = before["run_id"].iloc[-1]  # ended in the very instant from which on is asked
+    assert set(given) == {newest, new}
+
+
+def test_a_store_in_trouble_is_not_blamed_on_the_filter(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*args: Any, **named: Any) -> Any:
+        raise MlflowException("no connection")
+
+    monkeypatch.setattr(MlflowClient, "search_runs", gone)
+    with pytest.raises(ExperimentError, match="cannot be read: no connection"):
+        query.runs(filter_string="attributes.status = 'FINISHED'")
+
+
+def test_a_finished_run_that_joins_a_study_late_is_found(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pruneflow.tracking.query._CLOCKS_AGREE", pd.Timedelta(0))
+    late = prune(seed=1)
+    time.sleep(0.05)  # so that its end lies before all that is known
+    own = prune(study="a")
+    before = query.levels(study="a")
+    MlflowClient().set_tag(late, "pruneflow.study.a", "a")
+    assert query.levels(study="a", previous=before)["run_id"].unique().tolist() == [late, own]
+
+
+def test_the_oldest_run_comes_first_whatever_was_read_before(store: str) -> None:
+    oldest = MlflowClient().create_run("0", tags={"pruneflow.stage": "prune_direct"}).info.run_id
+    newer = prune()
+    before = query.runs()
+    MlflowClient().set_terminated(oldest)
+    assert query.runs(previous=before)["run_id"].tolist() == [oldest, newer]
+    assert query.runs(run_ids=[newer, oldest])["run_id"].tolist() == [oldest, newer]
+
+
+def test_every_page_is_read(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pruneflow.tracking.query.PAGE", 2)
+    made = [prune(seed=seed) for seed in range(5)]
+    assert query.runs()["run_id"].tolist() == made
+    assert query.levels()["run_id"].unique().tolist() == made
+
+
 def test_what_was_finished_is_not_read_again(store: str) -> None:
     old = prune()
     running = MlflowClient().create_run("0", tags={"pruneflow.stage": "prune_direct"})
@@ -151,6 +272,45 @@ def test_layers_are_read_from_their_artifact(store: str) -> None:
     assert frame["layer"].tolist() == ["conv.weight"] * 3
     assert frame["run_id"].unique().tolist() == [run_id]
     assert frame["sparsity"].tolist() == [0.25] * 3
+
+
+def test_artifacts_that_are_torn_are_named_and_none_at_all_left_out(store: str) -> None:
+    client = MlflowClient()
+    torn, foreign, without, whole = (prune(seed=seed) for seed in range(4))
+    client.log_text(torn, "level,layer,kind,shape\n0,conv.weight\n", "layers.csv")
+    client.log_text(foreign, "place\n1\n", "layers.csv")
+    (Path(client.download_artifacts(without, "")) / "layers.csv").unlink()
+    with pytest.warns(UserWarning, match="left out") as told:
+        frame = query.layers()
+    assert set(frame["run_id"]) == {whole}
+    assert len(told) == 1
+    said = str(told[0].message)
+    assert [run_id in said for run_id in (torn, foreign, without)] == [True, True, False]
+
+
+def test_a_layer_may_be_called_what_pandas_takes_for_missing(store: str) -> None:
+    prune(layers=[Layer(0, "null", "NA", "2x2", 4, 1, 0.1 + 0.2)])
+    frame = query.layers()
+    assert frame[["layer", "kind"]].drop_duplicates().to_numpy().tolist() == [["null", "NA"]]
+    assert frame["sparsity"].tolist() == [0.1 + 0.2] * 3
+
+
+def test_benchmarks_of_a_run_are_found_in_every_experiment(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pruned = prune(seed=4)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "times")
+    timed = benchmark(pruned, [latency(0, "dense", 1, 5.0)])
+    for frame in (query.latencies(run_ids=pruned), query.latencies()):
+        assert frame[["run_id", "pruning_run", "seed"]].to_numpy().tolist() == [[timed, pruned, 4]]
+
+
+def test_a_benchmark_that_failed_before_its_first_level_has_no_rows(store: str) -> None:
+    failed = MlflowClient().create_run("0", tags={"pruneflow.stage": "benchmark_latency"})
+    MlflowClient().set_terminated(failed.info.run_id, "FAILED")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        assert query.latencies().empty
 
 
 def test_latencies_say_what_was_timed(store: str) -> None:

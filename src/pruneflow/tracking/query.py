@@ -7,7 +7,10 @@ Only MLflow's client is used, so SQLite, PostgreSQL and a server are read alike.
 
 from __future__ import annotations
 
+import csv
+import io
 import json
+import re
 import tempfile
 import types
 import typing
@@ -22,8 +25,14 @@ from mlflow.entities import Run as MlflowRun
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from pruneflow.config import BenchmarkConfig, FinetuneConfig, PruneConfig, SweepConfig
-from pruneflow.errors import InputError, first_line
+from pruneflow.config import (
+    BenchmarkConfig,
+    FinetuneConfig,
+    PruneConfig,
+    ReportConfig,
+    SweepConfig,
+)
+from pruneflow.errors import ExperimentError, InputError, first_line
 from pruneflow.tracking.finished import in_study
 from pruneflow.tracking.latencies import Latency
 from pruneflow.tracking.levels import Layer, Level
@@ -46,6 +55,10 @@ _ABOUT = ("name", "status", "study", "form", "base_run", "fingerprint", "start_t
 _TAGS = ("study", "fingerprint", "base_run", "pruning_run", "resumed_from", "failure")
 _ENDED = "FINISHED"
 _CLOCKS_AGREE = pd.Timedelta(minutes=10)  # those of the machines whose runs share a store
+_TIMES = "benchmark_latency"  # the stage whose runs have latencies
+_PLAIN = re.compile(r"[\w./ -]+")  # names that a filter of MLflow can say between its quotes
+_TROUBLE = {"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED"}
+_LARGEST = 2**63 - 1  # whole number that a column can hold
 Ids = str | Sequence[str]
 
 
@@ -65,8 +78,9 @@ def runs(
         run_ids: only these runs, of whatever experiment.
         filter_string: only runs that also fit this MLflow filter.
         previous: what this function gave before for the same arguments. Runs that were finished
-            there are not read again, so that the cost is that of what is new; runs that were
-            deleted since stay in it.
+            there are not read again, so that the cost is that of what is new; of a study all are
+            looked through, since a finished run can join one late. Runs that were deleted since
+            stay in it, and finished ones that have come to fit `filter_string` are not found.
 
     Returns:
         The run contract's columns (`run_id, model, ..., stage`), then `name`, `status` (RUNNING,
@@ -76,7 +90,9 @@ def runs(
         `Int64`, truths `boolean`, all with NA where there is nothing; others floats with NaN.
 
     Raises:
-        InputError: an experiment, run or filter that the store does not know.
+        InputError: an experiment or run that the store does not know or that is deleted, a filter
+            that is not valid.
+        ExperimentError: a store that does not answer.
     """
     rows = [_run_row(run) for run in _found(experiment, study, run_ids, filter_string, previous)]
     columns = [*IDENTITY, *_RUN_COLUMNS, *_PARAMETERS]
@@ -104,8 +120,7 @@ def levels(
     Raises:
         InputError: as `runs`.
     """
-    names = [field.name for field in fields(Level)]
-    table = _Table(names)
+    table = _Table(Level)
     for run in _found(experiment, study, run_ids, filter_string, previous):
         text = run.data.tags.get("pruneflow.curves")
         if text is None:
@@ -114,16 +129,12 @@ def levels(
             table.add_csv(run, "levels.csv")
             continue
         try:
-            curves = json.loads(text)
-            count = len(curves["level"])
-            columns = {name: curves.get(name) or [None] * count for name in names}
-            if any(len(column) != count for column in columns.values()):
-                raise ValueError("its columns differ in length")
-        except (ValueError, LookupError, TypeError, AttributeError):
+            columns = _columns_of(json.loads(text), Level)
+        except _TORN:
             table.unreadable.append(run.info.run_id)
             continue
-        table.add(run, columns, count)
-    return _joined(previous, table.frame(Level))
+        table.add(run, columns)
+    return _joined(previous, table.frame())
 
 
 def layers(
@@ -138,11 +149,11 @@ def layers(
 
     Arguments, the run's own columns and errors are those of `levels`.
     """
-    table = _Table([field.name for field in fields(Layer)])
+    table = _Table(Layer)
     for run in _found(experiment, study, run_ids, filter_string, previous):
         if "pruneflow.curves" in run.data.tags:
             table.add_csv(run, "layers.csv")
-    return _joined(previous, table.frame(Layer))
+    return _joined(previous, table.frame())
 
 
 def latencies(
@@ -156,11 +167,12 @@ def latencies(
     """A row a level, form, engine, device, threads and batch size: `latency.csv`, a download a run.
 
     `run_id`, `name`, `run_status` and times of day are the benchmark's; `pruning_run` and all that
-    describes an experiment are those of the pruning run it timed. `run_ids` may name either.
+    describes an experiment are those of the pruning run it timed. `run_ids` may name either, and
+    finds the benchmarks of a pruning run in every experiment.
     The other arguments and errors are those of `levels`.
     """
     about = tuple(name for name in _ABOUT if name not in ("form", "status"))
-    table = _Table([f.name for f in fields(Latency)], (*about, "run_status", "pruning_run"))
+    table = _Table(Latency, (*about, "run_status", "pruning_run"))
     pruned: dict[str, Mapping[str, Any]] = {}
     for run in _benchmarks(experiment, study, run_ids, filter_string, previous):
         timed = run.data.tags.get("pruneflow.pruning_run", "")
@@ -170,9 +182,9 @@ def latencies(
             except MlflowException:
                 pruned[timed] = {}
         own = {name: pruned[timed].get(name) for name in (*IDENTITY[1:], "base_run")}
-        own |= {"stage": "benchmark_latency", "run_status": run.info.status}
+        own |= {"stage": _TIMES, "run_status": run.info.status}
         table.add_csv(run, "latency.csv", own)
-    return _joined(previous, table.frame(Latency))
+    return _joined(previous, table.frame())
 
 
 def environments(run_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -197,30 +209,23 @@ def _found(
     run_ids: Ids | None,
     filter_string: str | None,
     previous: pd.DataFrame | None,
+    stage: str | None = None,
 ) -> Iterator[MlflowRun]:
-    """The runs that a query names, the oldest first, without those that `previous` has finished."""
+    """The runs that a query names, without those that `previous` has finished, each once."""
     client = MlflowClient()
-    known = set() if previous is None else set(_finished(previous)["run_id"])
+    known = _finished_ids(previous)
+    wanted = None
     if run_ids is not None:
         ids = [run_ids] if isinstance(run_ids, str) else list(run_ids)
         wanted = {run_id: _by_id(client, run_id) for run_id in ids if run_id not in known}
-        experiments = sorted({run.info.experiment_id for run in wanted.values()})
         if filter_string is None or not wanted:
             yield from (run for run in wanted.values() if _fits(run, study))
             return
+        experiments = sorted({run.info.experiment_id for run in wanted.values()})
     else:
-        wanted = None
         experiments = _experiments(experiment)
-    conditions = [filter_string or ""]
-    if known and previous is not None:
-        since = _finished(previous)["end_time"].max() - _CLOCKS_AGREE
-        with_filter = f"{filter_string} and " if filter_string else ""
-        conditions = [
-            f"{with_filter}attributes.status != '{_ENDED}'",
-            f"{with_filter}attributes.end_time >= {int(since.timestamp() * 1000)}",
-        ]
-    for condition in conditions:
-        for run in _pages(client, experiments, condition):
+    for own in _conditions(study, stage, previous):
+        for run in _pages(client, experiments, own, filter_string):
             run_id = run.info.run_id
             if run_id in known or (wanted is not None and run_id not in wanted):
                 continue
@@ -229,9 +234,34 @@ def _found(
                 yield run
 
 
+def _conditions(study: str | None, stage: str | None, previous: pd.DataFrame | None) -> list[str]:
+    """Filters that together find the runs of a study and stage that `previous` has not finished."""
+    of_stage = [] if stage is None else [f"tags.`pruneflow.stage` = '{stage}'"]
+    if study is not None and _PLAIN.fullmatch(study):
+        # as `in_study` has it; not by time, since a sweep adopts runs that finished long before
+        alternatives = [
+            f"tags.`pruneflow.study` = '{study}'",
+            f"tags.`pruneflow.study.{study}` LIKE '%'",
+        ]
+    else:
+        ended = pd.NaT if previous is None else _finished(previous)["end_time"].max()
+        alternatives = [""]
+        if study is None and not pd.isna(ended):
+            since = int((ended - _CLOCKS_AGREE).timestamp() * 1000)
+            alternatives = [
+                f"attributes.status != '{_ENDED}'",
+                f"attributes.end_time >= {since}",
+            ]
+    return [" and ".join(filter(None, [*of_stage, one])) for one in alternatives]
+
+
 def _finished(frame: pd.DataFrame) -> pd.DataFrame:
     """The rows of runs that were finished, and so will not change."""
     return frame[frame["run_status" if "run_status" in frame else "status"] == _ENDED]
+
+
+def _finished_ids(previous: pd.DataFrame | None) -> set[str]:
+    return set() if previous is None else set(_finished(previous)["run_id"])
 
 
 def _benchmarks(
@@ -243,30 +273,26 @@ def _benchmarks(
 ) -> Iterator[MlflowRun]:
     """The benchmark runs that a query names, by their own ids or those of what they timed."""
     if run_ids is None:
-        for run in _found(experiment, study, None, filter_string, previous):
-            if _is_benchmark(run):
-                yield run
+        yield from _found(experiment, study, None, filter_string, previous, _TIMES)
         return
-    named = list(_found(experiment, study, run_ids, filter_string, previous))
-    timed = {run.info.run_id for run in named if not _is_benchmark(run)}
-    seen = set()
-    for run in named:
+    seen = _finished_ids(previous)
+    timed = set()
+    for run in _found(experiment, study, run_ids, filter_string, previous):
         if _is_benchmark(run):
             seen.add(run.info.run_id)
             yield run
+        else:
+            timed.add(run.info.run_id)
     if timed:
-        experiments = sorted({run.info.experiment_id for run in named})
-        known = set() if previous is None else set(_finished(previous)["run_id"])
-        seen |= known
-        stage = "tags.`pruneflow.stage` = 'benchmark_latency'"
-        for run in _pages(MlflowClient(), experiments, stage):
+        client = MlflowClient()
+        for run in _pages(client, _all_experiments(client), f"tags.`pruneflow.stage` = '{_TIMES}'"):
             of = run.data.tags.get("pruneflow.pruning_run")
             if of in timed and run.info.run_id not in seen:
                 yield run
 
 
 def _is_benchmark(run: MlflowRun) -> bool:
-    return bool(run.data.tags.get("pruneflow.stage") == "benchmark_latency")
+    return bool(run.data.tags.get("pruneflow.stage") == _TIMES)
 
 
 def _fits(run: MlflowRun, study: str | None) -> bool:
@@ -274,21 +300,23 @@ def _fits(run: MlflowRun, study: str | None) -> bool:
     return "pruneflow.stage" in tags and (study is None or in_study(tags, study))
 
 
-def _pages(client: MlflowClient, experiments: list[str], condition: str) -> Iterator[MlflowRun]:
+def _pages(
+    client: MlflowClient, experiments: list[str], own: str, filter_string: str | None = None
+) -> Iterator[MlflowRun]:
+    """The runs of experiments that fit a condition of ours and one of the caller's."""
+    given = (filter_string or "").strip()
     token: str | None = None
     while True:
         try:
             page = client.search_runs(
                 experiments,
-                filter_string=condition,
+                filter_string=" and ".join(filter(None, [given, own])),
                 max_results=PAGE,
                 order_by=["attributes.start_time ASC"],
                 page_token=token,
             )
         except MlflowException as error:
-            raise InputError(
-                f"filter_string={condition!r} is not valid: {first_line(error)}"
-            ) from None
+            raise _refused(f"filter_string={given!r} is not valid", error) from None
         yield from page
         token = page.token
         if not token:
@@ -297,9 +325,30 @@ def _pages(client: MlflowClient, experiments: list[str], condition: str) -> Iter
 
 def _by_id(client: MlflowClient, run_id: str) -> MlflowRun:
     try:
-        return client.get_run(run_id)
+        run = client.get_run(run_id)
     except MlflowException as error:
-        raise InputError(f"run_ids={run_id!r} is not valid: {first_line(error)}") from None
+        raise _refused(f"run_ids={run_id!r} is not valid", error) from None
+    if run.info.lifecycle_stage != "active":
+        raise InputError(f"run_ids={run_id!r} is deleted: restore it, or leave it out")
+    return run
+
+
+def _refused(what: str, error: MlflowException) -> InputError | ExperimentError:
+    """What the store did not take; or that the store itself is in trouble, whatever was asked."""
+    if error.error_code in _TROUBLE:
+        return ExperimentError(f"the store cannot be read: {first_line(error)}")
+    return InputError(f"{what}: {first_line(error)}")
+
+
+def _all_experiments(client: MlflowClient) -> list[str]:
+    found: list[str] = []
+    token: str | None = None
+    while True:
+        page = client.search_experiments(page_token=token)
+        found += [str(one.experiment_id) for one in page]
+        token = page.token
+        if not token:
+            return found
 
 
 def _experiments(wanted: Ids | None) -> list[str]:
@@ -334,7 +383,7 @@ _RUN_COLUMNS = (
 def _kinds() -> dict[str, str]:
     """Parameter -> pandas' type of it, from the configurations; texts and lists are strings."""
     found: dict[str, str] = {}
-    for config in (FinetuneConfig, PruneConfig, BenchmarkConfig, SweepConfig):
+    for config in (FinetuneConfig, PruneConfig, BenchmarkConfig, ReportConfig, SweepConfig):
         for name, field in config.model_fields.items():
             options = {field.annotation}
             if isinstance(field.annotation, types.UnionType) or (
@@ -361,10 +410,21 @@ def _typed(values: Sequence[Any], name: str) -> pd.Series[Any]:
     if kind == "boolean":
         truths = {"True": True, "False": False, None: None}
         return pd.Series([truths.get(value) for value in known], dtype="boolean")
-    if kind in ("Int64", "float64"):
+    if kind == "Int64":
+        return pd.Series([_whole(value) for value in known], dtype="Int64")
+    if kind == "float64":
         numbers = pd.to_numeric(pd.Series(known, dtype=object), errors="coerce")
-        return numbers.astype(kind)  # type: ignore[call-overload, no-any-return]
+        return numbers.astype("float64")
     return pd.Series(known, dtype="string")
+
+
+def _whole(text: str | None) -> int | None:
+    """A whole number; None for what is none, as another program may have logged it."""
+    try:
+        number = int(text or "")
+    except ValueError:
+        return None
+    return number if abs(number) <= _LARGEST else None
 
 
 def _run_row(run: MlflowRun) -> dict[str, Any]:
@@ -383,48 +443,100 @@ def _run_row(run: MlflowRun) -> dict[str, Any]:
     return row
 
 
+# What reading a record that is cut short, or is not ours, can raise; brackets in brackets recurse.
+_TORN = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
+_READ = {"int": int, "float": float, "str": str}
+
+
+def _field_kinds(record: type[Any]) -> dict[str, str]:
+    """Field of a dataclass -> `int`, `float` or `str`; each may be missing but the first."""
+    return {field.name: str(field.type).removesuffix(" | None") for field in fields(record)}
+
+
+def _columns_of(table: Mapping[str, Sequence[Any]], record: type[Any]) -> dict[str, list[Any]]:
+    """The columns of a record, every value seen to be of its field's kind.
+
+    Raises:
+        ValueError, TypeError, LookupError, AttributeError, ArithmeticError: they are not.
+    """
+    kinds = _field_kinds(record)
+    first = next(iter(kinds))
+    count = len(table[first])
+    columns = {}
+    for name, kind in kinds.items():
+        values = table.get(name)
+        if values is None:
+            values = [None] * count
+        if not isinstance(values, list) or len(values) != count:
+            raise ValueError(f"{name} is no list as long as the others")
+        columns[name] = [None if value is None else _as_kind(value, kind) for value in values]
+    if None in columns[first]:
+        raise ValueError(f"{first} is missing")
+    return columns
+
+
+def _as_kind(value: Any, kind: str) -> Any:
+    taken = {"int": (int,), "float": (int, float), "str": (str,)}[kind]
+    if isinstance(value, bool) or not isinstance(value, taken):
+        raise TypeError(f"{value!r} is no {kind}")
+    if kind == "int" and abs(int(value)) > _LARGEST:
+        raise ValueError(f"{value!r} is too large")
+    return float(value) if kind == "float" else value
+
+
+def _columns_of_csv(text: str, record: type[Any]) -> dict[str, list[Any]]:
+    """The columns of a record from its CSV, to the last digit; fields that it lacks are missing.
+
+    Raises:
+        ValueError, and what `_columns_of` raises: it is torn, or something else.
+    """
+    header, *rows = csv.reader(io.StringIO(text))
+    kinds = _field_kinds(record)
+    table: dict[str, list[Any]] = {}
+    for name, *cells in zip(header, *rows, strict=True):  # a row that is cut short is too short
+        if name in kinds:
+            read = _READ[kinds[name]]
+            table[name] = [None if cell == "" else read(cell) for cell in cells]
+    return _columns_of(table, record)
+
+
 class _Table:
     """Rows of many runs, column by column, each with what it is of."""
 
-    def __init__(self, names: Sequence[str], about: Sequence[str] = _ABOUT) -> None:
-        self.names = names
+    def __init__(self, record: type[Any], about: Sequence[str] = _ABOUT) -> None:
+        self.record = record
         self.about = about
         self.unreadable: list[str] = []
         self._rows: list[dict[str, Any]] = []  # a row a run
         self._counts: list[int] = []
-        self._columns: dict[str, list[Any]] = {name: [] for name in names}
+        self._columns: dict[str, list[Any]] = {field.name: [] for field in fields(record)}
 
     def add(
         self,
         run: MlflowRun,
         columns: Mapping[str, Sequence[Any]],
-        count: int,
         own: Mapping[str, Any] | None = None,
     ) -> None:
-        """Add `count` rows of a run; `own` replaces what the run says of itself."""
+        """Add the rows of a run; `own` replaces what the run says of itself."""
         self._rows.append({**_run_row(run), **(own or {})})
-        self._counts.append(count)
-        for name in self.names:
-            self._columns[name].extend(columns[name])
+        self._counts.append(len(columns[next(iter(self._columns))]))
+        for name, values in self._columns.items():
+            values.extend(columns[name])
 
     def add_csv(self, run: MlflowRun, path: str, own: Mapping[str, Any] | None = None) -> None:
-        """Add the rows of an artifact; a run that has none, or one that is torn, is remembered."""
-        run_id = run.info.run_id
+        """Add the rows of an artifact; one that is torn is remembered, none at all is left out."""
+        run_id, client = run.info.run_id, MlflowClient()
         with tempfile.TemporaryDirectory(prefix="pruneflow-") as folder:
             try:
-                local = MlflowClient().download_artifacts(run_id, path, folder)
-                read = pd.read_csv(Path(local))
-                columns = {
-                    n: read[n].tolist() if n in read else [None] * len(read) for n in self.names
-                }
-            except (MlflowException, OSError, ValueError, LookupError):
-                self.unreadable.append(run_id)
+                local = client.download_artifacts(run_id, path, folder)
+                columns = _columns_of_csv(Path(local).read_text("utf-8"), self.record)
+            except (MlflowException, OSError, *_TORN):
+                if _holds(client, run_id, path):
+                    self.unreadable.append(run_id)
                 return
-        missing: list[Any] = [None] * len(read)
-        columns = {n: read[n].tolist() if n in read else missing for n in self.names}
-        self.add(run, columns, len(read), own)
+        self.add(run, columns, own)
 
-    def frame(self, kind: type[Any]) -> pd.DataFrame:
+    def frame(self) -> pd.DataFrame:
         """All rows, with the types of the record they are of."""
         if self.unreadable:
             shown = ", ".join(self.unreadable[:5])
@@ -439,22 +551,24 @@ class _Table:
             .reset_index(drop=True)
             for name in (*IDENTITY, *self.about)
         }
-        for field in fields(kind):
-            column = pd.Series(self._columns[field.name], dtype=object)
-            if "float" in str(field.type):
-                column = pd.to_numeric(column, errors="coerce").astype(float)
-            elif "int" in str(field.type):
-                column = pd.to_numeric(column, errors="coerce").astype("Int64")
-            else:
-                column = column.astype("string")
-            columns[field.name] = column
+        dtypes = {"int": "Int64", "float": "float64", "str": "string"}
+        for name, kind in _field_kinds(self.record).items():
+            columns[name] = pd.Series(self._columns[name], dtype=dtypes[kind])
         return pd.DataFrame(columns)
 
 
+def _holds(client: MlflowClient, run_id: str, path: str) -> bool:
+    """Whether a run has an artifact, or does not let itself be asked."""
+    try:
+        return path in {one.path for one in client.list_artifacts(run_id)}
+    except (MlflowException, OSError):
+        return True
+
+
 def _joined(previous: pd.DataFrame | None, new: pd.DataFrame) -> pd.DataFrame:
-    """What was known of finished runs, and what was read now."""
-    if previous is None:
-        return new
-    kept = _finished(previous)
-    kept = kept[~kept["run_id"].isin(new["run_id"])]
-    return pd.concat([kept, new], ignore_index=True) if len(kept) else new
+    """What was known of finished runs, and what was read now, the oldest run first."""
+    if previous is not None:
+        kept = _finished(previous)
+        kept = kept[~kept["run_id"].isin(new["run_id"])]
+        new = pd.concat([kept, new], ignore_index=True) if len(kept) else new
+    return new.sort_values("start_time", kind="stable", ignore_index=True)

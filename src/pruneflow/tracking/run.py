@@ -297,19 +297,20 @@ def experiment_named(wanted: str | None) -> str:
     """Id of an experiment by its name or id; without one, of MLflow's current experiment.
 
     Raises:
-        InputError: it is not there.
+        InputError: it is not there, or deleted.
     """
     client = MlflowClient()
     wanted = wanted or os.environ.get("MLFLOW_EXPERIMENT_NAME")
-    if wanted is None:
-        return os.environ.get("MLFLOW_EXPERIMENT_ID") or "0"
-    found = client.get_experiment_by_name(wanted)
+    by_id = wanted or os.environ.get("MLFLOW_EXPERIMENT_ID") or "0"
+    found = client.get_experiment_by_name(wanted) if wanted else None
     if found is None:
         try:
-            found = client.get_experiment(wanted)
+            found = client.get_experiment(by_id)
         except MlflowException:
             known = [one.name for one in client.search_experiments()]
-            raise unknown("experiment", wanted, known) from None
+            raise unknown("experiment", by_id, known) from None
+    if found.lifecycle_stage != "active":
+        raise InputError(f"experiment {by_id!r} is deleted: restore it, or name another one")
     return str(found.experiment_id)
 
 
