@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -195,7 +195,7 @@ def beats_random(evidence: Evidence) -> Verdict:
     command = f"{_ALEXNET} --criterion random"
     if numbers.empty:
         return _missing(2, "runs by L1 and at random from one base", command)
-    worst = numbers.loc[numbers["mean"].idxmin()]
+    worst = numbers.sort_values("mean").iloc[0]
     reason = (
         f"L1 - random is {_range(numbers['mean'])} points; least at "
         f"{100 * worst['target_sparsity']:.1f} % sparsity of {worst['model']} on "
@@ -498,38 +498,29 @@ def bert_is_fragile(evidence: Evidence) -> Verdict:
         commands = [f"{_ITERATIVE} {name}" for name, part in (("bert", bert), ("alexnet", cnns))
                     if part.empty]  # fmt: skip
         return _missing(9, f"{' and '.join(none)}, pruned by L1", " && ".join(commands))
-    rows, parts = [], []
+    rows: list[dict[str, object]] = []
+    parts: list[bool | None] = []
     for encoder, own in bert.groupby("model"):
         ours = own.groupby("at")["loss"].mean()
-        for cnn, other in cnns.groupby(["model", "dataset"]):
-            theirs = other.groupby("at")["loss"].mean()
-            common = ours.index.intersection(theirs.index)
-            at = float(common.max()) if len(common) else None
-            parts.append(None if at is None else bool(ours[at] > theirs[at]))
-            if at is not None:
-                rows.append(_against(encoder, cnn[0], at, float(ours[at]), float(theirs[at])))
+        for (cnn, _), theirs in cnns.groupby(["model", "dataset"]):
+            there = theirs.groupby("at")["loss"].mean()
+            common = ours.index.intersection(there.index)
+            if common.empty:
+                parts.append(None)
+                continue
+            at = common.max()
+            parts.append(bool(ours[at] > there[at]))
+            rows.append(_against(encoder, str(cnn), at, ours[at], there[at]))
     for (encoder, _), own in bert.groupby(["model", "dataset"]):
-        meeting = _meeting(own)
-        parts.append(None if meeting is None else bool(meeting["loss"] < meeting["loss_other"]))
-        if meeting is not None:
-            name, other = (f"{meeting[k]:g}" for k in ("fraction", "fraction_other"))
-            row = _against(
-                encoder,
-                f"fraction {name} against {other}",
-                float(meeting["at"]),
-                float(meeting["loss"]),
-                float(meeting["loss_other"]),
-            )
-            rows.append(row)
+        met = _meeting(own)
+        if met is None:
+            parts.append(None)
+            continue
+        parts.append(bool(met["loss"] < met["loss_other"]))
+        what = f"fraction {met['fraction']:g} against {met['fraction_other']:g}"
+        rows.append(_against(encoder, what, met["at"], met["loss"], met["loss_other"]))
     numbers = pd.DataFrame(rows)
-    told = "; ".join(
-        f"{row['model']} loses {100 * row['loss']:.1f} points at {100 * row['at']:.1f} % sparsity, "
-        f"{row['against']} {100 * row['loss_against']:.1f}"
-        if not row["against"].startswith("fraction")
-        else f"{row['against']} of {row['model']} at {100 * row['at']:.1f} %: "
-        f"{100 * row['loss']:.1f} against {100 * row['loss_against']:.1f} points lost"
-        for row in rows
-    )
+    told = "; ".join(_comparison(row) for _, row in numbers.iterrows())
     reason = f"{told} (n = {int(min(bert['n'].min(), cnns['n'].min()))} seeds at least)"
     if False in parts:
         return _decided(9, False, reason, numbers)
@@ -538,6 +529,15 @@ def bert_is_fragile(evidence: Evidence) -> Verdict:
         command = f"{_ITERATIVE} bert --fraction 0.2929 --iterations 8"
         return _missing(9, f"{lacking}; so far {told or 'none'}", command, numbers)
     return _decided(9, True, reason, numbers)
+
+
+def _comparison(row: pd.Series[Any]) -> str:
+    """A row of claim 9 in words."""
+    at = f"at {100 * row['at']:.1f} % sparsity"
+    loss, theirs = 100 * row["loss"], 100 * row["loss_against"]
+    if row["against"].startswith("fraction"):
+        return f"{row['against']} of {row['model']} {at}: {loss:.1f} against {theirs:.1f} lost"
+    return f"{row['model']} loses {loss:.1f} points {at}, {row['against']} {theirs:.1f}"
 
 
 def _against(model: object, other: str, at: float, loss: float, theirs: float) -> dict[str, object]:
@@ -550,7 +550,7 @@ def _against(model: object, other: str, at: float, loss: float, theirs: float) -
     }
 
 
-def _meeting(losses: pd.DataFrame) -> pd.Series[float] | None:
+def _meeting(losses: pd.DataFrame) -> pd.Series[Any] | None:
     """Where the smallest and the largest fraction of a model come nearest; None if nowhere."""
     small, large = losses["fraction"].min(), losses["fraction"].max()
     if small == large:
@@ -564,8 +564,7 @@ def _meeting(losses: pd.DataFrame) -> pd.Series[float] | None:
         return None
     same = pairs[pairs["off"] <= NEAR]
     chosen = same["at"].idxmax() if len(same) else pairs["off"].idxmin()
-    row: pd.Series[float] = pairs.loc[chosen]
-    return row
+    return pairs.loc[chosen]
 
 
 def vgg_holds_best(evidence: Evidence) -> Verdict:

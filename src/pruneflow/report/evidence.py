@@ -185,12 +185,12 @@ def paired(one: pd.DataFrame, other: pd.DataFrame, on: str, column: str) -> pd.D
     """
     keys = ["base_run", on]
 
-    def atplaces(frame: pd.DataFrame) -> pd.DataFrame:
+    def at_places(frame: pd.DataFrame) -> pd.DataFrame:
         placed = frame.assign(**{on: frame[on].astype(float).round(6).map(placed_at)})
         return placed.groupby(keys)[column].mean().reset_index()
 
     placed_at = places(pd.concat([one[on], other[on]]))
-    both = atplaces(one).merge(at_places(other), on=keys, suffixes=("_one", "_other"))
+    both = at_places(one).merge(at_places(other), on=keys, suffixes=("_one", "_other"))
     both["difference"] = both[f"{column}_one"] - both[f"{column}_other"]
     return summary(both, [on], "difference")
 
