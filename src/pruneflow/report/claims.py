@@ -190,7 +190,7 @@ def beats_random(evidence: Evidence) -> Verdict:
         other = where(l1, **here)
         expected += other["level"].nunique()
         part = paired(other, own, "target_sparsity", "test_after")
-        found.append(part.assign(model=short_model(str(here["model"])), dataset=here["dataset"]))
+        found.append(part.assign(model=short_model(str(values[0])), dataset=str(values[1])))
     numbers = pd.concat(found, ignore_index=True) if found else pd.DataFrame()
     command = f"{_ALEXNET} --criterion random"
     if numbers.empty:
@@ -511,14 +511,14 @@ def bert_is_fragile(evidence: Evidence) -> Verdict:
             at = common.max()
             parts.append(bool(ours[at] > there[at]))
             rows.append(_against(encoder, str(cnn), at, ours[at], there[at]))
-    for (encoder, _), own in bert.groupby(["model", "dataset"]):
+    for (other, _), own in bert.groupby(["model", "dataset"]):
         met = _meeting(own)
         if met is None:
             parts.append(None)
             continue
         parts.append(bool(met["loss"] < met["loss_other"]))
         what = f"fraction {met['fraction']:g} against {met['fraction_other']:g}"
-        rows.append(_against(encoder, what, met["at"], met["loss"], met["loss_other"]))
+        rows.append(_against(other, what, met["at"], met["loss"], met["loss_other"]))
     numbers = pd.DataFrame(rows)
     told = "; ".join(_comparison(row) for _, row in numbers.iterrows())
     reason = f"{told} (n = {int(min(bert['n'].min(), cnns['n'].min()))} seeds at least)"
@@ -564,7 +564,8 @@ def _meeting(losses: pd.DataFrame) -> pd.Series[Any] | None:
         return None
     same = pairs[pairs["off"] <= NEAR]
     chosen = same["at"].idxmax() if len(same) else pairs["off"].idxmin()
-    return pairs.loc[chosen]
+    row: pd.Series[Any] = pairs.loc[chosen]
+    return row
 
 
 def vgg_holds_best(evidence: Evidence) -> Verdict:
