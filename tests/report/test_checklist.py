@@ -99,5 +99,5 @@ def test_every_item_has_been_seen_not_met() -> None:
 
 def test_other_resolutions_may_have_other_macs() -> None:
     runs = sound()
-    runs.prune([replace(one, macs=9000) for one in SIX], image_size=64)
+    runs.prune([replace(one, macs=9000) for one in SIX], image_size=96)
     assert items(runs)["MAC convention"].met

@@ -131,7 +131,7 @@ def _unsure(found: pd.DataFrame, edge: float) -> str:
 def _since_start(levels: pd.DataFrame, column: str) -> pd.Series[float]:
     """Change of a column since level 0 of the same run."""
     start = levels[levels["level"] == 0].set_index("run_id")[column]
-    return levels[column] - levels["run_id"].map(start)
+    return levels[column].astype(float) - levels["run_id"].map(start).astype(float)
 
 
 def _spearman(x: Sequence[float], y: Sequence[float]) -> float:
