@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
-from records import benchmark, latency, level, prune
+from frames import Frames
+from records import latency, level
 
-from pruneflow.report import claims, evidence
+from pruneflow.config import BenchmarkConfig, PruneConfig, resolve
+from pruneflow.report import claims
 from pruneflow.tracking.latencies import Latency
 from pruneflow.tracking.levels import Layer, Level
 
@@ -29,31 +32,36 @@ def levels(after: list[float], *, before: list[float] | None = None, **given: An
     return found
 
 
-def judge(number: int) -> claims.Verdict:
-    return next(v for v in claims.judge(evidence.read("x")) if v.number == number)
+@pytest.fixture
+def runs() -> Frames:
+    return Frames()
 
 
-def holds(value: float) -> None:
-    prune(levels([0.9, 0.9, 0.9, value, 0.5]))
+def judge(runs: Frames, number: int) -> claims.Verdict:
+    return claims.CLAIMS[number](runs.evidence())
 
 
-def test_1_is_two_points_at_an_eighth(store: str) -> None:
-    holds(0.885)
-    assert judge(1).verdict == "confirmed"
-    assert "-1.5 points" in judge(1).reason
-    prune(levels([0.9, 0.9, 0.9, 0.80, 0.5]), seed=1, base="b1")
-    assert judge(1).verdict == "refuted"  # 5.75 points on average
-    assert "n = 2 seeds" in judge(1).reason
+def holds(runs: Frames, value: float) -> None:
+    runs.prune(levels([0.9, 0.9, 0.9, value, 0.5]))
+
+
+def test_1_is_two_points_at_an_eighth(runs: Frames) -> None:
+    holds(runs, 0.885)
+    assert judge(runs, 1).verdict == "confirmed"
+    assert "-1.5 points" in judge(runs, 1).reason
+    runs.prune(levels([0.9, 0.9, 0.9, 0.80, 0.5]), seed=1, base="b1")
+    assert judge(runs, 1).verdict == "refuted"  # 5.75 points on average
+    assert "n = 2 seeds" in judge(runs, 1).reason
 
 
 @pytest.mark.parametrize(
     ("random", "verdict"),
     [([0.9, 0.5, 0.4, 0.3, 0.1], "confirmed"), ([0.9, 0.89, 0.4, 0.3, 0.1], "refuted")],
 )
-def test_2_is_five_points_at_every_level(store: str, random: list[float], verdict: str) -> None:
-    prune(levels([0.9, 0.9, 0.9, 0.8, 0.7]))
-    prune(levels(random), criterion="random")
-    assert judge(2).verdict == verdict
+def test_2_is_five_points_at_every_level(runs: Frames, random: list[float], verdict: str) -> None:
+    runs.prune(levels([0.9, 0.9, 0.9, 0.8, 0.7]))
+    runs.prune(levels(random), criterion="random")
+    assert judge(runs, 2).verdict == verdict
 
 
 @pytest.mark.parametrize(
@@ -61,39 +69,39 @@ def test_2_is_five_points_at_every_level(store: str, random: list[float], verdic
     [(0.5, 0.69, "confirmed"), (0.595, 0.69, "refuted"), (0.5, 0.71, "refuted")],
 )
 def test_3_is_clear_before_and_positive_after(
-    store: str, before: float, after: float, verdict: str
+    runs: Frames, before: float, after: float, verdict: str
 ) -> None:
-    prune(levels([0.9, 0.9, 0.9, 0.8, 0.7], before=[0.9, 0.8, 0.8, 0.7, 0.6]))
+    runs.prune(levels([0.9, 0.9, 0.9, 0.8, 0.7], before=[0.9, 0.8, 0.8, 0.7, 0.6]))
     last = level(1, LEFT[4], after, test_before=before)
-    prune([level(0, 1.0, 0.9), last], stage="prune_direct", iterations=4)
-    assert judge(3).verdict == verdict
+    runs.prune([level(0, 1.0, 0.9), last], stage="prune_direct", iterations=4)
+    assert judge(runs, 3).verdict == verdict
 
 
 @pytest.mark.parametrize(("zeros", "verdict"), [(90, "confirmed"), (40, "refuted")])
-def test_4_is_over_half_of_the_zeros(store: str, zeros: int, verdict: str) -> None:
+def test_4_is_over_half_of_the_zeros(runs: Frames, zeros: int, verdict: str) -> None:
     layers = [
         Layer(0, "classifier.1.weight", "Linear", "10x10", 100, zeros, zeros / 100),
         Layer(0, "features.0.weight", "Conv2d", "10x10", 100, 60, 0.6),
     ]
-    prune(layers=layers)
-    assert judge(4).verdict == verdict
+    runs.prune(layers=layers)
+    assert judge(runs, 4).verdict == verdict
 
 
 @pytest.mark.parametrize(("control", "verdict"), [(0.3, "confirmed"), (0.02, "refuted")])
-def test_5_is_beside_a_control_trained_as_long(store: str, control: float, verdict: str) -> None:
+def test_5_is_beside_a_control_trained_as_long(runs: Frames, control: float, verdict: str) -> None:
     test = [0.9, 0.88, 0.86, 0.84, 0.8]
     gaps = [0.2, 0.15, 0.12, 0.08, 0.05]
-    prune(levels(test, train_after=[t + g for t, g in zip(test, gaps, strict=True)]))
-    assert "no dense control" in judge(5).reason
-    prune(levels(test, train_after=[t + control for t in test]), fraction=0)
-    assert judge(5).verdict == verdict
+    runs.prune(levels(test, train_after=[t + g for t, g in zip(test, gaps, strict=True)]))
+    assert "no dense control" in judge(runs, 5).reason
+    runs.prune(levels(test, train_after=[t + control for t in test]), fraction=0)
+    assert judge(runs, 5).verdict == verdict
 
 
-def filters(after: list[float], before: list[float], **given: Any) -> str:
+def filters(runs: Frames, after: list[float], before: list[float], **given: Any) -> str:
     """A run of filters, chosen Conv2d by Conv2d."""
     model = given.pop("model", "alexnet")
     own = levels(after, before=before, channels_left=list(LEFT), **given)
-    return prune(own, model=model, granularity="channel", coupling="independent")
+    return runs.prune(own, model=model, granularity="channel", coupling="independent")
 
 
 @pytest.mark.parametrize(
@@ -105,19 +113,19 @@ def filters(after: list[float], before: list[float], **given: Any) -> str:
     ],
 )
 def test_6_is_lower_and_erratic(
-    store: str, after: list[float], before: list[float], verdict: str
+    runs: Frames, after: list[float], before: list[float], verdict: str
 ) -> None:
-    prune(levels([0.9, 0.9, 0.88, 0.8, 0.7]))
-    filters(after, before)
-    assert judge(6).verdict == verdict
+    runs.prune(levels([0.9, 0.9, 0.88, 0.8, 0.7]))
+    filters(runs, after, before)
+    assert judge(runs, 6).verdict == verdict
 
 
 @pytest.mark.parametrize(("compact", "verdict"), [(100, "confirmed"), (300, "refuted")])
-def test_7_is_masks_above_removal(store: str, compact: int, verdict: str) -> None:
+def test_7_is_masks_above_removal(runs: Frames, compact: int, verdict: str) -> None:
     flat = [0.9] * 5
-    filters(flat, flat, conv_params_masked=[300, 250, 200, 150, 140],
+    filters(runs, flat, flat, conv_params_masked=[300, 250, 200, 150, 140],
             conv_params_compact=[300, compact, compact, compact, compact])  # fmt: skip
-    assert judge(7).verdict == verdict
+    assert judge(runs, 7).verdict == verdict
 
 
 def times(masked: float, compact: Callable[[int], float]) -> list[Latency]:
@@ -129,7 +137,14 @@ def times(masked: float, compact: Callable[[int], float]) -> list[Latency]:
             if number:
                 ratios = {"masked": masked, "compact": compact(number)}
                 found += [
-                    latency(number, form, batch, dense * ratio, speedup=1 / ratio)
+                    latency(
+                        number,
+                        form,
+                        batch,
+                        dense * ratio,
+                        speedup=1 / ratio,
+                        params=100 // 2**number if form == "compact" else 100,
+                    )
                     for form, ratio in ratios.items()
                 ]
     return found
@@ -144,10 +159,10 @@ def times(masked: float, compact: Callable[[int], float]) -> list[Latency]:
     ],
 )
 def test_8_is_linear_masked_as_dense_and_compact_faster(
-    store: str, masked: float, compact: Callable[[int], float], verdict: str
+    runs: Frames, masked: float, compact: Callable[[int], float], verdict: str
 ) -> None:
-    benchmark(prune(), times(masked, compact))
-    assert judge(8).verdict == verdict
+    runs.benchmark(runs.prune(), times(masked, compact))
+    assert judge(runs, 8).verdict == verdict
 
 
 @pytest.mark.parametrize(
@@ -155,40 +170,121 @@ def test_8_is_linear_masked_as_dense_and_compact_faster(
     [(0.75, 0.6, "confirmed"), (0.5, 0.6, "refuted"), (0.75, 0.88, "refuted")],
 )
 def test_9_is_bert_below_the_cnns_and_small_steps_better(
-    store: str, small: float, bert: float, verdict: str
+    runs: Frames, small: float, bert: float, verdict: str
 ) -> None:
-    prune(levels([0.9, 0.9, 0.88, 0.85, 0.8]))
+    runs.prune(levels([0.9, 0.9, 0.88, 0.85, 0.8]))
     of_bert = {"model": "bert", "dataset": "reviews"}
-    prune(levels([0.9, 0.88, 0.7, bert, bert]), **of_bert)
+    runs.prune(levels([0.9, 0.88, 0.7, bert, bert]), **of_bert)
     slow = [
         level(n, (1 - 0.2929) ** n, value)
         for n, value in enumerate([0.9, 0.89, 0.8, 0.78, small, 0.7, small])
     ]
-    prune(slow, fraction=0.2929, iterations=6, **of_bert)
-    assert judge(9).verdict == verdict
+    runs.prune(slow, fraction=0.2929, iterations=6, **of_bert)
+    assert judge(runs, 9).verdict == verdict
 
 
 @pytest.mark.parametrize(("vgg", "verdict"), [(0.85, "confirmed"), (0.5, "refuted")])
-def test_10_is_least_lost_of_three_cnns(store: str, vgg: float, verdict: str) -> None:
-    prune(levels([0.9, 0.9, 0.88, 0.85, 0.8]))
-    prune(levels([0.9, 0.9, 0.88, 0.85, vgg]), model="vgg16")
-    assert judge(10).verdict == "not enough data"
-    prune(levels([0.9, 0.9, 0.88, 0.85, 0.7]), model="resnet18")
-    assert judge(10).verdict == verdict
+def test_10_is_least_lost_of_three_cnns(runs: Frames, vgg: float, verdict: str) -> None:
+    runs.prune(levels([0.9, 0.9, 0.88, 0.85, 0.8]))
+    runs.prune(levels([0.9, 0.9, 0.88, 0.85, vgg]), model="vgg16")
+    assert judge(runs, 10).verdict == "not enough data"
+    runs.prune(levels([0.9, 0.9, 0.88, 0.85, 0.7]), model="resnet18")
+    assert judge(runs, 10).verdict == verdict
 
 
 @pytest.mark.parametrize(("compact", "verdict"), [(20, "confirmed"), (120, "refuted")])
-def test_11_is_less_than_half_of_the_masks(store: str, compact: int, verdict: str) -> None:
+def test_11_is_less_than_half_of_the_masks(runs: Frames, compact: int, verdict: str) -> None:
     flat = [0.9] * 5
-    filters(flat, flat, model="resnet18", conv_params_masked=[300, 160, 150, 140, 130],
+    filters(runs, flat, flat, model="resnet18", conv_params_masked=[300, 160, 150, 140, 130],
             conv_params_compact=[300, compact, compact, compact, compact])  # fmt: skip
-    assert judge(11).verdict == verdict
+    assert judge(runs, 11).verdict == verdict
 
 
-def test_without_runs_nothing_is_judged_and_the_command_is_named(store: str) -> None:
-    prune(model="mobilenet_v2")
-    told = {v.number: v for v in claims.judge(evidence.read("x"))}
-    assert list(told) == list(range(1, 12))
-    for number in (1, 2, 3, 4, 6, 7, 8, 9, 10, 11):
-        assert told[number].verdict == "not enough data"
-        assert told[number].command.startswith("pruneflow ")
+@pytest.mark.parametrize("others", [True, False])
+def test_without_what_a_claim_is_about_the_command_that_makes_it_is_named(
+    runs: Frames, others: bool
+) -> None:
+    if others:
+        runs.prune(model="mobilenet_v2")
+    told = claims.judge(runs.evidence())
+    assert [v.number for v in told] == list(range(1, 12)) == list(claims.STUDY)
+    for verdict in told:
+        assert verdict.verdict == "not enough data"
+        for command in verdict.command.split(" && "):
+            program, stage, *options = command.split()
+            assert program == "pruneflow"
+            given = {
+                k.removeprefix("--"): v for k, v in zip(options[::2], options[1::2], strict=True)
+            }
+            resolve(BenchmarkConfig if stage == "benchmark_latency" else PruneConfig, given)
+
+
+def test_1_at_another_sparsity_or_of_another_model_is_open(runs: Frames) -> None:
+    runs.prune(levels([0.9, 0.9, 0.9]))
+    runs.prune(levels([0.9, 0.9, 0.9, 0.9]), model="vgg16")
+    found = judge(runs, 1)
+    assert found.verdict == "not enough data"
+    assert "alexnet" in found.reason
+
+
+def test_1_says_that_its_interval_includes_the_boundary(runs: Frames) -> None:
+    for seed, value in enumerate((0.90, 0.88, 0.87)):
+        runs.prune(levels([0.9, 0.9, 0.9, value]), seed=seed, base=f"b{seed}")
+    assert "interval includes the boundary, -2 points" in judge(runs, 1).reason
+
+
+def test_2_is_open_where_levels_of_l1_have_no_random_beside_them(runs: Frames) -> None:
+    runs.prune(levels([0.9, 0.9, 0.9, 0.8]))
+    runs.prune(levels([0.9, 0.5, 0.4]), criterion="random")
+    assert judge(runs, 2).verdict == "not enough data"
+    assert "1 of 3 levels" in judge(runs, 2).reason
+
+
+def test_2_and_3_need_one_base(runs: Frames) -> None:
+    runs.prune(levels([0.9, 0.9]))
+    runs.prune(levels([0.9, 0.1]), criterion="random", base="b1")
+    runs.prune(levels([0.9, 0.1]), stage="prune_direct", base="b1")
+    assert judge(runs, 2).verdict == judge(runs, 3).verdict == "not enough data"
+
+
+def test_6_compares_only_where_single_weights_were_measured(runs: Frames) -> None:
+    runs.prune(levels([0.9, 0.9]))  # to a half
+    few = [level(n, left, 0.5, channels_left=left) for n, left in enumerate((1.0, 0.3, 0.2))]
+    runs.prune(few, granularity="channel", coupling="independent")
+    assert judge(runs, 6).verdict == "not enough data"
+
+
+def test_8_of_two_batch_sizes_is_open(runs: Frames) -> None:
+    rows = [row for row in times(1.0, lambda n: 0.8**n) if row.batch_size < 16]
+    runs.benchmark(runs.prune(), rows)
+    assert judge(runs, 8).verdict == "not enough data"
+
+
+def test_8_is_refuted_by_times_that_bend(runs: Frames) -> None:
+    rows = [
+        replace(row, p50_ms=(row.p50_ms or 0) * row.batch_size**2)
+        for row in times(1.0, lambda n: 0.8**n)
+    ]
+    runs.benchmark(runs.prune(), [*rows, *(replace(r, batch_size=8) for r in rows[:1])])
+    assert judge(runs, 8).verdict == "refuted"
+
+
+def test_9_names_the_encoder_that_stands_for_bert(runs: Frames) -> None:
+    runs.prune(levels([0.9, 0.9, 0.88]))
+    runs.prune(levels([0.9, 0.7, 0.5]), model="hf:x/tiny", dataset="reviews")
+    found = judge(runs, 9)
+    assert found.verdict == "not enough data"  # one fraction
+    assert "tiny loses 40.0 points at 75.0 % sparsity, alexnet 2.0" in found.reason
+
+
+def test_10_is_open_where_only_the_unpruned_level_is_common(runs: Frames) -> None:
+    for model, fraction in (("alexnet", 0.5), ("vgg16", 0.3), ("resnet18", 0.2)):
+        pruned = level(1, 1 - fraction, 0.8)
+        runs.prune([level(0, 1.0, 0.9), pruned], model=model, fraction=fraction)
+    assert judge(runs, 10).verdict == "not enough data"
+
+
+def test_11_far_from_the_studys_level_is_open(runs: Frames) -> None:
+    filters(runs, [0.9, 0.9], [0.9, 0.9], model="resnet18",
+            conv_params_masked=[300, 270], conv_params_compact=[300, 20])  # fmt: skip
+    assert judge(runs, 11).verdict == "not enough data"

@@ -6,6 +6,7 @@ import math
 
 import pandas as pd
 import pytest
+from frames import Frames
 from records import LEVELS, level, prune
 from scipy import stats
 
@@ -44,6 +45,37 @@ def test_pairs_are_of_one_base_at_one_place() -> None:
     (row,) = paired(one, other, "level", "x").to_dict("records")
     assert row["mean"] == pytest.approx(0.15)
     assert row["n"] == 2
+
+
+@pytest.mark.parametrize("off", [-1e-9, 1e-9, 4e-6])
+def test_pairs_meet_though_their_sparsity_is_not_the_same_to_the_last_digit(off: float) -> None:
+    one = pd.DataFrame({"base_run": ["a"], "target_sparsity": [0.9375], "x": [0.9]})
+    other = one.assign(target_sparsity=0.9375 + off, x=0.7)
+    (row,) = paired(one, other, "target_sparsity", "x").to_dict("records")
+    assert row["mean"] == pytest.approx(0.2)
+    assert paired(one, other.assign(target_sparsity=0.94), "target_sparsity", "x").empty
+
+
+def test_a_seed_that_was_run_again_is_one_sample() -> None:
+    runs = Frames()
+    runs.prune([level(0, 1.0, 0.5)])
+    again = runs.prune([level(0, 1.0, 0.6)])
+    runs.prune([level(0, 1.0, 0.8)], seed=1)
+    runs.prune([level(0, 1.0, 0.1)], seed=2, status="FAILED")
+    found = runs.evidence()
+    (row,) = summary(found.levels, ["configuration"], "test_after").to_dict("records")
+    assert (row["n"], row["mean"]) == (2, pytest.approx(0.7))
+    assert again in set(found.levels["run_id"])
+    assert found.configurations["n"].tolist() == [2]
+
+
+def test_models_of_one_short_name_have_labels_of_their_own() -> None:
+    runs = Frames()
+    for model in ("hf:x/tiny", "hf:y/tiny"):
+        runs.prune(model=model, dataset="reviews")
+    runs.prune(fraction=0)
+    runs.prune(fraction=0, stage="prune_direct")
+    assert runs.evidence().configurations["label"].is_unique
 
 
 def test_only_finished_runs_are_evidence_and_all_are_listed(store: str) -> None:

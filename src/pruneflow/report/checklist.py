@@ -15,6 +15,7 @@ from pruneflow.report.evidence import Evidence
 
 POINTS = 5
 SEEDS = 3
+NONE = "no finished pruning run"
 _TOLD = 3  # configurations that are named where some fail
 
 
@@ -42,8 +43,10 @@ def _pruned(evidence: Evidence) -> pd.DataFrame:
 
 
 def named_exactly(evidence: Evidence) -> Finding:
-    """Architecture, data set, resolution and training samples, of every configuration."""
+    """Architecture, data set and weights, of every configuration."""
     table = evidence.configurations
+    if table.empty:
+        return False, NONE
     said = table[["model", "dataset", "weights"]]
     lacking = said.isna().any(axis=1)
     if lacking.any():
@@ -59,10 +62,18 @@ def named_exactly(evidence: Evidence) -> Finding:
 
 def compression_and_speedup(evidence: Evidence) -> Finding:
     """Compression ratio and theoretical speed-up (MACs), of every level."""
-    lacking = evidence.levels[["params_left", "macs_left"]].isna().any(axis=1)
+    left = evidence.levels[["params_left", "macs_left"]]
+    lacking = left.isna().any(axis=1)
+    if left.empty:
+        return False, NONE
     if lacking.any():
-        return False, f"{int(lacking.sum())} of {len(lacking)} levels lack params_left or macs_left"
-    return True, "1 / params_left and 1 / macs_left of every level, in the table of configurations"
+        return False, f"{int(lacking.sum())} of {len(left)} levels lack params_left or macs_left"
+    params, macs = (float(1 / left[name].clip(lower=1e-9).min()) for name in left)
+    return (
+        True,
+        f"of all {len(left)} levels: up to {params:.1f} x fewer parameters, {macs:.1f} x "
+        "fewer MACs",
+    )
 
 
 def operating_points(evidence: Evidence) -> Finding:
@@ -79,15 +90,31 @@ def operating_points(evidence: Evidence) -> Finding:
 
 
 def dense_control(evidence: Evidence) -> Finding:
-    """A control of every model and data set that is trained as long and not pruned."""
+    """A control of every model and data set that is trained as long and not pruned.
+
+    As long: as many levels as the longest iterative run, of as many epochs each.
+    """
     table = evidence.configurations
-    pairs = {(row["model"], row["dataset"]) for _, row in _pruned(evidence).iterrows()}
-    dense = table[table["schedule"] == "dense"]
-    lacking = sorted(pairs - {(row["model"], row["dataset"]) for _, row in dense.iterrows()})
+    most = evidence.levels.groupby("configuration")["level"].max()
+    table = table.assign(epochs=most.reindex(table.index).astype(float) * table["finetune_epochs"])
+    lacking, controls = [], 0
+    for (model, dataset), own in table.groupby(["model", "dataset"]):
+        dense = own[own["schedule"] == "dense"]
+        pruned = own[own["schedule"] != "dense"]
+        controls += len(dense)
+        if pruned.empty:
+            continue
+        needed = pruned["epochs"].max()
+        if dense.empty:
+            lacking.append(f"none of {model} on {dataset}: pass fraction=0")
+        elif dense["epochs"].max() < needed:
+            lacking.append(
+                f"that of {model} on {dataset} has {dense['epochs'].max():g} epochs of "
+                f"fine-tuning, pruning {needed:g}"
+            )
     if lacking:
-        said = ", ".join(f"{model} on {dataset}" for model, dataset in lacking)
-        return False, f"none of {said}: pass fraction=0"
-    return bool(pairs), f"{len(dense)} controls"
+        return False, "; ".join(lacking)
+    return bool(controls), f"{controls} controls, trained as long" if controls else NONE
 
 
 def baselines(evidence: Evidence) -> Finding:
@@ -98,9 +125,11 @@ def baselines(evidence: Evidence) -> Finding:
         criteria = set(own["criterion"])
         if "random" not in criteria or not criteria & {"l1", "l2"}:
             lacking.append(f"{model} on {dataset} (only {', '.join(sorted(criteria))})")
-    return (not lacking and bool(len(table))), (
-        f"not both: {'; '.join(lacking)}" if lacking else "random and magnitude, of every model"
-    )
+    if table.empty:
+        return False, NONE
+    if lacking:
+        return False, f"not both: {'; '.join(lacking)}"
+    return True, f"both, of every model and data set ({', '.join(sorted(set(table['criterion'])))})"
 
 
 def seeds(evidence: Evidence) -> Finding:
@@ -109,7 +138,9 @@ def seeds(evidence: Evidence) -> Finding:
     few = table.index[table["n"] < SEEDS]
     if len(few):
         return False, f"fewer than {SEEDS} in {len(few)} of {len(table)}: {_named(evidence, few)}"
-    return bool(len(table)), f"{table['n'].min()} to {table['n'].max()} seeds, sd and 95 % interval"
+    if table.empty:
+        return False, NONE
+    return True, f"{table['n'].min()} to {table['n'].max()} seeds, sd and 95 % interval"
 
 
 def raw_and_differences(evidence: Evidence) -> Finding:
@@ -119,7 +150,9 @@ def raw_and_differences(evidence: Evidence) -> Finding:
     without = levels["run_id"].nunique() - levels[levels["level"] == 0]["run_id"].nunique()
     if lacking.any() or without:
         return False, f"{int(lacking.sum())} levels lack accuracies, {without} runs their level 0"
-    return bool(len(levels)), "accuracy of every level, and its change since level 0"
+    if levels.empty:
+        return False, NONE
+    return True, f"accuracies of all {len(levels)} levels, and level 0 of every run to subtract"
 
 
 def achieved(evidence: Evidence) -> Finding:
@@ -127,7 +160,9 @@ def achieved(evidence: Evidence) -> Finding:
     pruned = evidence.levels[evidence.levels["level"] > 0]
     reached = pruned["sparsity"].where(pruned["channels_left"].isna(), 1 - pruned["channels_left"])
     off = (reached - pruned["target_sparsity"]).abs()
-    if pruned.empty or off.isna().any():
+    if pruned.empty:
+        return False, "no pruned level"
+    if off.isna().any():
         return False, f"{int(off.isna().sum())} levels lack one of the two"
     return True, f"both recorded; largest difference {100 * off.max():.2f} % of what can be pruned"
 
@@ -153,29 +188,36 @@ def same_code_and_data(evidence: Evidence) -> Finding:
             problems.append(f"{dataset} with different train_limit: {', '.join(sizes)}")
     if problems:
         return False, "; ".join(problems)
-    return True, f"commit {commits.pop()[:12]}, {len(found)} environments read"
+    told = f"commit {commits.pop()[:12]}, {len(found)} of {len(evidence.pruning)} runs looked at"
+    return True, f"{told}; data told by name and train_limit, not by content"
 
 
 def hardware(evidence: Evidence) -> Finding:
     """Processor, threads and versions, of the runs."""
-    found = list(evidence.environments.values())
-    told = {
-        f"{one.get('gpu') or one.get('cpu')}, {one.get('threads')} threads, PyTorch "
-        f"{(one.get('versions') or {}).get('torch')}"  # type: ignore[attr-defined]
-        for one in found
-    }
-    return bool(found), "; ".join(sorted(told)) or "no environment.json was read"
+    told = set()
+    for run, one in evidence.environments.items():
+        processor, threads = one.get("gpu") or one.get("cpu"), one.get("threads")
+        torch = (one.get("versions") or {}).get("torch")  # type: ignore[attr-defined]
+        if not (processor and threads and torch):
+            return False, f"run {run[:8]} lacks its processor, threads or PyTorch's version"
+        told.add(f"{processor}, {threads} threads, PyTorch {torch}")
+    return bool(told), "; ".join(sorted(told)) or "no environment.json was read"
 
 
 def mac_convention(evidence: Evidence) -> Finding:
-    """What a MAC is, and that one model has the same number in every run."""
-    counts = evidence.levels.groupby(["model", "dataset"])["macs"].nunique()
-    differ = counts.index[counts > 1].tolist()
-    if differ or counts.empty:
-        return False, f"several counts of MACs for {differ}" if differ else "no MACs recorded"
+    """What a MAC is, and that one model at one resolution has the same number in every run."""
+    sizes = evidence.pruning.set_index("run_id")["image_size"]
+    levels = evidence.levels.assign(size=evidence.levels["run_id"].map(sizes))
+    counts = levels.groupby(["model", "dataset", "size"], dropna=False)["macs"].nunique()
+    if counts.empty or (counts == 0).any():
+        return False, "no MACs recorded of some model" if len(counts) else NONE
+    differ = [f"{model} on {dataset}" for model, dataset, _ in counts.index[counts > 1]]
+    if differ:
+        return False, f"several counts of MACs for {', '.join(differ)}"
     return True, (
-        "one multiply-accumulate of a convolution or linear layer for one sample; biases, "
-        "normalisation, pooling, embeddings and attention's products count nothing"
+        f"one count for each of {len(counts)} models at a resolution: one multiply-accumulate of a "
+        "convolution or linear layer for one sample; biases, normalisation, pooling, embeddings "
+        "and attention's products count nothing"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +19,7 @@ from pruneflow.config import PruneConfig
 _REPEATED = {"seed", "data_dir", "base_run", "preset", "device", "threads"}
 _DECIDING = [name for name in PruneConfig.model_fields if name not in _REPEATED]
 CONFIDENCE = 0.95
+SAME_PLACE = 0.0005  # sparsities closer than this are one place of a comparison
 
 
 @dataclass(frozen=True)
@@ -27,9 +29,10 @@ class Evidence:
     Attributes:
         title: experiment or study.
         runs: every run, of any status.
-        levels: of finished pruning runs. Besides the query's columns `configuration`, a number that
-            runs share which differ in seed alone, and `schedule`: `iterative`, `direct`, or `dense`
-            of a control that was trained as long and not pruned.
+        levels: of finished pruning runs, the newest of those that repeat a seed on one base.
+            Besides the query's columns `configuration`, a number that runs share which differ in
+            seed alone, and `schedule`: `iterative`, `direct`, or `dense` of a control that was
+            trained as long and not pruned.
         layers: of those whose layers were read, with `configuration`.
         latencies: of finished benchmarks, with the `configuration` of the pruning run.
         environments: `environment.json` of some finished runs, by run id.
@@ -100,8 +103,10 @@ def gather(
     """Put the query's frames together; what is not of a finished run is left out but in `runs`."""
     pruning = with_configuration(runs).set_index("run_id")
     added = pruning[["configuration", "schedule"]]
-    known = levels[levels["run_id"].isin(added.index)].join(added, on="run_id")
-    known_layers = layers[layers["run_id"].isin(added.index)].join(added, on="run_id")
+    # the same seed again is the same result, and would count as a second sample
+    counted = pruning[~pruning.duplicated(["configuration", "seed", "base_run"], keep="last")].index
+    known = levels[levels["run_id"].isin(counted)].join(added, on="run_id")
+    known_layers = layers[layers["run_id"].isin(counted)].join(added, on="run_id")
     timed = latencies[latencies["run_status"] == "FINISHED"] if len(latencies) else latencies
     timed = timed.join(added, on="pruning_run")
     places = levels[["run_id", "level", "channels_left"]].rename(columns={"run_id": "pruning_run"})
@@ -136,7 +141,12 @@ def _labels(configurations: pd.DataFrame) -> pd.Series[str]:
             text = f"{value:g}" if isinstance(value, float | np.floating) else str(value)
             parts.append(text if name in told else f"{name} {text}")
         labels.append(", ".join(parts))
-    return pd.Series(labels, index=configurations.index, dtype=object)
+    names = pd.Series(labels, index=configurations.index, dtype=object)
+    # models of one short name, and a control made by either pruning stage
+    for column in ("model", "stage"):
+        alike = names.duplicated(keep=False)
+        names[alike] += ", " + configurations.loc[alike, column].astype(str)
+    return names
 
 
 def short_model(model: str) -> str:
@@ -182,12 +192,28 @@ def paired(one: pd.DataFrame, other: pd.DataFrame, on: str, column: str) -> pd.D
     keys = ["base_run", on]
 
     def at_places(frame: pd.DataFrame) -> pd.DataFrame:
-        rounded = frame.assign(**{on: frame[on].astype(float).round(3)})
-        return rounded.groupby(keys)[column].mean().reset_index()
+        placed = frame.assign(**{on: frame[on].astype(float).round(6).map(placed_at)})
+        return placed.groupby(keys)[column].mean().reset_index()
 
+    placed_at = places(pd.concat([one[on], other[on]]))
     both = at_places(one).merge(at_places(other), on=keys, suffixes=("_one", "_other"))
     both["difference"] = both[f"{column}_one"] - both[f"{column}_other"]
     return summary(both, [on], "difference")
+
+
+def places(values: pd.Series[float]) -> dict[float, float]:
+    """Value -> the least of those that it is one place with; to six digits, as curves are kept.
+
+    Rounding to fewer would part values that differ in their last digit: 0.9375 lies on an edge.
+    """
+    found: dict[float, float] = {}
+    previous = place = -math.inf
+    for value in np.unique(values.astype(float).dropna().round(6)):
+        if value - previous > SAME_PLACE:
+            place = float(value)
+        found[float(value)] = place
+        previous = float(value)
+    return found
 
 
 def reference(name: str) -> pd.DataFrame:
