@@ -34,6 +34,16 @@ from pruneflow.workloads.datasets import DATASETS, IMAGES, TEXTS
 PRESET = "preset"  # what MLproject passes for a parameter that was not given
 
 
+def short_model(model: str) -> str:
+    """A model's name without where it comes from."""
+    return model.removeprefix("hf:").rstrip("/").rpartition("/")[2]
+
+
+def reads_texts(model: str) -> bool:
+    """Whether a model's name means an encoder of texts."""
+    return model == "bert" or model.startswith("hf:")
+
+
 def _names(value: object) -> object:
     """'a, b' -> ('a', 'b'); one number is a list of one; lists pass through."""
     if isinstance(value, str):
@@ -139,11 +149,6 @@ class Settings(Config):
     )
     threads: Count | None = Field(None, description="CPU threads; all cores when not given")
 
-    @property
-    def short_model(self) -> str:
-        """The model's name without where it comes from."""
-        return self.model.removeprefix("hf:").rstrip("/").rpartition("/")[2]
-
 
 class FinetuneConfig(Settings):
     """Configuration of `finetune`: train a model on a data set, to be a base run for pruning."""
@@ -153,7 +158,7 @@ class FinetuneConfig(Settings):
     @property
     def run_name(self) -> str:
         """What its run is called."""
-        return f"base-{self.short_model}-{self.dataset}-s{self.seed}"
+        return f"base-{short_model(self.model)}-{self.dataset}-s{self.seed}"
 
 
 class PruneConfig(Settings):
@@ -227,7 +232,7 @@ class PruneConfig(Settings):
         what += [self.criterion, self.granularity] if self.fraction else ["dense"]
         if self.granularity == "channel" and self.fraction:
             what += [kind for kind in (self.coupling, self.form) if kind in _UNUSUAL]
-        return "-".join([*what, self.short_model, self.dataset, f"s{self.seed}"])
+        return "-".join([*what, short_model(self.model), self.dataset, f"s{self.seed}"])
 
     @property
     def final_sparsity(self) -> float:

@@ -97,6 +97,12 @@ def test_5_is_beside_a_control_trained_as_long(runs: Frames, control: float, ver
     assert judge(runs, 5).verdict == verdict
 
 
+def test_5_does_not_count_levels_that_answer_by_chance(runs: Frames) -> None:
+    test, train = [0.9, 0.5, 0.1, 0.1, 0.1], [0.95, 0.6, 0.1, 0.1, 0.1]
+    runs.prune(levels(test, train_after=train))
+    assert judge(runs, 5).verdict == "not enough data"
+
+
 def filters(runs: Frames, after: list[float], before: list[float], **given: Any) -> str:
     """A run of filters, chosen Conv2d by Conv2d."""
     model = given.pop("model", "alexnet")

@@ -48,6 +48,12 @@ def test_batch_sizes_are_plain_numbers() -> None:
     assert (axis.type, list(axis.ticktext)) == ("log", ["1", "8", "64"])
 
 
+def test_times_are_told_in_full_between_the_powers_of_ten() -> None:
+    axis = interactive.draw(chart(Line("a", [15, 50], X), x=Axis("ms", "log"))).layout.xaxis
+    assert {10, 20, 50} <= set(axis.tickvals)
+    assert {"10", "20", "50"} <= set(axis.ticktext)
+
+
 def test_a_line_is_in_the_legend_once_and_hidden_in_all_panels() -> None:
     traces = interactive.draw(chart(Line("a", X, X), Line("b", X, X, colour=1), panels=3)).data
     assert [trace.showlegend for trace in traces] == [True, True, False, False, False, False]

@@ -129,7 +129,7 @@ def test_what_has_no_runs_is_named_with_its_command(store: str, tmp_path: Path) 
     [
         ({"experiment": "Defalt"}, "did you mean Default?"),
         ({"study": "none"}, "has no finished pruning runs"),
-        ({"output_dir": "mlflow.db"}, "cannot be written to"),
+        ({"output_dir": "mlflow.db"}, "is not a folder"),
     ],
 )
 def test_bad_input_is_refused_before_a_run_is_made(

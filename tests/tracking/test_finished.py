@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
+from mlflow.tracking import MlflowClient
 
 from pruneflow.config import FinetuneConfig, resolve
 from pruneflow.errors import InputError
@@ -63,3 +64,20 @@ def test_a_base_that_cannot_be_used_is_refused(store: str, config: FinetuneConfi
         with pytest.raises(InputError, match=said) as refused:
             finished.open_base(run_id, config, {"classes": 10})
         assert "\n" not in str(refused.value)
+
+
+def test_runs_of_a_study_come_once_each_and_the_oldest_first(
+    store: str, config: FinetuneConfig
+) -> None:
+    ids = []
+    for workload in ("shared", "own", "both"):
+        ids.append(finished_base(config, workload, stage="prune_direct"))
+        time.sleep(0.01)
+    with pytest.raises(InputError, match="no finished pruning runs"):
+        finished.pruning_runs_of("one")
+    client = MlflowClient()
+    client.set_tag(ids[0], "pruneflow.study.one", "one")
+    for run_id in ids[1:]:
+        client.set_tag(run_id, "pruneflow.study", "one")
+    client.set_tag(ids[2], "pruneflow.study.one", "one")
+    assert finished.pruning_runs_of("one") == ids

@@ -114,7 +114,9 @@ def dense_control(evidence: Evidence) -> Finding:
             )
     if lacking:
         return False, "; ".join(lacking)
-    return bool(controls), f"{controls} controls, trained as long" if controls else NONE
+    if not controls:
+        return False, NONE
+    return True, f"{controls} control{'s' * (controls > 1)}, trained as long"
 
 
 def baselines(evidence: Evidence) -> Finding:

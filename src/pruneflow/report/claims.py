@@ -14,12 +14,12 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from pruneflow.config import short_model
 from pruneflow.report.evidence import (
     Evidence,
-    is_bert,
+    of_texts,
     paired,
     places,
-    short_model,
     summary,
     where,
 )
@@ -33,6 +33,7 @@ KEPT = 0.02  # "keeps its accuracy" loses at most
 FAR = 0.05  # "by far"
 CLEARLY = 0.01  # "clearly", and a rise that is more than noise
 MOST = 0.5  # "most" of the zeros; and of the parameters that masks keep, claim 11
+COLLAPSED = 0.5  # of its accuracy: below it a model is not compared any more
 LEVELS = 4  # the least that a trend is told from
 LINEAR = 0.98  # R squared
 BATCHES = 3  # batch sizes that "linear" is told from
@@ -276,7 +277,8 @@ def regularises(evidence: Evidence) -> Verdict:
     """The train-test gap falls with sparsity (Spearman < 0), and ends below level 0's.
 
     Fine-tuning alone changes the gap: where there is a control that was trained as long, the last
-    level's gap has to be below that of the control too. Of every model that has LEVELS levels.
+    level's gap has to be below that of the control too. Of every model that has LEVELS levels at
+    which it keeps COLLAPSED of its accuracy: one that answers by chance has no gap to speak of.
     """
     epochs = evidence.pruning.set_index("run_id")["finetune_epochs"]
     levels, control = (
@@ -290,6 +292,9 @@ def regularises(evidence: Evidence) -> Verdict:
     for (model, _), every in levels[levels["gap"].notna()].groupby(["model", "dataset"]):
         own = _first(every)
         own = own.assign(change=_since_start(own, "gap"))
+        accuracy = own.groupby("level")["test_after"].mean()
+        lost = accuracy.index[accuracy < COLLAPSED * accuracy.iloc[0]]
+        own = own[own["level"] < lost.min()] if len(lost) else own
         means = summary(own, ["level"], "gap")
         if len(means) < LEVELS or int(means["level"].iloc[0]) != 0:
             continue
@@ -315,7 +320,8 @@ def regularises(evidence: Evidence) -> Verdict:
         )
     numbers = pd.DataFrame(rows)
     if numbers.empty:
-        return _missing(5, f"iterative L1 runs of at least {LEVELS} levels", _ALEXNET)
+        what = f"iterative L1 runs of at least {LEVELS} levels that keep half of their accuracy"
+        return _missing(5, what, _ALEXNET)
     falls = (numbers["spearman"] < 0) & (numbers["gap_last"] < numbers["gap_unpruned"])
     alone = numbers["gap_control"].isna()
     below = alone | (numbers["gap_last"] < numbers["gap_control"])
@@ -491,7 +497,7 @@ def bert_is_fragile(evidence: Evidence) -> Verdict:
     both have within NEAR, else the nearest within NEAREST. Encoders `hf:` stand for BERT.
     """
     losses = _losses(_l1(evidence))
-    bert, cnns = losses[is_bert(losses["model"])], where(losses, model=CNNS)
+    bert, cnns = losses[of_texts(losses["model"])], where(losses, model=CNNS)
     if bert.empty or cnns.empty:
         none = [name for name, part in (("BERT (no encoder of texts)", bert), ("a CNN", cnns))
                 if part.empty]  # fmt: skip

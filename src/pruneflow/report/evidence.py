@@ -13,11 +13,11 @@ import pandas as pd
 from scipy import stats
 
 from pruneflow import query
-from pruneflow.config import PruneConfig
+from pruneflow.config import PruneConfig, reads_texts, short_model
 
 # What may differ between runs of one configuration: its repetitions, and where they were run.
 _REPEATED = {"seed", "data_dir", "base_run", "preset", "device", "threads"}
-_DECIDING = [name for name in PruneConfig.model_fields if name not in _REPEATED]
+DECIDING = [name for name in PruneConfig.model_fields if name not in _REPEATED]
 CONFIDENCE = 0.95
 SAME_PLACE = 0.0005  # sparsities closer than this are one place of a comparison
 
@@ -87,9 +87,9 @@ def where(frame: pd.DataFrame, **values: object) -> pd.DataFrame:
     return frame
 
 
-def is_bert(models: pd.Series[str]) -> pd.Series[bool]:
+def of_texts(models: pd.Series[str]) -> pd.Series[bool]:
     """Which models stand for the study's BERT: encoders of texts."""
-    return (models.eq("bert") | models.str.startswith("hf:")).fillna(False).astype(bool)
+    return pd.Series([reads_texts(str(name)) for name in models], index=models.index, dtype=bool)
 
 
 def gather(
@@ -118,7 +118,7 @@ def with_configuration(runs: pd.DataFrame) -> pd.DataFrame:
     """The finished pruning runs of a frame of runs, with their `configuration` and `schedule`."""
     of_pruning = runs["stage"].str.startswith("prune_").fillna(False).astype(bool)
     found = runs[of_pruning & (runs["status"] == "FINISHED")].copy()
-    columns = ["stage", *(name for name in _DECIDING if name in found)]
+    columns = ["stage", *(name for name in DECIDING if name in found)]
     found["configuration"] = found.groupby(columns, dropna=False, sort=False).ngroup()
     direct = found["stage"] == "prune_direct"
     found["schedule"] = np.where(direct, "direct", "iterative")
@@ -129,7 +129,7 @@ def with_configuration(runs: pd.DataFrame) -> pd.DataFrame:
 def _labels(configurations: pd.DataFrame) -> pd.Series[str]:
     """A name for each configuration: its model, and whatever is not the same for all."""
     told = ["model", "dataset", "schedule", "criterion", "granularity", "coupling", "form", "scope"]
-    others = [name for name in _DECIDING if name in configurations and name not in told]
+    others = [name for name in DECIDING if name in configurations and name not in told]
     varying = [n for n in (*told[1:], *others) if configurations[n].nunique(dropna=False) > 1]
     labels = []
     for _, row in configurations.iterrows():
@@ -147,11 +147,6 @@ def _labels(configurations: pd.DataFrame) -> pd.Series[str]:
         alike = names.duplicated(keep=False)
         names[alike] += ", " + configurations.loc[alike, column].astype(str)
     return names
-
-
-def short_model(model: str) -> str:
-    """A model's name without where it comes from."""
-    return model.removeprefix("hf:").rstrip("/").rpartition("/")[2]
 
 
 def summary(frame: pd.DataFrame, by: Sequence[str], column: str) -> pd.DataFrame:
@@ -239,8 +234,7 @@ def read(
     Raises:
         InputError: an experiment that is not there.
     """
-    runs = query.runs(experiment, study=study)
-    levels = query.levels(experiment, study=study)
+    runs, levels = query.runs_and_levels(experiment, study=study)
     latencies = query.latencies(experiment, study=study)
     chosen = with_configuration(runs)
     chosen = chosen[chosen["configuration"].isin(chosen["configuration"].unique()[:layers_of])]

@@ -261,10 +261,12 @@ def _axis(axis: Axis, values: Sequence[float]) -> dict[str, Any]:
     if axis.scale == "log2":
         sizes = sorted(set(positive))
         settings |= {"tickvals": sizes, "ticktext": [f"{size:g}" for size in sizes]}
-    else:
-        settings["dtick"] = "D2"
-        if axis.percent:
-            settings["tickformat"] = ".3~%"
+    elif positive:
+        # plotly's own marks between the powers of ten are bare digits: 5 for 50
+        first, last = (math.floor(math.log10(end(positive))) for end in (min, max))
+        marks = [d * 10.0**power for power in range(first - 1, last + 2) for d in (1, 2, 5)]
+        texts = [f"{100 * v:.3g} %" if axis.percent else f"{v:g}" for v in marks]
+        settings |= {"tickvals": marks, "ticktext": texts}
     return settings | _range(low and math.log10(low), high and math.log10(high))
 
 

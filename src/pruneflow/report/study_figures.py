@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from pruneflow.config import reads_texts, short_model
 from pruneflow.report.charts import (
     ACCURACY,
     BATCH_LOG_MS,
@@ -27,11 +28,11 @@ from pruneflow.report.charts import (
     ran_on,
 )
 from pruneflow.report.evidence import (
+    DECIDING,
     Evidence,
-    is_bert,
+    of_texts,
     paired,
     reference,
-    short_model,
     summary,
     where,
 )
@@ -159,7 +160,7 @@ def _control(
 def _of_study(evidence: Evidence, levels: pd.DataFrame, column: str, label: str) -> list[Line]:
     """The study's own curve of the same comparison, where it has one."""
     first = levels.iloc[0]
-    model = "bert" if is_bert(levels["model"]).iloc[0] else short_model(str(first["model"]))
+    model = "bert" if reads_texts(str(first["model"])) else short_model(str(first["model"]))
     told = reference("accuracy")
     own = told[
         (told["model"] == model)
@@ -210,7 +211,7 @@ def _pruned(evidence: Evidence) -> pd.DataFrame:
 
 def _single_weights(evidence: Evidence) -> pd.DataFrame:
     levels = evidence.of(schedule="iterative", granularity="weight")
-    return levels[~is_bert(levels["model"]) & (levels["criterion"] != "random")]
+    return levels[~of_texts(levels["model"]) & (levels["criterion"] != "random")]
 
 
 def _channels(evidence: Evidence) -> pd.DataFrame:
@@ -219,7 +220,7 @@ def _channels(evidence: Evidence) -> pd.DataFrame:
 
 def _of_bert(evidence: Evidence) -> pd.DataFrame:
     levels = evidence.of(schedule="iterative")
-    return levels[is_bert(levels["model"])]
+    return levels[of_texts(levels["model"])]
 
 
 # ------------------------------------------------------------------------ comparisons
@@ -245,7 +246,7 @@ def _compared(
         apart: parameters that follow from it and may differ as well.
     """
     table = evidence.configurations.loc[sorted(levels["configuration"].unique())]
-    same = [name for name in table if name in _COMPARABLE.difference((by, *apart))]
+    same = [name for name in table if name in {*DECIDING, "schedule"} - {by, *apart}]
     panels = []
     for _, members in table.groupby(same, dropna=False, sort=False):
         if members[by].nunique() < 2:
@@ -277,14 +278,6 @@ def _compared(
         what = f"{short_model(str(first['model']))}, {first['dataset']}, {first['granularity']}"
         panels.append(Panel(what, axis, ACCURACY, lines))
     return Chart(title, panels[:MOST_PANELS]) if panels else None
-
-
-_COMPARABLE = {
-    "model", "dataset", "weights", "granularity", "criterion", "scope", "coupling", "targets",
-    "form", "schedule", "fraction", "iterations", "finetune_epochs", "base_epochs", "batch_size",
-    "learning_rate", "image_size", "train_limit", "include", "exclude", "prune_bias",
-    "recalibrate_bn",
-}  # fmt: skip
 
 
 def criteria(evidence: Evidence, overlay: bool) -> Chart | None:

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import pandas as pd
 
-from pruneflow.report.evidence import Evidence, paired, short_model, summary, where
+from pruneflow.config import short_model
+from pruneflow.report.evidence import Evidence, paired, summary, where
 
 _MEASURES = (
     "test_before",

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pruneflow.config import Settings
+from pruneflow.config import Settings, reads_texts
 from pruneflow.errors import InputError, first_line
 from pruneflow.pruning import cost
 from pruneflow.tracking.run import Run
@@ -145,7 +145,7 @@ def prepare(config: C, *, load: bool) -> tuple[Experiment[C], nn.Module]:
     """
     machine = Machine.settle(config.device, config.precision, config.threads, cores())
     config = config.resolved(**machine.settings())
-    texts = config.model == "bert" or config.model.startswith("hf:")
+    texts = reads_texts(config.model)
     if not texts and config.model not in models.names():
         models.build(config.model, 1)  # refuses the name before data is read
     if texts != (config.dataset in TEXTS):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from pruneflow.config import PruneConfig, base_config, given_for_base
+from pruneflow.config import PruneConfig, base_config, given_for_base, short_model
 from pruneflow.errors import InputError
 from pruneflow.pruning import compaction, cost, groups, schedule
 from pruneflow.pruning.compaction import Found
@@ -468,7 +468,7 @@ def _summarise(
     how = [config.criterion, config.scope]
     if config.granularity == "channel":
         how += [f"channels, {config.coupling}", config.form]
-    title = f"{config.short_model} on {experiment.data_name}\n{stage}, {', '.join(how)}"
+    title = f"{short_model(config.model)} on {experiment.data_name}\n{stage}, {', '.join(how)}"
     pruned = [layer for layer in run.layers if layer.layer in whole.prunable]
     for name, figure in RUN_FIGURES.items():
         run.log_figure(f"figures/{name}.png", static.draw(figure(run.levels, pruned, title)))

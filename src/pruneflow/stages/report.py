@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from pruneflow.config import ReportConfig
-from pruneflow.errors import InputError, first_line, user_path
+from pruneflow.errors import InputError, user_path
 from pruneflow.report import evidence, page
 from pruneflow.report.study_figures import FIGURES
 from pruneflow.stages.progress import Reporter
@@ -47,18 +48,14 @@ def report(config: ReportConfig, reporter: Reporter) -> Run:
 
 
 def _folder(config: ReportConfig) -> Path:
-    """Where the report is written.
+    """Where the report is written; it is made only once there is something to write.
 
     Raises:
         InputError: a file, or a place that cannot be written to.
     """
     folder = user_path("output_dir", config.output_dir)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / ".writable").touch()
-        (folder / ".writable").unlink()
-    except OSError as error:
-        raise InputError(
-            f"output_dir={config.output_dir!r} cannot be written to: {first_line(error)}"
-        ) from None
+    there = next(place for place in (folder, *folder.resolve().parents) if place.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        reason = "is not a folder" if not there.is_dir() else "may not be written to"
+        raise InputError(f"output_dir={config.output_dir!r} is not valid: {there} {reason}")
     return folder

@@ -115,11 +115,13 @@ def sweep(config: SweepConfig, reporter: Reporter) -> list[Run]:
             if job.state == "finished":
                 finished.adopt(job.run_id, name)
         try:
-            _run_all(trained, config, run, reporter)
+            for _ in _run_all(trained, config, run, reporter):
+                run.log_text("plan.csv", _plan_csv(jobs))
             _look_up(timed, name)  # what they time is there only now
-            _run_all(timed, config.resolved(workers=1), run, reporter)
+            for _ in _run_all(timed, config.resolved(workers=1), run, reporter):
+                run.log_text("plan.csv", _plan_csv(jobs))
         finally:
-            run.log_text("plan.csv", to_csv(_rows(jobs), Row))
+            run.log_text("plan.csv", _plan_csv(jobs))
         reporter.console.print(_table(jobs))
         failed = [job for job in jobs if job.state in ("failed", "skipped")]
         run.describe(_note(jobs))
@@ -244,8 +246,14 @@ def _digest(
 # ------------------------------------------------------------------------------------- running
 
 
-def _run_all(jobs: Sequence[Job], config: SweepConfig, run: Run, reporter: Reporter) -> None:
-    """Run what is to do, `workers` at a time, each after what it needs; go on past failures."""
+def _run_all(
+    jobs: Sequence[Job], config: SweepConfig, run: Run, reporter: Reporter
+) -> Iterator[Job]:
+    """Run what is to do, `workers` at a time, each after what it needs; go on past failures.
+
+    Yields:
+        Every job that was run, when it has ended.
+    """
     waiting = [job for job in jobs if job.state == "to do"]
     total, started = len(waiting), 0
     running: dict[Future[None], Job] = {}
@@ -267,7 +275,7 @@ def _run_all(jobs: Sequence[Job], config: SweepConfig, run: Run, reporter: Repor
                 job = running.pop(future)
                 future.result()
                 reporter.say(f"    {job.name}: {_ended(job)}")
-                run.log_text("plan.csv", to_csv(_rows(jobs), Row))
+                yield job
 
 
 def _run_one(
@@ -351,8 +359,8 @@ def _ended(job: Job) -> str:
     return ", ".join(parts)
 
 
-def _rows(jobs: Sequence[Job]) -> list[Row]:
-    return [
+def _plan_csv(jobs: Sequence[Job]) -> str:
+    rows = [
         Row(
             number,
             job.stage,
@@ -365,6 +373,7 @@ def _rows(jobs: Sequence[Job]) -> list[Row]:
         )
         for number, job in enumerate(jobs, 1)
     ]
+    return to_csv(rows, Row)
 
 
 def _table(jobs: Sequence[Job]) -> Table:

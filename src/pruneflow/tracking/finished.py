@@ -20,6 +20,7 @@ from pruneflow.errors import InputError, first_line
 from pruneflow.tracking import checkpoints, store
 from pruneflow.tracking.run import checkpoint_path, current_experiment, shown
 
+EVERY = 2**31 - 1  # runs, more than any store has
 _MISSING = "RESOURCE_DOES_NOT_EXIST"
 
 
@@ -155,7 +156,7 @@ def newest_pruning_run(model: str | None) -> str | None:
     if model is not None:
         conditions.append(f"params.`cfg/model` = '{_quoted(model)}'")
     found = _search(conditions, most=1)
-    return found[0] if found else None
+    return str(found[0].info.run_id) if found else None
 
 
 def pruning_runs_of(study: str) -> list[str]:
@@ -167,13 +168,13 @@ def pruning_runs_of(study: str) -> list[str]:
     conditions = ["attributes.status = 'FINISHED'", _OF_PRUNING]
     own = f"tags.`pruneflow.study` = '{_quoted(study)}'"
     shared = f"tags.`pruneflow.study.{_quoted(study)}` LIKE '%'"
-    found = [run_id for one in (own, shared) for run_id in _search([*conditions, one], most=1_000)]
-    if not found:
+    runs = {run.info.run_id: run for one in (own, shared) for run in _search([*conditions, one])}
+    if not runs:
         raise InputError(
             f"study={study!r} has no finished pruning runs in the current experiment: run it "
             "first, or pass run ids"
         )
-    return found[::-1]
+    return sorted(runs, key=lambda run_id: int(runs[run_id].info.start_time))
 
 
 def open_pruning_run(run_id: str) -> PruningRun:
@@ -209,14 +210,16 @@ def _read(client: MlflowClient, run_id: str, path: str, folder: str) -> str:
     return Path(client.download_artifacts(run_id, path, folder)).read_text("utf-8")
 
 
-def _search(conditions: list[str], *, most: int) -> list[str]:
-    found = MlflowClient().search_runs(
+def _search(conditions: list[str], *, most: int = EVERY) -> list[MlflowRun]:
+    """Runs of MLflow's current experiment, the newest first."""
+    found: list[MlflowRun] = mlflow.search_runs(
         [current_experiment()],
         filter_string=" and ".join(conditions),
-        order_by=["attributes.start_time DESC"],
+        order_by=["start_time DESC"],
         max_results=most,
+        output_format="list",
     )
-    return [str(run.info.run_id) for run in found]
+    return found
 
 
 def _quoted(text: str) -> str:
@@ -235,24 +238,10 @@ def by_fingerprint(study: str) -> dict[str, str]:
 
     Of runs with the same one, that of the study is given, else the newest.
     """
-    client, found = MlflowClient(), {}
-    ours: set[str] = set()
-    token: str | None = ""
-    while token is not None:
-        page = client.search_runs(
-            [current_experiment()],
-            filter_string="attributes.status = 'FINISHED'",
-            order_by=["attributes.start_time ASC"],
-            page_token=token or None,
-        )
-        for run in page:
-            fingerprint = run.data.tags.get("pruneflow.fingerprint", "")
-            if not in_study(run.data.tags, study) and fingerprint in ours:
-                continue
-            found[fingerprint] = str(run.info.run_id)
-            if in_study(run.data.tags, study):
-                ours.add(fingerprint)
-        token = page.token
+    found: dict[str, str] = {}
+    finished = _search(["attributes.status = 'FINISHED'"])
+    for run in sorted(finished, key=lambda run: in_study(run.data.tags, study), reverse=True):
+        found.setdefault(run.data.tags.get("pruneflow.fingerprint", ""), str(run.info.run_id))
     return found
 
 

@@ -95,10 +95,7 @@ def runs(
         ExperimentError: a store that does not answer.
     """
     rows = [_run_row(run) for run in _found(experiment, study, run_ids, filter_string, previous)]
-    columns = [*IDENTITY, *_RUN_COLUMNS, *_PARAMETERS]
-    frame = pd.DataFrame({name: _typed([row.get(name) for row in rows], name) for name in columns})
-    frame["seconds"] = (frame["end_time"] - frame["start_time"]).dt.total_seconds()
-    return _joined(previous, frame)
+    return _joined(previous, _runs_frame(rows))
 
 
 def levels(
@@ -122,19 +119,30 @@ def levels(
     """
     table = _Table(Level)
     for run in _found(experiment, study, run_ids, filter_string, previous):
-        text = run.data.tags.get("pruneflow.curves")
-        if text is None:
-            continue
-        if artifacts:
+        if artifacts and "pruneflow.curves" in run.data.tags:
             table.add_csv(run, "levels.csv")
-            continue
-        try:
-            columns = _columns_of(json.loads(text), Level)
-        except _TORN:
-            table.unreadable.append(run.info.run_id)
-            continue
-        table.add(run, columns)
+        else:
+            table.add_curves(run)
     return _joined(previous, table.frame())
+
+
+def runs_and_levels(
+    experiment: Ids | None = None,
+    *,
+    study: str | None = None,
+    run_ids: Ids | None = None,
+    filter_string: str | None = None,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """What `runs` and `levels` give, of one search: the search is nearly all that either costs.
+
+    Raises:
+        InputError: as `runs`.
+    """
+    rows, table = [], _Table(Level)
+    for run in _found(experiment, study, run_ids, filter_string, None):
+        rows.append(_run_row(run))
+        table.add_curves(run)
+    return _joined(None, _runs_frame(rows)), _joined(None, table.frame())
 
 
 def layers(
@@ -443,6 +451,13 @@ def _run_row(run: MlflowRun) -> dict[str, Any]:
     return row
 
 
+def _runs_frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    columns = [*IDENTITY, *_RUN_COLUMNS, *_PARAMETERS]
+    frame = pd.DataFrame({name: _typed([row.get(name) for row in rows], name) for name in columns})
+    frame["seconds"] = (frame["end_time"] - frame["start_time"]).dt.total_seconds()
+    return frame
+
+
 # What reading a record that is cut short, or is not ours, can raise; brackets in brackets recurse.
 _TORN = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
 _READ = {"int": int, "float": float, "str": str}
@@ -522,6 +537,18 @@ class _Table:
         self._counts.append(len(columns[next(iter(self._columns))]))
         for name, values in self._columns.items():
             values.extend(columns[name])
+
+    def add_curves(self, run: MlflowRun) -> None:
+        """Add the rows that a run's tag of curves has; one that is torn is remembered."""
+        text = run.data.tags.get("pruneflow.curves")
+        if text is None:
+            return
+        try:
+            columns = _columns_of(json.loads(text), self.record)
+        except _TORN:
+            self.unreadable.append(run.info.run_id)
+            return
+        self.add(run, columns)
 
     def add_csv(self, run: MlflowRun, path: str, own: Mapping[str, Any] | None = None) -> None:
         """Add the rows of an artifact; one that is torn is remembered, none at all is left out."""

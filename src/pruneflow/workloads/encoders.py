@@ -41,11 +41,6 @@ _VOCABULARY = 8_000
 _SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
-def is_encoder(name: str) -> bool:
-    """Whether a model's name means an encoder of texts."""
-    return name == "bert" or name.startswith("hf:")
-
-
 def tokenizer_for(name: str, weights: str, texts: Texts) -> Any:
     """The tokenizer that belongs to a model; of `bert` from scratch, one made from the texts.
 
