@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from pruneflow.errors import InputError
@@ -13,7 +13,7 @@ from pruneflow.pruning.criteria import CRITERIA
 from pruneflow.pruning.granularity import Channels
 from pruneflow.pruning.groups import Group, Tie
 from pruneflow.pruning.masks import Masks
-from pruneflow.pruning.selection import select
+from pruneflow.pruning.selection import drop_lowest
 from tests.pruning.networks import Residual, images, plain
 
 FORWARD = images()
@@ -53,6 +53,20 @@ def test_competing_scores_have_mean_one_and_the_best_unit_stays() -> None:
     assert groups.compete(torch.zeros(3), torch.ones(3, dtype=torch.bool))[1:].tolist() == [0, 0]
 
 
+def lowered(
+    channels: Channels, kept: Masks, criterion: str, level: int, fraction: float, scope: str
+) -> Masks:
+    """What a level keeps of what was kept."""
+    after = Masks(kept, {name: mask.clone() for name, mask in kept.items()})
+    drop_lowest(
+        after,
+        lambda name: channels.scores(name, kept, CRITERIA[criterion], (0, level)),
+        fraction=fraction,
+        scope=scope,
+    )
+    return after
+
+
 @pytest.mark.parametrize("criterion", sorted(CRITERIA))
 @pytest.mark.parametrize("fraction", [0.3, 0.9, 0.999])
 def test_no_group_is_ever_emptied(criterion: str, fraction: float) -> None:
@@ -61,12 +75,7 @@ def test_no_group_is_ever_emptied(criterion: str, fraction: float) -> None:
     kept = channels.everything()
     for level in range(1, 6):
         before = kept
-        kept = select(
-            lambda name, b=before, n=level: channels.scores(name, b, CRITERIA[criterion], (0, n)),  # type: ignore[misc]
-            before,
-            fraction=fraction,
-            scope="global",
-        )
+        kept = lowered(channels, before, criterion, level, fraction, "global")
         assert all(bool(kept[name].any()) for name in kept)
         wanted = round(fraction * before.kept)
         assert before.kept - kept.kept == min(wanted, before.kept - len(kept))
@@ -88,12 +97,7 @@ def test_independent_filters_are_those_of_ln_structured(n: int, criterion: str) 
         references[name].weight = nn.Parameter(source.get_parameter("weight").detach().clone())
     for level, amount in enumerate([0.1, 0.1, 0.25, 0.5, 0.1], start=1):
         before = kept
-        kept = select(
-            lambda name, b=before, k=level: channels.scores(name, b, CRITERIA[criterion], (0, k)),  # type: ignore[misc]
-            before,
-            fraction=amount,
-            scope="layer",
-        )
+        kept = lowered(channels, before, criterion, level, amount, "layer")
         masks = channels.masks(kept)
         for name in names:
             prune.ln_structured(references[name], "weight", amount=amount, n=n, dim=0)  # type: ignore[no-untyped-call]
@@ -106,10 +110,13 @@ def test_random_scores_are_drawn_anew_at_each_level_and_alike_at_each_call() -> 
     model = plain()
     channels = Channels(model, found(model, "8"), coupled=False)
     kept, criterion = channels.everything(), CRITERIA["random"]
-    first = channels.scores("2", kept, criterion, (0, 1))
-    assert torch.equal(first, channels.scores("2", kept, criterion, (0, 1)))
-    assert not torch.equal(first, channels.scores("2", kept, criterion, (0, 2)))
-    assert not torch.equal(first, channels.scores("2", kept, criterion, (1, 1)))
+
+    def scores(*seed: int) -> Tensor:
+        return channels.scores("2", kept, criterion, seed)(slice(None))
+
+    assert torch.equal(scores(0, 1), scores(0, 1))
+    assert not torch.equal(scores(0, 1), scores(0, 2))
+    assert not torch.equal(scores(0, 1), scores(1, 1))
 
 
 def test_groups_are_numbered_anew_as_the_smaller_model_is() -> None:

@@ -128,13 +128,48 @@ def test_pruned_entries_are_exactly_zero_after_every_step_and_kept_ones_move(
     start = {name: model.get_parameter(name).detach().clone() for name in names}
     for _ in range(25):
         step()
-        keep()
+        keep(optimizer)
         for name in names:
             weight = model.get_parameter(name)
             assert int(weight[~masks[name]].count_nonzero()) == 0
     for name in names:
         moved = model.get_parameter(name).detach() != start[name]
         assert torch.equal(moved, masks[name])
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_adamw_told_once_moves_what_is_kept_as_it_would_be_moved_with_masks(fused: bool) -> None:
+    """The second moment of infinity does what a mask after every step does, to the last bit."""
+    models = [small_net(), small_net()]
+    models[1].load_state_dict(models[0].state_dict())
+    masks = random_masks(models[0], "0.weight", "0.bias", "4.weight")
+    inputs, labels = torch.randn(16, 3, 6, 6), torch.arange(16) % 5
+    keepers = [masks.keeper(model) for model in models]
+    optimizers = [
+        torch.optim.AdamW(model.parameters(), 0.01, weight_decay=0.1, fused=fused)
+        for model in models
+    ]
+    for _ in range(20):
+        for model, optimizer in zip(models, optimizers, strict=True):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(inputs), labels).backward()
+            optimizer.step()
+        keepers[0](optimizers[0])
+        keepers[1]()
+        for one, other in zip(models[0].parameters(), models[1].parameters(), strict=True):
+            assert torch.equal(one, other)
+    state = optimizers[0].state[models[0].get_parameter("4.weight")]
+    assert torch.equal(state["exp_avg_sq"].isinf(), ~masks["4.weight"])
+
+
+def test_infinities_and_not_a_number_are_pruned_to_plain_zero() -> None:
+    model = nn.Linear(4, 1, bias=False)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[torch.nan, torch.inf, -3.0, -5.0]]))
+    mask = torch.tensor([[False, False, False, True]])
+    Masks({"weight": model.weight}, {"weight": mask}).keeper(model)()
+    assert model.weight.tolist() == [[0.0, 0.0, 0.0, -5.0]]
+    assert not bool(model.weight[:, :3].signbit().any())
 
 
 def test_without_the_keeper_the_same_steps_bring_pruned_entries_back() -> None:

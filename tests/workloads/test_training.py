@@ -89,7 +89,7 @@ def train(
     data: Split,
     recipe: Recipe = RECIPE,
     *,
-    after_step: Callable[[], None] | None = None,
+    after_step: Callable[[torch.optim.Optimizer], None] | None = None,
     on_progress: Callable[[int, float, float], None] | None = None,
 ) -> list[Epoch]:
     return list(fit(model, data, recipe, CPU, after_step=after_step, on_progress=on_progress))
@@ -209,7 +209,7 @@ def test_no_epochs_do_nothing() -> None:
     torch.manual_seed(5)
     generator = torch.get_rng_state()
     none = replace(RECIPE, epochs=0)
-    assert train(model, samples(20), none, after_step=lambda: called.append(1)) == []
+    assert train(model, samples(20), none, after_step=called.append) == []
     assert called == []
     assert torch.equal(torch.get_rng_state(), generator)
     assert not model.training
@@ -234,7 +234,7 @@ def test_each_sample_is_seen_once_an_epoch_and_a_last_one_alone_joins_the_batch_
 ) -> None:
     model, data, steps = Recorder(), samples(count), []
     recipe = replace(RECIPE, batch_size=size, epochs=2)
-    train(model, data, recipe, after_step=lambda: steps.append(len(model.seen)))
+    train(model, data, recipe, after_step=lambda _: steps.append(len(model.seen)))
     assert [len(batch) for batch in model.seen] == batches * 2
     assert steps == list(range(1, 2 * len(batches) + 1))  # once a step, after its forward pass
     whole = Recorder()
@@ -257,7 +257,7 @@ def test_after_step_is_called_with_the_weights_updated_and_what_it_sets_stays(
     model, found = Recorder(), []
     start = model.layer.weight.detach().clone()
 
-    def after() -> None:
+    def after(_: torch.optim.Optimizer) -> None:
         found.append(model.layer.weight.detach().clone())
         with torch.no_grad():
             model.layer.weight[:, :5] = 0
@@ -314,7 +314,7 @@ def moves(recipe: Recipe) -> list[float]:
     """The largest move of a weight at each step; about the learning rate, for AdamW."""
     model = Recorder()
     weights = [model.layer.weight.detach().clone()]
-    after = lambda: weights.append(model.layer.weight.detach().clone())  # noqa: E731
+    after = lambda _: weights.append(model.layer.weight.detach().clone())  # noqa: E731
     train(model, samples(160), recipe, after_step=after)
     return [float((b - a).abs().max()) for a, b in itertools.pairwise(weights)]
 

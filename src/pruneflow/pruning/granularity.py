@@ -18,6 +18,7 @@ from pruneflow.pruning import groups as grouping
 from pruneflow.pruning.criteria import Criterion
 from pruneflow.pruning.groups import Group
 from pruneflow.pruning.masks import Masks
+from pruneflow.pruning.selection import Scores
 
 
 class Granularity(Protocol):
@@ -35,8 +36,8 @@ class Granularity(Protocol):
 
     def scores(
         self, name: str, kept: Masks, criterion: Criterion, seed: tuple[object, ...]
-    ) -> Tensor:
-        """Scores of what `name` stands for, of the shape of its mask; the same at every call."""
+    ) -> Scores:
+        """Scores of what `name` stands for, an entry of its mask each; the same at every call."""
 
     def masks(self, kept: Masks) -> Masks:
         """Masks over parameters from what is kept."""
@@ -58,10 +59,15 @@ class Weights:
 
     def scores(
         self, name: str, kept: Masks, criterion: Criterion, seed: tuple[object, ...]
-    ) -> Tensor:
+    ) -> Scores:
         """Scores of a parameter's entries."""
-        weight = self.parameters[name].detach()
-        return criterion(weight.reshape(-1, 1), _generator(weight, *seed, name)).view(weight.shape)
+        weights = self.parameters[name].detach().reshape(-1, 1)
+
+        def scores(entries: slice) -> Tensor:
+            place = (entries.start, entries.step)
+            return criterion(weights[entries], _generator(weights, *seed, name, *place))
+
+        return scores
 
     def masks(self, kept: Masks) -> Masks:
         """What is kept, as it is."""
@@ -98,11 +104,12 @@ class Channels:
 
     def scores(
         self, name: str, kept: Masks, criterion: Criterion, seed: tuple[object, ...]
-    ) -> Tensor:
+    ) -> Scores:
         """Scores of a group's units, from the weights that make them."""
         values = grouping.values(self._model, self.groups[name])
         scores = criterion(values, _generator(values, *seed, name)).cpu()
-        return grouping.compete(scores, kept[name]) if self._coupled else scores
+        scores = grouping.compete(scores, kept[name]) if self._coupled else scores
+        return scores.__getitem__
 
     def masks(self, kept: Masks) -> Masks:
         """Masks over every parameter that the groups' units own entries of."""

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from fnmatch import fnmatchcase
+from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from pruneflow.errors import InputError
-from pruneflow.pruning.masks import Masks
 
 PRUNABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, nn.MultiheadAttention)
 # Also, in a model that has embeddings of tokens: the 2020 study pruned all of BERT.
 PRUNABLE_WITH_TOKENS = (*PRUNABLE, nn.Embedding, nn.LayerNorm)
 
-_CHUNK = 1 << 18  # a piece and its keys fit into a core's cache
-_DEAD = torch.iinfo(torch.int32).max  # sorts after every score: pruned entries are not chosen
-_INFINITE = 0x7F80  # upper 16 bits of an infinite score
-_BUCKETS = 1 << 16
+# Scores of a tensor's entries, flat: asked for a slice, gives float32 or what converts to it.
+Scores: TypeAlias = Callable[[slice], Tensor]
+
+_CHUNK = 1 << 18  # a piece and what is made of it fit into a core's cache
+_CHUNK_OF_GPU = 1 << 24
+_GATHERED = 1 << 23  # scores that are looked at exactly, 32 MiB
+_LARGEST = float(torch.finfo(torch.float32).max)
 
 
 def prunable_parameters(
@@ -63,14 +68,14 @@ def _matches(name: str, layer: str, pattern: str) -> bool:
     return fnmatchcase(name, pattern) or fnmatchcase(layer, pattern)
 
 
-def select(
-    scores: Callable[[str], Tensor],
-    masks: Masks,
+def drop_lowest(
+    masks: Mapping[str, Tensor],
+    scores: Callable[[str], Scores],
     *,
     fraction: float,
     scope: str,
-) -> Masks:
-    """Masks that prune, on top of those given, the lowest-scored `fraction` of what is left.
+) -> None:
+    """Prune, in place, the lowest-scored `fraction` of what masks keep.
 
     The number pruned is `round(fraction * left)`, and which ones, is what
     `torch.nn.utils.prune.global_unstructured` (scope `global`) or `l1_unstructured` on each
@@ -78,83 +83,181 @@ def select(
     has a score of infinity stays, even if fewer than that number can go.
 
     Args:
-        scores: name -> scores of that mask's shape; called up to three times a name, with
-            the same result each time, so that no copy of the model is ever held.
-        masks: what is kept so far, in the order that decides among equals.
+        masks: what is kept so far, contiguous, in the order that decides among equals.
+        scores: name -> scores of that mask's entries, asked for a piece at a time and a few
+            times over, with the same result each time, so that no copy of the model is ever held.
         fraction: of what is left, in [0, 1).
         scope: `global` or `layer`.
 
     Raises:
-        ValueError: scores that are NaN or of another shape, or a scope that does not exist.
+        ValueError: scores that are NaN or not as many as entries, or a scope that does not exist;
+            the masks are as they were.
     """
     if scope not in ("global", "layer"):
         raise ValueError(f"scope {scope!r} is neither 'global' nor 'layer'")
-    groups = [list(masks)] if scope == "global" else [[name] for name in masks]
-    new: dict[str, Tensor] = {}
-    for names in groups:
-        left = sum(int(masks[name].count_nonzero()) for name in names)
-        new |= _drop_lowest(scores, {n: masks[n] for n in names}, round(fraction * left))
-    return Masks(masks, new)
+    pools = [list(masks)] if scope == "global" else [[name] for name in masks]
+    cuts = []
+    for names in pools:
+        pool = {name: masks[name] for name in names}
+        left = sum(_count(_array(mask)) for mask in pool.values())
+        count = round(fraction * left)
+        if count:
+            cuts.append((pool, _cut(pool, scores, count, left)))
+    for pool, (threshold, ties) in cuts:
+        _write(pool, scores, threshold, ties)
 
 
-def _drop_lowest(
-    scores: Callable[[str], Tensor], masks: Mapping[str, Tensor], count: int
-) -> dict[str, Tensor]:
-    """Masks with the `count` lowest-scored kept entries dropped: a radix selection.
+def _cut(
+    masks: Mapping[str, Tensor], scores: Callable[[str], Scores], count: int, left: int
+) -> tuple[float, int]:
+    """The score below which all go, and how many go of those that have exactly it.
 
-    A float's bits, read as an integer, sort as the float does. One pass counts entries by the
-    upper 16 bits, which names the bucket of the last one to go; a second gathers that bucket
-    alone and finds the exact threshold in it; a third writes the masks.
+    A sample of the scores says between which two the one lies at which to cut. One pass counts
+    what is below them and gathers what is between; among the gathered the cut is exact. Where the
+    sample misled, or too many are equal to be gathered, the bracket is halved until it fits.
     """
-    if count == 0:
-        return dict(masks)
-    histogram = torch.zeros(_BUCKETS, dtype=torch.int64)
-    for _, keys in _keys(scores, masks):
-        histogram += torch.bincount((keys >> 16) + _BUCKETS // 2, minlength=_BUCKETS).cpu()
-    cumulative = histogram.cumsum(0)
-    count = min(count, int(cumulative[_INFINITE + _BUCKETS // 2 - 1]))
-    if count == 0:
-        return dict(masks)
-    bucket = int(torch.searchsorted(cumulative, count))
-    below = int(cumulative[bucket] - histogram[bucket])
-    prefix = bucket - _BUCKETS // 2
-    candidates = torch.cat([keys[(keys >> 16) == prefix] for _, keys in _keys(scores, masks)])
-    candidates = candidates.sort().values
-    threshold = candidates[count - below - 1]
-    ties = count - below - int(torch.searchsorted(candidates, threshold))
-
-    new = {name: mask.clone(memory_format=torch.contiguous_format) for name, mask in masks.items()}
-    flat = {name: mask.view(-1) for name, mask in new.items()}
-    start = dict.fromkeys(new, 0)
-    for name, keys in _keys(scores, masks):
-        drop = keys < threshold
-        if ties:
-            tied = (keys == threshold).nonzero().flatten()[:ties]
-            drop[tied] = True
-            ties -= len(tied)
-        piece = flat[name][start[name] : start[name] + len(keys)]
-        piece &= ~drop
-        start[name] += len(keys)
-    return new
+    floor, ceiling = -math.inf, _LARGEST  # the cut is at one of these or between them
+    low, high = _bracket(masks, scores, count, left)
+    while True:
+        below, between, gathered = _gather(masks, scores, low, high)
+        if count <= below:
+            ceiling = _next(low, -1)
+        elif count > below + between:
+            if high == _LARGEST:  # the others are infinite: all that is not goes
+                return math.inf, 0
+            floor = _next(high, 1)
+        elif low == high:
+            return _exact(low, count - below, between)
+        elif len(gathered) == between:
+            values = gathered.numpy()
+            values.partition(count - below - 1)
+            threshold = float(values[count - below - 1])
+            ties = count - below - int((values < threshold).sum())
+            return _exact(threshold, ties, int((values == threshold).sum()))
+        else:
+            floor, ceiling = low, high
+        low, high = floor, _middle(floor, ceiling)
 
 
-def _keys(
-    scores: Callable[[str], Tensor], masks: Mapping[str, Tensor]
-) -> Iterator[tuple[str, Tensor]]:
-    """Scores as int32 that sort alike, piece by piece; pruned entries sort last."""
+def _exact(threshold: float, ties: int, equal: int) -> tuple[float, int]:
+    """A cut of which nothing is left to decide if all that equal it go."""
+    return (_next(threshold, 1), 0) if ties == equal else (threshold, ties)
+
+
+def _bracket(
+    masks: Mapping[str, Tensor], scores: Callable[[str], Scores], count: int, left: int
+) -> tuple[float, float]:
+    """Two scores between which the `count`-th lowest lies, but for once in a million times."""
+    total = sum(mask.numel() for mask in masks.values())
+    if total <= _GATHERED // 8:
+        return -math.inf, _LARGEST
+    every = slice(0, None, max(1, total // min(1 << 20, max(1 << 14, total >> 8))))
+    parts = []
     for name, mask in masks.items():
-        values = scores(name).detach().to(torch.float32)
-        if values.shape != mask.shape:
-            raise ValueError(
-                f"scores of {name} have shape {tuple(values.shape)}, not {tuple(mask.shape)}"
-            )
-        values, kept = values.reshape(-1), mask.reshape(-1)
-        for start in range(0, len(values), _CHUNK):
-            piece = slice(start, start + _CHUNK)
-            if values[piece].isnan().any():
-                raise ValueError(f"scores of {name} are not numbers (NaN)")
-            bits = (values[piece] + 0.0).view(torch.int32)  # + 0.0 turns -0.0 into 0.0
-            sign = bits >> 31
-            bits ^= sign.bitwise_and_(0x7FFFFFFF)
-            yield name, torch.where(kept[piece], bits, _DEAD)
-        del values  # before the next tensor's scores are made
+        values = scores(name)(every).detach().to(torch.float32)
+        _check(name, values)
+        parts.append(values[mask.view(-1)[every]])
+    sample = torch.cat(parts).sort().values
+    share = count / left
+    margin = 5 * math.sqrt(share * (1 - share) / max(1, len(sample)))
+    first = math.floor((share - margin) * len(sample)) - 1
+    last = math.ceil((share + margin) * len(sample)) + 1
+    low = float(sample[first]) if first >= 0 else -math.inf
+    high = min(float(sample[last]), _LARGEST) if last < len(sample) else _LARGEST
+    return low, high
+
+
+def _gather(
+    masks: Mapping[str, Tensor], scores: Callable[[str], Scores], low: float, high: float
+) -> tuple[int, int, Tensor]:
+    """How many kept scores are below a bracket and in it, and those in it while there is room."""
+    below = between = 0
+    room = torch.empty(_GATHERED)  # memory that is not written to is not taken
+    for name, values, kept in _pieces(masks, scores):
+        _check(name, values)
+        values, kept = _array(values), _array(kept)
+        under = (values < low) & kept
+        within = ((values <= high) & kept) ^ under
+        below += _count(under)
+        found = _count(within)
+        if found and between + found <= len(room):
+            chosen = torch.as_tensor(values[_places(within)])
+            room[between : between + found] = chosen
+        between += found
+    return below, between, room[: between if between <= len(room) else 0]
+
+
+def _write(
+    masks: Mapping[str, Tensor], scores: Callable[[str], Scores], threshold: float, ties: int
+) -> None:
+    """Prune what is below the threshold, and the first `ties` of what equals it."""
+    for _, values, kept in _pieces(masks, scores):
+        values, kept = _array(values), _array(kept)
+        if ties:
+            tied = _places((values == threshold) & kept)[:ties]
+            kept[tied] = False
+            ties -= len(tied)
+        kept &= values >= threshold
+
+
+def _pieces(
+    masks: Mapping[str, Tensor], scores: Callable[[str], Scores]
+) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Name, scores (float32) and mask, flat, piece by piece; the masks' own memory."""
+    for name, mask in masks.items():
+        score, flat = scores(name), mask.view(-1)
+        size = _CHUNK if flat.device.type == "cpu" else _CHUNK_OF_GPU
+        for start in range(0, len(flat), size):
+            kept = flat[start : start + size]
+            values = score(slice(start, start + len(kept))).detach().to(torch.float32)
+            if values.shape != kept.shape:
+                raise ValueError(f"scores of {name} are not as many as its entries")
+            yield name, values, kept
+
+
+def _check(name: str, values: Tensor) -> None:
+    """See that no score is NaN.
+
+    Raises:
+        ValueError: one is.
+    """
+    # with a NaN the sum of squares is NaN; it takes a third of the time of looking at each
+    if not math.isfinite(values.dot(values)) and bool(values.isnan().any()):
+        raise ValueError(f"scores of {name} are not numbers (NaN)")
+
+
+# On a CPU NumPy compares and counts two to five times as fast as PyTorch does; the operators that
+# are used are the same.
+
+
+def _array(tensor: Tensor) -> Any:
+    """A tensor's own memory, as what is fastest to work on."""
+    return tensor.numpy() if tensor.device.type == "cpu" else tensor
+
+
+def _count(mask: Any) -> int:
+    return int(np.count_nonzero(mask) if isinstance(mask, np.ndarray) else mask.count_nonzero())
+
+
+def _places(mask: Any) -> Any:
+    return np.flatnonzero(mask) if isinstance(mask, np.ndarray) else mask.nonzero().flatten()
+
+
+def _order(value: float) -> int:
+    """The place of a float32 among all of them."""
+    bits = int(np.float32(value).view(np.int32))
+    return bits if bits >= 0 else -(bits & 0x7FFFFFFF)
+
+
+def _at(order: int) -> float:
+    """The float32 at a place."""
+    value = float(np.int32(abs(order)).view(np.float32))
+    return value if order >= 0 else -value
+
+
+def _next(value: float, steps: int) -> float:
+    return _at(_order(value) + steps)
+
+
+def _middle(low: float, high: float) -> float:
+    return _at((_order(low) + _order(high)) // 2)

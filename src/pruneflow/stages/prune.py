@@ -16,7 +16,7 @@ from pruneflow.pruning.granularity import Channels, Granularity, Weights
 from pruneflow.pruning.groups import Group
 from pruneflow.pruning.masks import Masks
 from pruneflow.pruning.schedule import Step
-from pruneflow.pruning.selection import prunable_parameters, select
+from pruneflow.pruning.selection import Scores, drop_lowest, prunable_parameters
 from pruneflow.report import static
 from pruneflow.report.figures import RUN_FIGURES
 from pruneflow.stages.experiment import Experiment, build, prepare, timed
@@ -318,7 +318,8 @@ def _prune_level(
 ) -> tuple[State, int]:
     """Prune: choose, set to zero or remove; and how many parameters of convolutions masks keep."""
     config, model, granularity = experiment.config, state.model, state.granularity
-    kept = _tighten(config, granularity, state.kept, step)
+    kept = state.kept
+    _tighten(config, granularity, kept, step)
     masks = granularity.masks(kept)
     masks.keeper(model)()
     conv_params_masked = _conv_params(model) - _masked_out(model, masks)
@@ -339,18 +340,16 @@ def _prune_level(
     return state, conv_params_masked
 
 
-def _tighten(config: PruneConfig, granularity: Granularity, kept: Masks, step: Step) -> Masks:
-    """What a level keeps, from what the level before kept."""
+def _tighten(config: PruneConfig, granularity: Granularity, kept: Masks, step: Step) -> None:
+    """Drop, of what the level before kept, what this level does not."""
     criterion = CRITERIA[config.criterion]
 
-    def scores(name: str) -> Tensor:
+    def scores(name: str) -> Scores:
         return granularity.scores(name, kept, criterion, (config.seed, step.level))
 
-    chosen: dict[str, Tensor] = {}
     for names in granularity.pools():
         pool = {name: kept[name] for name in names}
-        chosen |= select(scores, Masks(pool, pool), fraction=step.fraction, scope=config.scope)
-    return Masks(kept, {name: chosen[name] for name in kept})
+        drop_lowest(pool, scores, fraction=step.fraction, scope=config.scope)
 
 
 def _units_left(experiment: Experiment[PruneConfig], state: State) -> dict[str, Tensor]:

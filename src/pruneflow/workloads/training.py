@@ -172,7 +172,7 @@ def fit(
     recipe: Recipe,
     machine: Machine,
     *,
-    after_step: Callable[[], None] | None = None,
+    after_step: Callable[[torch.optim.Optimizer], None] | None = None,
     on_progress: Callable[[int, float, float], None] | None = None,
 ) -> Iterator[Epoch]:
     """Train a model in place, an epoch each time the iterator is advanced.
@@ -182,7 +182,7 @@ def fit(
         data: the training samples, images or tokens.
         recipe: how.
         machine: on what.
-        after_step: called after every optimizer step, with the weights updated.
+        after_step: called with the optimizer after each of its steps.
         on_progress: told the epoch (from 1), the share of it that is done, and its loss so far,
             a few times a second at the most.
 
@@ -211,7 +211,7 @@ def fit(
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             if after_step is not None:
-                after_step()
+                after_step(optimizer)
             if rates is not None:
                 rates.step()
             seen += len(labels)
