@@ -261,11 +261,43 @@ def _table(source: str, size: int, refused: str, instead: str) -> Raw:
         if not labels or any(value is None or value < 0 for value in labels):
             raise InputError(f"{source}: split {key!r} is empty or has rows without a {label}")
         numbers = np.asarray(labels, dtype=np.int64)
-        return _Published(lambda: splits[key][image], numbers, f"{source}, split {key!r}")
+        where = f"{source}, split {key!r}"
+        return _Published(lambda: _pictures(splits[key], image), numbers, where)
 
     test = next((key for key in ("test", "validation", "val") if key in splits), None)
     parts = [published(key) for key in ("train", test) if key is not None]
     return _raw(parts, tuple(features[label].names), source, size)
+
+
+def _pictures(split: Any, column: str) -> Iterable[Image.Image | None]:
+    """The pictures of a split, decoded once and kept in the library's own cache as plain pixels."""
+    from datasets import Features, Value
+    from PIL import Image
+
+    kept = {"width": Value("int32"), "height": Value("int32"), "pixels": Value("binary")}
+    try:
+        decoded = split.map(
+            _as_pixels,
+            input_columns=[column],
+            batched=True,
+            remove_columns=split.column_names,
+            features=Features(kept),
+        ).with_format("arrow")
+    except Exception:  # a picture that cannot be decoded: told by whom reads them one by one
+        yield from split[column]
+        return
+    for batch in decoded.iter(1_000):
+        for width, height, pixels in zip(*(batch[name] for name in kept), strict=True):
+            yield Image.frombytes("RGB", (width.as_py(), height.as_py()), pixels.as_buffer())
+
+
+def _as_pixels(pictures: list[Image.Image]) -> dict[str, list[Any]]:
+    rgb = [picture.convert("RGB") for picture in pictures]
+    return {
+        "width": [picture.width for picture in rgb],
+        "height": [picture.height for picture in rgb],
+        "pixels": [picture.tobytes() for picture in rgb],
+    }
 
 
 def _image_folder(folder: Path, size: int) -> Raw:
