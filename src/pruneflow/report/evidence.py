@@ -29,6 +29,8 @@ class Evidence:
     Attributes:
         title: experiment or study.
         runs: every run, of any status.
+        pruning: the finished pruning runs whose levels could be read, with `configuration` and
+            `schedule` as below.
         levels: of finished pruning runs, the newest of those that repeat a seed on one base.
             Besides the query's columns `configuration`, a number that runs share which differ in
             seed alone, and `schedule`: `iterative`, `direct`, or `dense` of a control that was
@@ -40,6 +42,7 @@ class Evidence:
 
     title: str
     runs: pd.DataFrame
+    pruning: pd.DataFrame
     levels: pd.DataFrame
     layers: pd.DataFrame
     latencies: pd.DataFrame
@@ -57,11 +60,6 @@ class Evidence:
         found["n"] = first["seed"].nunique()
         found["label"] = _labels(found)
         return found
-
-    @cached_property
-    def pruning(self) -> pd.DataFrame:
-        """The finished pruning runs, with `configuration` and `schedule`."""
-        return with_configuration(self.runs)
 
     def label(self, configuration: object) -> str:
         """The name of a configuration, by its number."""
@@ -101,17 +99,18 @@ def gather(
     environments: dict[str, dict[str, object]],
 ) -> Evidence:
     """Put the query's frames together; what is not of a finished run is left out but in `runs`."""
-    pruning = with_configuration(runs).set_index("run_id")
-    added = pruning[["configuration", "schedule"]]
+    pruning = with_configuration(runs[runs["run_id"].isin(levels["run_id"])])
+    added = pruning.set_index("run_id")[["configuration", "schedule"]]
     # the same seed again is the same result, and would count as a second sample
-    counted = pruning[~pruning.duplicated(["configuration", "seed", "base_run"], keep="last")].index
+    again = pruning.duplicated(["configuration", "seed", "base_run"], keep="last")
+    counted = pruning.loc[~again, "run_id"]
     known = levels[levels["run_id"].isin(counted)].join(added, on="run_id")
     known_layers = layers[layers["run_id"].isin(counted)].join(added, on="run_id")
     timed = latencies[latencies["run_status"] == "FINISHED"] if len(latencies) else latencies
     timed = timed.join(added, on="pruning_run")
     places = levels[["run_id", "level", "channels_left"]].rename(columns={"run_id": "pruning_run"})
     timed = timed.merge(places, on=["pruning_run", "level"], how="left")
-    return Evidence(title, runs, known, known_layers, timed, environments)
+    return Evidence(title, runs, pruning, known, known_layers, timed, environments)
 
 
 def with_configuration(runs: pd.DataFrame) -> pd.DataFrame:
