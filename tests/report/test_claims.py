@@ -97,6 +97,16 @@ def test_5_is_beside_a_control_trained_as_long(runs: Frames, control: float, ver
     assert judge(runs, 5).verdict == verdict
 
 
+def test_5_compares_with_the_control_of_the_same_bases(runs: Frames) -> None:
+    test = [0.9, 0.88, 0.86, 0.84, 0.8]
+    for seed, last in enumerate((0.06, 0.01)):  # 0.035 on average: below the one control there is
+        gaps = [0.2, 0.15, 0.12, 0.08, last]
+        train = [t + g for t, g in zip(test, gaps, strict=True)]
+        runs.prune(levels(test, train_after=train), seed=seed, base=f"b{seed}")
+    runs.prune(levels(test, train_after=[t + 0.05 for t in test]), fraction=0)
+    assert judge(runs, 5).verdict == "refuted"
+
+
 def test_5_does_not_count_levels_that_answer_by_chance(runs: Frames) -> None:
     test, train = [0.9, 0.5, 0.1, 0.1, 0.1], [0.95, 0.6, 0.1, 0.1, 0.1]
     runs.prune(levels(test, train_after=train))

@@ -33,8 +33,8 @@ class Evidence:
             `schedule` as below.
         levels: of finished pruning runs, the newest of those that repeat a seed on one base.
             Besides the query's columns `configuration`, a number that runs share which differ in
-            seed alone, and `schedule`: `iterative`, `direct`, or `dense` of a control that was
-            trained as long and not pruned.
+            seed alone, `schedule`: `iterative`, `direct`, or `dense` of a control that is not
+            pruned, and `finetune_epochs` of each level.
         layers: of those whose layers were read, with `configuration`.
         latencies: of finished benchmarks, with the `configuration` of the pruning run.
         environments: `environment.json` of some finished runs, by run id.
@@ -71,10 +71,17 @@ class Evidence:
         return where(self.levels, **values)
 
     def iterative_like(self, levels: pd.DataFrame) -> pd.DataFrame:
-        """Iterative levels of the model, data, criterion and granularity that these levels have."""
+        """Iterative levels of the model, data and way to choose that these levels have."""
         first = levels.iloc[0]
-        same = {name: first[name] for name in ("model", "dataset", "criterion", "granularity")}
+        names = ("model", "dataset", "criterion", "granularity", "scope", "coupling")
+        # a coupling is of channels alone
+        same = {name: first[name] for name in names if not pd.isna(first[name])}
         return self.of(schedule="iterative", **same)
+
+    def control_of(self, levels: pd.DataFrame) -> pd.DataFrame:
+        """Levels of the dense controls that were trained as long as these, from their bases."""
+        keys = ["base_run", "finetune_epochs", "level"]
+        return self.of(schedule="dense").merge(levels[keys].drop_duplicates(), on=keys)
 
 
 def where(frame: pd.DataFrame, **values: object) -> pd.DataFrame:
@@ -100,7 +107,7 @@ def gather(
 ) -> Evidence:
     """Put the query's frames together; what is not of a finished run is left out but in `runs`."""
     pruning = with_configuration(runs[runs["run_id"].isin(levels["run_id"])])
-    added = pruning.set_index("run_id")[["configuration", "schedule"]]
+    added = pruning.set_index("run_id")[["configuration", "schedule", "finetune_epochs"]]
     # the same seed again is the same result, and would count as a second sample
     again = pruning.duplicated(["configuration", "seed", "base_run"], keep="last")
     counted = pruning.loc[~again, "run_id"]
@@ -181,7 +188,8 @@ def paired(one: pd.DataFrame, other: pd.DataFrame, on: str, column: str) -> pd.D
         column: what is compared.
 
     Returns:
-        `on`, `mean`, `sd`, `low`, `high`, `n`, of the places that both have.
+        `on`, `mean`, `sd`, `low`, `high`, `n` of the differences at the places that both have, and
+        `one` and `other`, the means of which `mean` is the difference.
     """
     keys = ["base_run", on]
 
@@ -192,7 +200,10 @@ def paired(one: pd.DataFrame, other: pd.DataFrame, on: str, column: str) -> pd.D
     placed_at = places(pd.concat([one[on], other[on]]))
     both = at_places(one).merge(at_places(other), on=keys, suffixes=("_one", "_other"))
     both["difference"] = both[f"{column}_one"] - both[f"{column}_other"]
-    return summary(both, [on], "difference")
+    both = both[both["difference"].notna()]
+    means = both.groupby(on)[[f"{column}_one", f"{column}_other"]].mean()
+    means.columns = pd.Index(["one", "other"])
+    return summary(both, [on], "difference").merge(means, on=on)
 
 
 def places(values: pd.Series[float]) -> dict[float, float]:

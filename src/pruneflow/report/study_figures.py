@@ -148,12 +148,11 @@ def _line(
 def _control(
     control: pd.DataFrame, levels: pd.DataFrame, column: str, label: str, x: str
 ) -> list[Line]:
-    """The dense control of the same base runs, drawn where the pruned levels are."""
-    same = control[control["base_run"].isin(levels["base_run"])]
-    if same.empty:
+    """The dense control of pruned levels, drawn where they are."""
+    if control.empty:
         return []
     places = summary(levels, ["level"], x)[["level", "mean"]]
-    placed = same.merge(places.rename(columns={"mean": "place"}), on="level")
+    placed = control.merge(places.rename(columns={"mean": "place"}), on="level")
     return [_line(placed, column, label, x="place", colour=2, marker=2, dash="dashed")]
 
 
@@ -187,7 +186,7 @@ def _accuracy(
         levels = chosen(evidence)
         if levels.empty:
             return None
-        control, panels = evidence.of(schedule="dense"), []
+        panels = []
         for label, own in _panels(evidence, levels):
             x, axis = _place(own)
             lines = [
@@ -196,6 +195,7 @@ def _accuracy(
                 )
                 for name, column, colour, marker, dash, hollow in _CURVES
             ]
+            control = evidence.control_of(own)
             lines += _control(control, own, "test_after", "test, dense control", x)
             if overlay:
                 lines += _of_study(evidence, own, "test_after", "test, after")
@@ -505,16 +505,19 @@ def gap(evidence: Evidence, overlay: bool) -> Chart | None:
     levels = _pruned(evidence)
     if levels.empty:
         return None
-    levels = levels.assign(gap=levels["train_after"] - levels["test_after"])
-    control = evidence.of(schedule="dense")
-    control = control.assign(gap=control["train_after"] - control["test_after"])
+    levels = _with_gap(levels)
     axis, y = _SPARSITY, Axis("train - test accuracy", percent=True)
     panels = []
     for label, own in _panels(evidence, levels):
         lines = [_line(own, "gap", "pruned", x="sparsity")]
+        control = _with_gap(evidence.control_of(own))
         lines += _control(control, own, "gap", "dense control", "sparsity")
         panels.append(Panel(label, axis, y, lines))
     return Chart(_title("Gap between train and test accuracy after fine-tuning", levels), panels)
+
+
+def _with_gap(levels: pd.DataFrame) -> pd.DataFrame:
+    return levels.assign(gap=levels["train_after"] - levels["test_after"])
 
 
 def heat_maps(evidence: Evidence, overlay: bool) -> Chart | None:
