@@ -349,7 +349,11 @@ def masks_and_removal(evidence: Evidence, overlay: bool) -> Chart | None:
 
 
 def _timed(evidence: Evidence, alexnet: bool) -> pd.DataFrame:
-    """Times in eager PyTorch, of one device and number of threads: those with most rows."""
+    """Times in eager PyTorch, of one device and number of threads: those with most rows.
+
+    A row a seed and base, level, form and batch size: of several benchmarks of it the median, since
+    a run that is timed twice is one sample.
+    """
     rows = evidence.latencies
     rows = rows[
         (rows["engine"] == "eager") & rows["p50_ms"].notna() & rows["configuration"].notna()
@@ -358,7 +362,15 @@ def _timed(evidence: Evidence, alexnet: bool) -> pd.DataFrame:
     if rows.empty:
         return rows
     place = rows[["device", "threads"]].value_counts().reset_index().iloc[0]
-    return where(rows, device=place["device"], threads=place["threads"])
+    rows = where(rows, device=place["device"], threads=place["threads"])
+    keys = ["configuration", "model", "seed", "base_run", "device", "threads"]
+    return (
+        rows.groupby([*keys, "level", "form", "batch_size"], dropna=False)[
+            ["p50_ms", "params_left", "channels_left"]
+        ]
+        .median()
+        .reset_index()
+    )
 
 
 def _where(rows: pd.DataFrame) -> str:

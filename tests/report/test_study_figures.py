@@ -1,0 +1,33 @@
+"""Figures of a report: what their points are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from frames import Frames
+from records import latency
+
+from pruneflow.report import study_figures
+from pruneflow.report.charts import Chart, Panel
+
+
+def only_panel(chart: Chart | None) -> Panel:
+    assert chart is not None
+    (panel,) = chart.panels
+    assert isinstance(panel, Panel)
+    return panel
+
+
+@pytest.mark.parametrize(
+    "figure", [study_figures.latency_by_batch_size, study_figures.latency_by_params_left]
+)
+def test_a_run_that_is_timed_twice_is_one_seed(figure: Callable[[bool], Any]) -> None:
+    runs = Frames()
+    for seed, times in enumerate([(2.0, 4.0), (5.0,)]):
+        pruned = runs.prune(seed=seed, base=f"b{seed}")
+        for p50 in times:
+            runs.benchmark(pruned, [latency(1, "dense", 1, p50)])
+    (line,) = only_panel(figure(True)(runs.evidence(), False)).lines
+    assert (list(line.y), list(line.n or ())) == ([4.0], [2])  # of 3 and 5
