@@ -203,7 +203,7 @@ def benchmarks(
         for name, value in given.items():
             if name in _SUBJECTS:
                 raise InputError(
-                    f"{where}: {name} is not valid here: say in of which runs it times"
+                    f"{where}: {name} is not valid here: `of` says which runs are timed"
                 )
             if isinstance(value, list):
                 written = ",".join(map(str, value))
