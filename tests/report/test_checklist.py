@@ -78,7 +78,7 @@ SPOILED = [
         _environment(git={"commit": "c", "dirty": True}),
         "not committed",
     ),
-    ("Same code and data for all", _environment(git=None), "commits"),
+    ("Same code and data for all", _environment(git=None), "the commit of some runs is not known"),
     ("Hardware and versions", _environment(cpu=None), "lacks"),
     ("MAC convention", _levels(macs=7000), "several counts"),
 ]

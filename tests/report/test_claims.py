@@ -97,6 +97,16 @@ def test_5_is_beside_a_control_trained_as_long(runs: Frames, control: float, ver
     assert judge(runs, 5).verdict == verdict
 
 
+def test_5_compares_with_the_control_of_the_same_bases(runs: Frames) -> None:
+    test = [0.9, 0.88, 0.86, 0.84, 0.8]
+    for seed, last in enumerate((0.06, 0.01)):  # 0.035 on average: below the one control there is
+        gaps = [0.2, 0.15, 0.12, 0.08, last]
+        train = [t + g for t, g in zip(test, gaps, strict=True)]
+        runs.prune(levels(test, train_after=train), seed=seed, base=f"b{seed}")
+    runs.prune(levels(test, train_after=[t + 0.05 for t in test]), fraction=0)
+    assert judge(runs, 5).verdict == "refuted"
+
+
 def test_5_does_not_count_levels_that_answer_by_chance(runs: Frames) -> None:
     test, train = [0.9, 0.5, 0.1, 0.1, 0.1], [0.95, 0.6, 0.1, 0.1, 0.1]
     runs.prune(levels(test, train_after=train))
@@ -162,6 +172,7 @@ def times(masked: float, compact: Callable[[int], float]) -> list[Latency]:
         (1.02, lambda n: 0.8**n, "confirmed"),
         (1.3, lambda n: 0.8**n, "refuted"),
         (1.0, lambda n: 0.5 + 0.1 * n, "refuted"),
+        (1.0, lambda n: 1.5 - 0.1 * n, "refuted"),  # less slow at each level, and never faster
     ],
 )
 def test_8_is_linear_masked_as_dense_and_compact_faster(
@@ -281,6 +292,19 @@ def test_9_names_the_encoder_that_stands_for_bert(runs: Frames) -> None:
     found = judge(runs, 9)
     assert found.verdict == "not enough data"  # one fraction
     assert "tiny loses 40.0 points at 75.0 % sparsity, alexnet 2.0" in found.reason
+
+
+def test_9_compares_each_data_set_of_an_encoder(runs: Frames) -> None:
+    runs.prune(levels([0.9, 0.9, 0.8]))
+    for dataset, last in (("reviews", 0.3), ("sst2", 0.85)):  # lost on average: more than 0.1
+        for fraction in (0.5, 0.2929):
+            lost = last - 0.01 * (fraction == 0.5)
+            steps = levels([0.9, 0.9, lost]) if fraction == 0.5 else [
+                level(n, (1 - fraction) ** n, value)
+                for n, value in enumerate([0.9, 0.9, 0.9, 0.9, lost])
+            ]  # fmt: skip
+            runs.prune(steps, model="bert", dataset=dataset, fraction=fraction)
+    assert judge(runs, 9).verdict == "refuted"
 
 
 def test_10_is_open_where_only_the_unpruned_level_is_common(runs: Frames) -> None:

@@ -44,6 +44,7 @@ def test_pairs_are_of_one_base_at_one_place() -> None:
     other = pd.DataFrame({"base_run": ["a", "b", "d"], "level": [1, 1, 1], "x": [0.7, 0.7, 0.0]})
     (row,) = paired(one, other, "level", "x").to_dict("records")
     assert row["mean"] == pytest.approx(0.15)
+    assert (row["one"], row["other"]) == pytest.approx((0.85, 0.7))  # those of c and d are no pair
     assert row["n"] == 2
 
 
@@ -67,6 +68,29 @@ def test_a_seed_that_was_run_again_is_one_sample() -> None:
     assert (row["n"], row["mean"]) == (2, pytest.approx(0.7))
     assert again in set(found.levels["run_id"])
     assert found.configurations["n"].tolist() == [2]
+
+
+def test_a_control_is_of_the_same_base_and_trained_as_long() -> None:
+    runs = Frames()
+    runs.prune(finetune_epochs=1)
+    same = runs.prune(fraction=0, finetune_epochs=1)
+    runs.prune(fraction=0, finetune_epochs=9)
+    runs.prune(fraction=0, finetune_epochs=1, base="b1")
+    found = runs.evidence()
+    control = found.control_of(found.of(schedule="iterative"))
+    assert set(control["run_id"]) == {same}
+    assert len(control) == len(LEVELS)
+    assert found.control_of(found.of(schedule="direct")).empty
+
+
+def test_iterative_runs_are_like_those_that_choose_alike() -> None:
+    runs = Frames()
+    tied = runs.prune(granularity="channel")
+    runs.prune(granularity="channel", coupling="independent")
+    runs.prune(scope="layer")
+    runs.prune(granularity="channel", stage="prune_direct")
+    found = runs.evidence()
+    assert set(found.iterative_like(found.of(schedule="direct"))["run_id"]) == {tied}
 
 
 def test_models_of_one_short_name_have_labels_of_their_own() -> None:

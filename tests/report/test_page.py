@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from mlflow.tracking import MlflowClient
 from records import benchmark, latency, level, prune
 
 import pruneflow
@@ -122,6 +123,41 @@ def test_what_has_no_runs_is_named_with_its_command(store: str, tmp_path: Path) 
     page = (tmp_path / "out" / "report.html").read_text("utf-8")
     assert "data:image/png;base64," in page
     assert len(page) < 2_000_000
+
+
+def test_a_run_whose_levels_cannot_be_read_is_named_and_the_others_reported(
+    store: str, tmp_path: Path
+) -> None:
+    prune()
+    torn = prune(seed=1, criterion="random")
+    MlflowClient().set_tag(torn, "pruneflow.curves", '{"level": [0, 1')
+    with pytest.warns(UserWarning, match=torn):
+        pruneflow.write_report(output_dir=str(tmp_path / "out"), interactive=False)
+    text = (tmp_path / "out" / "report.md").read_text("utf-8")
+    assert "1 finished without readable levels" in text
+    assert "1 finished pruning runs of 1 configurations" in text
+    assert torn in (tmp_path / "out" / "tables" / "runs.csv").read_text("utf-8")
+
+
+def test_commands_can_be_copied_from_the_markdown(store: str, tmp_path: Path) -> None:
+    prune(model="vgg16")
+    pruneflow.write_report(output_dir=str(tmp_path / "out"), interactive=False)
+    text = (tmp_path / "out" / "report.md").read_text("utf-8")
+    commands = re.findall(r"`(pruneflow [^`]*)`", text)
+    assert [one for one in commands if " && " in one]
+    assert not [one for one in commands if "&amp;" in one]
+
+
+def test_a_report_that_cannot_be_made_leaves_the_earlier_one(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prune()
+    pruneflow.write_report(output_dir=str(tmp_path / "out"), interactive=False)
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.*")}
+    monkeypatch.setitem(TABLES, "runs", ("runs", lambda evidence: evidence.runs[["nothing"]]))
+    with pytest.raises(KeyError):
+        pruneflow.write_report(output_dir=str(tmp_path / "out"), interactive=False)
+    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.*")} == before
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,27 @@ def test_benchmarks_time_the_pruning_runs_that_match(tmp_path: Path) -> None:
     assert (one.config.seed, given) == (1, {"batch_sizes": "1,4"})
 
 
+@pytest.mark.parametrize(
+    ("of", "fractions"),
+    [
+        ({"fraction": 0}, [0.0]),
+        ({"fraction": [0, 0.5]}, [0.0, 0.5]),
+        ({"include": "features*,classifier*"}, [0.0, 0.5]),
+    ],
+)
+def test_patterns_match_numbers_and_lists_however_they_are_written(
+    tmp_path: Path, of: dict[str, Any], fractions: list[float]
+) -> None:
+    content = {
+        "settings": {"include": "features*,classifier*"},
+        "axes": {"fraction": [0, 0.5]},
+        "benchmarks": [{"of": of}],
+    }
+    read = study.read(write(tmp_path, yaml.safe_dump(content)))
+    chosen = study.benchmarks(read, study.configurations(read, {}))
+    assert [one.config.fraction for one, _ in chosen] == fractions  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize("name", study.shipped())
 def test_shipped_studies_resolve(name: str) -> None:
     read = study.read(name)
@@ -101,6 +122,10 @@ def test_the_papers_study_has_its_models_criteria_and_fractions() -> None:
         ("axis: {seed: [1]}", "axis"),
         ("axes: {seed: [1]}\nexclude: [{seed: 2}]", "matches none"),
         ("description: nothing", "no configurations"),
+        ("name: other\naxes: {seed: [1]}", "leave out name"),
+        ("axes: {seed: [1]}\nbenchmarks: [{run: abc}]", "run is not valid here"),
+        ("axes: {seed: [1]}\nbenchmarks: [{study: x}]", "study is not valid here"),
+        ("axes: {seed: [1]}\nbenchmarks: [{batch_sizes: [1, 16]}]", "batch_sizes: '1,16'"),
         ("axes: {seed: [1]}\nbenchmarks: [{of: {seed: 2}}]", "matches no pruning run"),
         ("axes: {seed: [1]}\nbenchmarks: [{forms: dens}]", "unknown form 'dens'"),
         ("[1, 2]", "a mapping"),

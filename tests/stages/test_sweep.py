@@ -63,6 +63,7 @@ def test_a_sweep_shares_bases_goes_on_past_failures_and_skips_what_is_finished(
     ("given", "said"),
     [
         ({"study": "smoek"}, "did you mean smoke?"),
+        ({"data_dir": "nowhere"}, "data_dir='nowhere' is not a folder"),
         ({"study": "paper_small", "data_dir": "."}, "has no folder cifar10"),
         ({"workers": 1000}, "workers=1000 is not valid"),
         ({"dry_run": "perhaps"}, "dry_run='perhaps'"),

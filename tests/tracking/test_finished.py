@@ -66,6 +66,12 @@ def test_a_base_that_cannot_be_used_is_refused(store: str, config: FinetuneConfi
         assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize("study", ["it's", "a`b"])
+def test_a_study_that_no_filter_can_name_is_refused_in_a_line(store: str, study: str) -> None:
+    with pytest.raises(InputError, match="holds a quote"):
+        finished.pruning_runs_of(study)
+
+
 def test_runs_of_a_study_come_once_each_and_the_oldest_first(
     store: str, config: FinetuneConfig
 ) -> None:

@@ -115,6 +115,8 @@ def test_run_ids_are_found_in_any_experiment_and_experiments_by_name_or_id(
         ({"experiment": "Defalt"}, "did you mean Default?"),
         ({"run_ids": "nowhere"}, "nowhere"),
         ({"filter_string": "seed is 3"}, "seed is 3"),
+        ({"experiment": 0}, "write '0'"),
+        ({"run_ids": ["a", 1]}, "run_ids=1 is not text"),
     ],
 )
 def test_what_the_store_does_not_know_is_refused_in_a_line(
@@ -264,6 +266,17 @@ def test_what_was_finished_is_not_read_again(store: str) -> None:
     assert runs.set_index("run_id")["status"].to_dict() == dict.fromkeys(
         [old, running.info.run_id, new], "FINISHED"
     )
+
+
+@pytest.mark.parametrize("name", ["runs", "levels", "layers", "latencies"])
+def test_what_another_function_gave_before_is_refused(store: str, name: str) -> None:
+    ask = getattr(query, name)
+    own = ask()
+    assert ask(previous=own.assign(mine=1)).columns[:3].tolist() == own.columns[:3].tolist()
+    other = query.levels() if name != "levels" else query.layers()
+    for wrong in (other, own[["run_id"]]):
+        with pytest.raises(InputError, match="previous lacks"):
+            ask(previous=wrong)
 
 
 def test_layers_are_read_from_their_artifact(store: str) -> None:

@@ -178,8 +178,10 @@ def same_code_and_data(evidence: Evidence) -> Finding:
     problems = []
     if not found:
         problems.append("no environment.json was read")
-    if len(commits) > 1 or "None" in commits:
-        problems.append(f"{len(commits)} commits ({', '.join(sorted(commits))[:80]})")
+    if "None" in commits:
+        problems.append("the commit of some runs is not known")
+    if len(commits - {"None"}) > 1:
+        problems.append(f"{len(commits - {'None'})} commits")
     if dirty:
         problems.append("the source had changes that were not committed")
     if len(versions) > 1:

@@ -29,10 +29,12 @@ class Evidence:
     Attributes:
         title: experiment or study.
         runs: every run, of any status.
+        pruning: the finished pruning runs whose levels could be read, with `configuration` and
+            `schedule` as below.
         levels: of finished pruning runs, the newest of those that repeat a seed on one base.
             Besides the query's columns `configuration`, a number that runs share which differ in
-            seed alone, and `schedule`: `iterative`, `direct`, or `dense` of a control that was
-            trained as long and not pruned.
+            seed alone, `schedule`: `iterative`, `direct`, or `dense` of a control that is not
+            pruned, and `finetune_epochs` of each level.
         layers: of those whose layers were read, with `configuration`.
         latencies: of finished benchmarks, with the `configuration` of the pruning run.
         environments: `environment.json` of some finished runs, by run id.
@@ -40,6 +42,7 @@ class Evidence:
 
     title: str
     runs: pd.DataFrame
+    pruning: pd.DataFrame
     levels: pd.DataFrame
     layers: pd.DataFrame
     latencies: pd.DataFrame
@@ -58,11 +61,6 @@ class Evidence:
         found["label"] = _labels(found)
         return found
 
-    @cached_property
-    def pruning(self) -> pd.DataFrame:
-        """The finished pruning runs, with `configuration` and `schedule`."""
-        return with_configuration(self.runs)
-
     def label(self, configuration: object) -> str:
         """The name of a configuration, by its number."""
         labels = dict(self.configurations["label"].items())
@@ -73,10 +71,17 @@ class Evidence:
         return where(self.levels, **values)
 
     def iterative_like(self, levels: pd.DataFrame) -> pd.DataFrame:
-        """Iterative levels of the model, data, criterion and granularity that these levels have."""
+        """Iterative levels of the model, data and way to choose that these levels have."""
         first = levels.iloc[0]
-        same = {name: first[name] for name in ("model", "dataset", "criterion", "granularity")}
+        names = ("model", "dataset", "criterion", "granularity", "scope", "coupling")
+        # a coupling is of channels alone
+        same = {name: first[name] for name in names if not pd.isna(first[name])}
         return self.of(schedule="iterative", **same)
+
+    def control_of(self, levels: pd.DataFrame) -> pd.DataFrame:
+        """Levels of the dense controls that were trained as long as these, from their bases."""
+        keys = ["base_run", "finetune_epochs", "level"]
+        return self.of(schedule="dense").merge(levels[keys].drop_duplicates(), on=keys)
 
 
 def where(frame: pd.DataFrame, **values: object) -> pd.DataFrame:
@@ -101,17 +106,18 @@ def gather(
     environments: dict[str, dict[str, object]],
 ) -> Evidence:
     """Put the query's frames together; what is not of a finished run is left out but in `runs`."""
-    pruning = with_configuration(runs).set_index("run_id")
-    added = pruning[["configuration", "schedule"]]
+    pruning = with_configuration(runs[runs["run_id"].isin(levels["run_id"])])
+    added = pruning.set_index("run_id")[["configuration", "schedule", "finetune_epochs"]]
     # the same seed again is the same result, and would count as a second sample
-    counted = pruning[~pruning.duplicated(["configuration", "seed", "base_run"], keep="last")].index
+    again = pruning.duplicated(["configuration", "seed", "base_run"], keep="last")
+    counted = pruning.loc[~again, "run_id"]
     known = levels[levels["run_id"].isin(counted)].join(added, on="run_id")
     known_layers = layers[layers["run_id"].isin(counted)].join(added, on="run_id")
     timed = latencies[latencies["run_status"] == "FINISHED"] if len(latencies) else latencies
     timed = timed.join(added, on="pruning_run")
     places = levels[["run_id", "level", "channels_left"]].rename(columns={"run_id": "pruning_run"})
     timed = timed.merge(places, on=["pruning_run", "level"], how="left")
-    return Evidence(title, runs, known, known_layers, timed, environments)
+    return Evidence(title, runs, pruning, known, known_layers, timed, environments)
 
 
 def with_configuration(runs: pd.DataFrame) -> pd.DataFrame:
@@ -182,7 +188,8 @@ def paired(one: pd.DataFrame, other: pd.DataFrame, on: str, column: str) -> pd.D
         column: what is compared.
 
     Returns:
-        `on`, `mean`, `sd`, `low`, `high`, `n`, of the places that both have.
+        `on`, `mean`, `sd`, `low`, `high`, `n` of the differences at the places that both have, and
+        `one` and `other`, the means of which `mean` is the difference.
     """
     keys = ["base_run", on]
 
@@ -193,7 +200,10 @@ def paired(one: pd.DataFrame, other: pd.DataFrame, on: str, column: str) -> pd.D
     placed_at = places(pd.concat([one[on], other[on]]))
     both = at_places(one).merge(at_places(other), on=keys, suffixes=("_one", "_other"))
     both["difference"] = both[f"{column}_one"] - both[f"{column}_other"]
-    return summary(both, [on], "difference")
+    both = both[both["difference"].notna()]
+    means = both.groupby(on)[[f"{column}_one", f"{column}_other"]].mean()
+    means.columns = pd.Index(["one", "other"])
+    return summary(both, [on], "difference").merge(means, on=on)
 
 
 def places(values: pd.Series[float]) -> dict[float, float]:

@@ -70,21 +70,23 @@ def write(evidence: Evidence, folder: Path, *, reference: bool, with_plotly: boo
     charts = {name: figure.draw(evidence, reference) for name, figure in FIGURES.items()}
     there = {name: chart for name, chart in charts.items() if chart is not None and chart.panels}
     missing = [name for name in FIGURES if name not in there]
+    tables = {name: make(evidence) for name, (_, make) in TABLES.items()}
+    verdicts, checklist = judge(evidence), check(evidence)
+    # all that can go wrong with the runs has, before anything of an earlier report is replaced
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     (folder / "tables").mkdir(exist_ok=True)
     for old in [*(folder / "figures").glob("*"), *(folder / "tables").glob("*.csv")]:
         if old.stem in FIGURES or old.stem in TABLES:
             old.unlink()
     _save(there, folder / "figures")
-    tables = {name: make(evidence) for name, (_, make) in TABLES.items()}
     for name, table in tables.items():
         table.to_csv(folder / "tables" / f"{name}.csv", index=False)
     context = {
         "title": f"Pruning report: {evidence.title}",
         "about": _about(evidence),
         "failed": _failed(evidence),
-        "verdicts": judge(evidence),
-        "checklist": check(evidence),
+        "verdicts": verdicts,
+        "checklist": checklist,
         "overlaid": reference,
         "library": Markup(interactive.library()) if with_plotly else "",
         "figures": [
@@ -142,10 +144,14 @@ def _about(evidence: Evidence) -> str:
 
 
 def _failed(evidence: Evidence) -> str:
-    """What did not finish, and is in no figure."""
-    counts = evidence.runs["status"].value_counts()
-    others = ", ".join(f"{n} {str(s).lower()}" for s, n in counts.items() if s != "FINISHED")
-    return f"Not in this report: {others} (see the table of all runs)." if others else ""
+    """What did not finish or cannot be read, and is in no figure."""
+    runs = evidence.runs
+    counts = runs["status"].value_counts()
+    others = [f"{n} {str(s).lower()}" for s, n in counts.items() if s != "FINISHED"]
+    pruned = runs["stage"].str.startswith("prune_").fillna(False) & (runs["status"] == "FINISHED")
+    unread = int(pruned.sum()) - len(evidence.pruning)
+    others += [f"{unread} finished without readable levels"] if unread else []
+    return f"Not in this report: {', '.join(others)} (see the table of all runs)." if others else ""
 
 
 def _shown(name: str, table: pd.DataFrame) -> _Shown:

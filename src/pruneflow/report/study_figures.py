@@ -148,12 +148,11 @@ def _line(
 def _control(
     control: pd.DataFrame, levels: pd.DataFrame, column: str, label: str, x: str
 ) -> list[Line]:
-    """The dense control of the same base runs, drawn where the pruned levels are."""
-    same = control[control["base_run"].isin(levels["base_run"])]
-    if same.empty:
+    """The dense control of pruned levels, drawn where they are."""
+    if control.empty:
         return []
     places = summary(levels, ["level"], x)[["level", "mean"]]
-    placed = same.merge(places.rename(columns={"mean": "place"}), on="level")
+    placed = control.merge(places.rename(columns={"mean": "place"}), on="level")
     return [_line(placed, column, label, x="place", colour=2, marker=2, dash="dashed")]
 
 
@@ -187,7 +186,7 @@ def _accuracy(
         levels = chosen(evidence)
         if levels.empty:
             return None
-        control, panels = evidence.of(schedule="dense"), []
+        panels = []
         for label, own in _panels(evidence, levels):
             x, axis = _place(own)
             lines = [
@@ -196,6 +195,7 @@ def _accuracy(
                 )
                 for name, column, colour, marker, dash, hollow in _CURVES
             ]
+            control = evidence.control_of(own)
             lines += _control(control, own, "test_after", "test, dense control", x)
             if overlay:
                 lines += _of_study(evidence, own, "test_after", "test, after")
@@ -349,7 +349,11 @@ def masks_and_removal(evidence: Evidence, overlay: bool) -> Chart | None:
 
 
 def _timed(evidence: Evidence, alexnet: bool) -> pd.DataFrame:
-    """Times in eager PyTorch, of one device and number of threads: those with most rows."""
+    """Times in eager PyTorch, of one device and number of threads: those with most rows.
+
+    A row a seed and base, level, form and batch size: of several benchmarks of it the median, since
+    a run that is timed twice is one sample.
+    """
     rows = evidence.latencies
     rows = rows[
         (rows["engine"] == "eager") & rows["p50_ms"].notna() & rows["configuration"].notna()
@@ -358,7 +362,15 @@ def _timed(evidence: Evidence, alexnet: bool) -> pd.DataFrame:
     if rows.empty:
         return rows
     place = rows[["device", "threads"]].value_counts().reset_index().iloc[0]
-    return where(rows, device=place["device"], threads=place["threads"])
+    rows = where(rows, device=place["device"], threads=place["threads"])
+    keys = ["configuration", "model", "seed", "base_run", "device", "threads"]
+    return (
+        rows.groupby([*keys, "level", "form", "batch_size"], dropna=False)[
+            ["p50_ms", "params_left", "channels_left"]
+        ]
+        .median()
+        .reset_index()
+    )
 
 
 def _where(rows: pd.DataFrame) -> str:
@@ -462,7 +474,9 @@ def pareto(evidence: Evidence, overlay: bool) -> Chart | None:
     for column, axis in axes.items():
         lines: list[Line] = []
         for place, ((model, dataset), own) in enumerate(points.groupby(["model", "dataset"])):
-            own = own[own[column].notna() & (own[column] > 0)].sort_values(column, ascending=False)
+            own = own[own[column] > 0].sort_values(
+                [column, "test_after"], ascending=[False, True], kind="stable"
+            )
             if own.empty:
                 continue
             name = f"{short_model(str(model))}, {dataset}"
@@ -475,7 +489,7 @@ def pareto(evidence: Evidence, overlay: bool) -> Chart | None:
             lines.append(
                 Line(name, x, y, dash="none", hollow=True, notes=notes, colour=place, marker=place)
             )
-            front = own[own["test_after"] >= own["test_after"][::-1].cummax()[::-1]]
+            front = _front(own)
             lines.append(
                 Line(
                     f"{name}, front",
@@ -489,6 +503,13 @@ def pareto(evidence: Evidence, overlay: bool) -> Chart | None:
         if lines:
             panels.append(Panel(axis.label.partition(" (")[0], axis, ACCURACY, lines))
     return Chart("Pareto fronts: test accuracy after fine-tuning against cost", panels)
+
+
+def _front(points: pd.DataFrame) -> pd.DataFrame:
+    """Those of points, the costliest first, that no other equals or beats in both."""
+    accuracy = points["test_after"].iloc[::-1]
+    better = accuracy > accuracy.cummax().shift(fill_value=-np.inf)
+    return points[better.iloc[::-1]]
 
 
 def _best_times(evidence: Evidence) -> pd.DataFrame:
@@ -505,16 +526,19 @@ def gap(evidence: Evidence, overlay: bool) -> Chart | None:
     levels = _pruned(evidence)
     if levels.empty:
         return None
-    levels = levels.assign(gap=levels["train_after"] - levels["test_after"])
-    control = evidence.of(schedule="dense")
-    control = control.assign(gap=control["train_after"] - control["test_after"])
+    levels = _with_gap(levels)
     axis, y = _SPARSITY, Axis("train - test accuracy", percent=True)
     panels = []
     for label, own in _panels(evidence, levels):
         lines = [_line(own, "gap", "pruned", x="sparsity")]
+        control = _with_gap(evidence.control_of(own))
         lines += _control(control, own, "gap", "dense control", "sparsity")
         panels.append(Panel(label, axis, y, lines))
     return Chart(_title("Gap between train and test accuracy after fine-tuning", levels), panels)
+
+
+def _with_gap(levels: pd.DataFrame) -> pd.DataFrame:
+    return levels.assign(gap=levels["train_after"] - levels["test_after"])
 
 
 def heat_maps(evidence: Evidence, overlay: bool) -> Chart | None:
@@ -627,7 +651,7 @@ FIGURES: dict[str, Figure] = {
         "12", "Models compared", "Of each model the configuration with most seeds.", models, _PAPER,
     ),
     "pareto": Figure(
-        "", "Pareto fronts", "No level of any configuration is both cheaper and more accurate.",
+        "", "Pareto fronts", "A front has the levels that no other beats in cost and accuracy.",
         pareto, _ALEXNET,
     ),
     "schedules": Figure(

@@ -99,7 +99,10 @@ def layer_sparsity(evidence: Evidence) -> pd.DataFrame:
 
 
 def iterative_against_direct(evidence: Evidence) -> pd.DataFrame:
-    """The study's Table II: iterative and direct, from the same base at the same sparsity."""
+    """The study's Table II: iterative and direct, from the same base at the same sparsity.
+
+    `iterative` and `direct` are means over the pairs, of which `difference` is the difference.
+    """
     rows = []
     direct = evidence.of(schedule="direct")
     direct = direct[direct["level"] > 0]
@@ -109,16 +112,14 @@ def iterative_against_direct(evidence: Evidence) -> pd.DataFrame:
         other = evidence.iterative_like(own)
         for column in ("test_before", "test_after", "train_before", "train_after"):
             for _, difference in paired(other, own, "target_sparsity", column).iterrows():
-                at = float(difference["target_sparsity"])
-                near = (other["target_sparsity"] - at).abs() < 5e-4
                 rows.append(
                     {
                         "model": short_model(str(first["model"])),
                         "granularity": first["granularity"],
-                        "sparsity": at,
+                        "sparsity": difference["target_sparsity"],
                         "measure": column,
-                        "iterative": float(other.loc[near, column].mean()),
-                        "direct": float(own[column].mean()),
+                        "iterative": difference["one"],
+                        "direct": difference["other"],
                         "difference": difference["mean"],
                         "sd": difference["sd"],
                         "low": difference["low"],
@@ -130,15 +131,13 @@ def iterative_against_direct(evidence: Evidence) -> pd.DataFrame:
 
 
 def paired_differences(evidence: Evidence) -> pd.DataFrame:
-    """Each configuration minus the dense control of the same bases, level by level."""
-    control = evidence.of(schedule="dense")
+    """Each configuration minus the dense control of the same bases, trained as long, by level."""
     rows = []
     for number, row in evidence.configurations.iterrows():
         if row["schedule"] == "dense":
             continue
         own = where(evidence.levels, configuration=number)
-        same = control[(control["model"] == row["model"]) & (control["dataset"] == row["dataset"])]
-        found = paired(own, same, "level", "test_after")
+        found = paired(own, evidence.control_of(own), "level", "test_after")
         rows.append(found.assign(configuration=row["label"], against="dense control"))
     columns = ["configuration", "against", "level", "mean", "sd", "low", "high", "n"]
     known = [row for row in rows if len(row)]

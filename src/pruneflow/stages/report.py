@@ -24,10 +24,11 @@ def report(config: ReportConfig, reporter: Reporter) -> Run:
     folder = _folder(config)
     found = evidence.read(of, experiment=config.experiment, study=config.study)
     if found.pruning.empty:
-        what = f"study={config.study!r}" if config.study else f"experiment={of!r}"
+        asked = {"study": config.study, "experiment": config.experiment}
+        what = next((f"{name}={value!r}" for name, value in asked.items() if value), of)
         raise InputError(
-            f"{what} has no finished pruning runs ({len(found.runs)} runs in all): run "
-            "prune_iterative or sweep first, or pass another experiment or study"
+            f"{what} has no finished pruning runs whose levels can be read ({len(found.runs)} runs "
+            "in all): run prune_iterative or sweep first, or pass another experiment or study"
         )
     with open_run("report", config, name=f"report-{of.replace(' ', '-')}", tags={}) as run:
         reporter.say(f"report of {of}: run {run.id}, of {len(found.runs)} runs")

@@ -38,6 +38,7 @@ _STAGES: dict[str, type[Settings]] = {
     "prune_direct": PruneConfig,
     "finetune": FinetuneConfig,
 }
+_SUBJECTS = ("run", "study", "model")  # of a benchmark: a study's has `of` for them
 Value = str | int | float | bool
 Axes = dict[str, Value | list[Value]]
 Axis = Annotated[list[Value], Field(min_length=1)]
@@ -133,6 +134,8 @@ def read(name: str) -> Study:
     if not isinstance(values, dict):
         raise InputError(f"study={name!r} is not a study: it should be a mapping")
     try:
+        if "name" in values:
+            raise InputError(f"study={name!r}: a study is called as its file is: leave out name")
         return Study.model_validate({"name": path.stem} | values)
     except ValidationError as error:
         problem = error.errors()[0]
@@ -171,9 +174,16 @@ def configurations(study: Study, machine: Mapping[str, Any]) -> list[Configurati
 def matches(given: Mapping[str, Any], pattern: Mapping[str, Any]) -> bool:
     """Whether parameters have the values of a pattern, a list meaning any of its own."""
     return all(
-        str(given.get(name)) in map(str, value if isinstance(value, list) else [value])
+        any(_same(given.get(name), one) for one in (value if isinstance(value, list) else [value]))
         for name, value in pattern.items()
     )
+
+
+def _same(value: Any, wanted: Value) -> bool:
+    """Whether a parameter is what a pattern says: 0 is 0.0, and a list is written with commas."""
+    if isinstance(value, list | tuple):
+        value = ",".join(map(str, value))
+    return bool(value == wanted) or str(value) == str(wanted)
 
 
 def benchmarks(
@@ -190,6 +200,14 @@ def benchmarks(
     for number, benchmark in enumerate(study.benchmarks):
         given = dict(benchmark.model_extra or {})
         where = f"study {study.name}: benchmarks[{number}]"
+        for name, value in given.items():
+            if name in _SUBJECTS:
+                raise InputError(
+                    f"{where}: {name} is not valid here: `of` says which runs are timed"
+                )
+            if isinstance(value, list):
+                written = ",".join(map(str, value))
+                raise InputError(f"{where}: {name}={value} is a list: write {name}: {written!r}")
         try:
             resolve(BenchmarkConfig, given)
         except InputError as error:

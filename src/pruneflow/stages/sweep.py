@@ -139,6 +139,8 @@ def sweep(config: SweepConfig, reporter: Reporter) -> list[Run]:
 def _plan(config: SweepConfig) -> list[Job]:
     """The jobs of a study, a base run before the first that starts from it."""
     listed = study.read(config.study)
+    if config.data_dir is not None and not user_path("data_dir", config.data_dir).is_dir():
+        raise InputError(f"data_dir={config.data_dir!r} is not a folder")
     found = [
         _with_data(one, config)
         for one in study.configurations(listed, _machine(listed, config.workers))

@@ -226,9 +226,10 @@ def _quoted(text: str) -> str:
     """Text between the quotes of a filter.
 
     Raises:
-        InputError: text that holds such a quote itself, which MLflow's filters cannot say.
+        InputError: text that holds such a quote itself, or that of a tag's name, which MLflow's
+            filters cannot say.
     """
-    if "'" in text:
+    if "'" in text or "`" in text:
         raise InputError(f"{text!r} holds a quote: no run can be searched by it")
     return text
 

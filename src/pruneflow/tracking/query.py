@@ -15,7 +15,7 @@ import tempfile
 import types
 import typing
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -91,9 +91,10 @@ def runs(
 
     Raises:
         InputError: an experiment or run that the store does not know or that is deleted, a filter
-            that is not valid.
+            that is not valid, a `previous` that is of something else.
         ExperimentError: a store that does not answer.
     """
+    _check_previous(previous, _RUN_FRAME)
     rows = [_run_row(run) for run in _found(experiment, study, run_ids, filter_string, previous)]
     return _joined(previous, _runs_frame(rows))
 
@@ -118,6 +119,7 @@ def levels(
         InputError: as `runs`.
     """
     table = _Table(Level)
+    _check_previous(previous, table.columns)
     for run in _found(experiment, study, run_ids, filter_string, previous):
         if artifacts and "pruneflow.curves" in run.data.tags:
             table.add_csv(run, "levels.csv")
@@ -158,6 +160,7 @@ def layers(
     Arguments, the run's own columns and errors are those of `levels`.
     """
     table = _Table(Layer)
+    _check_previous(previous, table.columns)
     for run in _found(experiment, study, run_ids, filter_string, previous):
         if "pruneflow.curves" in run.data.tags:
             table.add_csv(run, "layers.csv")
@@ -181,6 +184,7 @@ def latencies(
     """
     about = tuple(name for name in _ABOUT if name not in ("form", "status"))
     table = _Table(Latency, (*about, "run_status", "pruning_run"))
+    _check_previous(previous, table.columns)
     pruned: dict[str, Mapping[str, Any]] = {}
     for run in _benchmarks(experiment, study, run_ids, filter_string, previous):
         timed = run.data.tags.get("pruneflow.pruning_run", "")
@@ -224,7 +228,7 @@ def _found(
     known = _finished_ids(previous)
     wanted = None
     if run_ids is not None:
-        ids = [run_ids] if isinstance(run_ids, str) else list(run_ids)
+        ids = _names("run_ids", run_ids)
         wanted = {run_id: _by_id(client, run_id) for run_id in ids if run_id not in known}
         if filter_string is None or not wanted:
             yield from (run for run in wanted.values() if _fits(run, study))
@@ -261,6 +265,18 @@ def _conditions(study: str | None, stage: str | None, previous: pd.DataFrame | N
                 f"attributes.end_time >= {since}",
             ]
     return [" and ".join(filter(None, [*of_stage, one])) for one in alternatives]
+
+
+def _check_previous(previous: pd.DataFrame | None, columns: Sequence[str]) -> None:
+    """See that earlier rows are of the function that is to go on with them.
+
+    Raises:
+        InputError: they are not.
+    """
+    lacking = [] if previous is None else [name for name in columns if name not in previous]
+    if lacking:
+        shown = ", ".join(lacking[:3]) + (", ..." if len(lacking) > 3 else "")
+        raise InputError(f"previous lacks {shown}: pass what this function gave before, whole")
 
 
 def _finished(frame: pd.DataFrame) -> pd.DataFrame:
@@ -367,7 +383,20 @@ def _experiments(wanted: Ids | None) -> list[str]:
     """
     if wanted is None:
         return [experiment_named(None)]
-    return [experiment_named(name) for name in ([wanted] if isinstance(wanted, str) else wanted)]
+    return [experiment_named(name) for name in _names("experiment", wanted)]
+
+
+def _names(parameter: str, given: Ids) -> list[str]:
+    """One text or several, as a list.
+
+    Raises:
+        InputError: it is something else (an id as a number, say).
+    """
+    names = [given] if isinstance(given, str) or not isinstance(given, Iterable) else list(given)
+    for name in names:
+        if not isinstance(name, str):
+            raise InputError(f"{parameter}={name!r} is not text: write {str(name)!r}")
+    return names
 
 
 # ---------------------------------------------------------------------------------- making frames
@@ -407,6 +436,7 @@ def _kinds() -> dict[str, str]:
 
 _KINDS = _kinds()
 _PARAMETERS = [name for name in _KINDS if name not in (*IDENTITY, *_RUN_COLUMNS)]
+_RUN_FRAME = (*IDENTITY, *_RUN_COLUMNS, *_PARAMETERS)
 
 
 def _typed(values: Sequence[Any], name: str) -> pd.Series[Any]:
@@ -452,8 +482,9 @@ def _run_row(run: MlflowRun) -> dict[str, Any]:
 
 
 def _runs_frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    columns = [*IDENTITY, *_RUN_COLUMNS, *_PARAMETERS]
-    frame = pd.DataFrame({name: _typed([row.get(name) for row in rows], name) for name in columns})
+    frame = pd.DataFrame(
+        {name: _typed([row.get(name) for row in rows], name) for name in _RUN_FRAME}
+    )
     frame["seconds"] = (frame["end_time"] - frame["start_time"]).dt.total_seconds()
     return frame
 
@@ -525,6 +556,11 @@ class _Table:
         self._rows: list[dict[str, Any]] = []  # a row a run
         self._counts: list[int] = []
         self._columns: dict[str, list[Any]] = {field.name: [] for field in fields(record)}
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Those of its frame."""
+        return (*IDENTITY, *self.about, *self._columns)
 
     def add(
         self,
