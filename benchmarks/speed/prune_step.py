@@ -110,9 +110,9 @@ def main(threads: int) -> None:
         )
     tell(
         "Prune step",
-        f"{LEVELS} steps of {FRACTION:g} on weights of distinct magnitudes, {threads} threads, each "
-        f"in a process of its own, {REPEATS} times in turns. Extra memory is the most held beyond "
-        "the model, masks included.",
+        f"{LEVELS} steps of {FRACTION:g} on weights of distinct magnitudes, {threads} threads, "
+        f"each in a process of its own, {REPEATS} times in turns. Extra memory is the most held "
+        "beyond the model, masks included.",
         rows,
     )
 
