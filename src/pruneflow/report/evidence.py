@@ -136,7 +136,12 @@ def _labels(configurations: pd.DataFrame) -> pd.Series[str]:
     """A name for each configuration: its model, and whatever is not the same for all."""
     told = ["model", "dataset", "schedule", "criterion", "granularity", "coupling", "form", "scope"]
     others = [name for name in DECIDING if name in configurations and name not in told]
-    varying = [n for n in (*told[1:], *others) if configurations[n].nunique(dropna=False) > 1]
+    # what every configuration of a model has follows from the model, and its name is told
+    of_model = configurations.groupby(["model", "dataset"], dropna=False)
+    columns = (*told[2:], *others)
+    varying = [n for n in columns if (of_model[n].nunique(dropna=False) > 1).any()]
+    if configurations["dataset"].nunique() > 1:
+        varying.insert(0, "dataset")
     labels = []
     for _, row in configurations.iterrows():
         parts = [short_model(str(row["model"]))]

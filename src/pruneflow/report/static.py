@@ -180,9 +180,9 @@ def _panels(chart: Chart, panels: Sequence[Panel]) -> Figure:
             handles = dict(zip(labels, found, strict=True)) | handles
         if handles:
             across = _legend_columns(list(handles), size[0])
-            figure.legend(
-                handles.values(), handles.keys(), loc="outside lower center", ncols=across
-            )
+            letters = int(18 * (size[0] / across - 0.6))
+            labels = ["\n".join(wrapped(label, letters)) for label in handles]
+            figure.legend(handles.values(), labels, loc="outside lower center", ncols=across)
     else:
         _legends_below(figure, list(drawn), 3.6)
     return figure
