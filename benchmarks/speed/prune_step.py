@@ -54,6 +54,8 @@ def one(name: str, way: str, threads: int) -> None:
     """One way, timed; says seconds, extra memory and a hash of the masks."""
     torch.set_num_threads(threads)
     model = model_of(name)
+    if way.startswith("torch"):  # which cannot prune a model in channels_last
+        model = model.to(memory_format=torch.contiguous_format)
     parameters = prunable_parameters(model, include=(), exclude=(), biases=False)
     distinct(parameters)
     tool, _, criterion = way.partition(" ")

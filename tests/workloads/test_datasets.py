@@ -410,6 +410,23 @@ def test_parquet_in_the_hubs_layout_is_read_back_with_exact_pixels(
     assert data.source == str(tmp_path)
 
 
+def test_pictures_of_a_table_are_decoded_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_table(tmp_path, "train", [0, 1, 2] * 10, seed=0)
+    write_table(tmp_path, "test", [2, 1, 0, 0], seed=500)
+    first = load_folder(tmp_path, name="cifar10")
+
+    def opened(*_: object, **__: object) -> None:
+        raise AssertionError("a picture is decoded again")
+
+    monkeypatch.setattr("PIL.Image.open", opened)
+    assert load_folder(tmp_path, name="cifar10").digest == first.digest
+    write_table(tmp_path, "test", [2, 1, 0, 0], seed=700)
+    monkeypatch.undo()
+    assert load_folder(tmp_path, name="cifar10").digest != first.digest
+
+
 def test_parquet_without_a_class_label_column_is_refused_with_its_columns(tmp_path: Path) -> None:
     write_table(tmp_path, "train", [0, 1, 2], seed=0, classes=False)
     text = one_line(tmp_path, name="cifar10")
