@@ -7,7 +7,7 @@ import sys
 import time
 
 import torch
-from measure import in_process, peak_mib, spread, tell
+from measure import forget_peak, in_process, peak_mib, spread, tell
 from torch import nn
 
 from pruneflow.pruning.criteria import CRITERIA
@@ -25,6 +25,7 @@ def one(layers: int, side: int, threads: int) -> None:
     torch.set_num_threads(threads)
     model = nn.Sequential(*(nn.Linear(side, side, bias=False) for _ in range(layers)))
     weights = Weights(prunable_parameters(model, include=(), exclude=(), biases=False))
+    forget_peak()
     before = peak_mib()
     kept = weights.everything()
     for level in range(2):

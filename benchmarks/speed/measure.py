@@ -99,6 +99,11 @@ def peak_mib() -> float:
     return int(found[1]) / 1024
 
 
+def forget_peak() -> None:
+    """Let the peak begin anew at what is held now."""
+    Path("/proc/self/clear_refs").write_text("5", "utf-8")
+
+
 def in_process(script: str, *arguments: object) -> dict[str, Any]:
     """What a script says, as JSON on its last line, in a process of its own."""
     command = [sys.executable, script, *map(str, arguments)]

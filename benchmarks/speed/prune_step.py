@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 
 import torch
-from measure import distinct, in_process, model_of, peak_mib, spread, tell
+from measure import distinct, forget_peak, in_process, model_of, peak_mib, spread, tell
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
@@ -59,6 +59,7 @@ def one(name: str, way: str, threads: int) -> None:
     parameters = prunable_parameters(model, include=(), exclude=(), biases=False)
     distinct(parameters)
     tool, _, criterion = way.partition(" ")
+    forget_peak()
     before, start = peak_mib(), time.perf_counter()
     if tool == "torch":
         method = {"l1": prune.L1Unstructured, "random": prune.RandomUnstructured}[criterion]
