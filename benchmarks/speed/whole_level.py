@@ -17,7 +17,7 @@ import pruneflow
 from pruneflow.workloads import datasets
 
 # model, image size, training and test samples, epochs of the base run
-CASES = (("alexnet", 224, 1_000, 1_000, 4), ("resnet18", 32, 4_000, 1_000, 6))
+CASES = (("resnet18", 32, 4_000, 1_000, 6), ("alexnet", 224, 1_000, 1_000, 4))
 SEEDS = 3
 RECIPE = {"learning_rate": 3e-4, "lr_schedule": "constant", "weight_decay": 0.01}
 RECIPE |= {"optimizer": "adamw", "batch_size": 128}
