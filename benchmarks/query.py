@@ -18,6 +18,8 @@ from pathlib import Path
 
 import click
 
+from pruneflow.tracking.environment import cpu
+
 _STEPS = {
     "query.runs()": "query.runs()",
     "query.levels()": "query.levels()",
@@ -35,19 +37,12 @@ print(json.dumps([seconds, peak]))
 """
 
 
-def _cpu() -> str:
-    for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
-
-
 @click.command()
 @click.option("--runs", default="1000,10000", show_default=True, help="sizes of stores")
 def main(runs: str) -> None:
     """Time every step on every size."""
     print(
-        f"{_cpu()}, {os.cpu_count()} cores; MLflow {metadata.version('mlflow')}, pandas "
+        f"{cpu()}, {os.cpu_count()} cores; MLflow {metadata.version('mlflow')}, pandas "
         f"{metadata.version('pandas')}, Python {platform.python_version()}, SQLite\n"
     )
     print("| step | runs | seconds | peak MiB |\n|---|---:|---:|---:|")

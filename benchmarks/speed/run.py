@@ -10,7 +10,6 @@ from __future__ import annotations
 import datetime
 import json
 import os
-import platform
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,15 +17,9 @@ from typing import Any
 import click
 from measure import in_process
 
+from pruneflow.tracking.environment import cpu
+
 CASES = ("prune_step", "growth", "masked_step", "whole_level", "throughput")
-
-
-def cpu() -> str:
-    """The processor's name."""
-    for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
 
 
 def markdown(found: dict[str, Any]) -> str:

@@ -36,7 +36,7 @@ def describe() -> dict[str, object]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "versions": {"pruneflow": __version__, **versions},
-        "cpu": _cpu(),
+        "cpu": cpu(),
         "cores": os.cpu_count(),
         "memory_bytes": psutil.virtual_memory().total,
         "threads": torch.get_num_threads(),
@@ -46,7 +46,8 @@ def describe() -> dict[str, object]:
     }
 
 
-def _cpu() -> str:
+def cpu() -> str:
+    """The processor's name."""
     try:
         for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
             if line.startswith("model name"):

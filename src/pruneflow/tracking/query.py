@@ -20,6 +20,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pandas as pd
 from mlflow.entities import Run as MlflowRun
 from mlflow.exceptions import MlflowException
@@ -308,8 +309,8 @@ def _benchmarks(
         else:
             timed.add(run.info.run_id)
     if timed:
-        client = MlflowClient()
-        for run in _pages(client, _all_experiments(client), f"tags.`pruneflow.stage` = '{_TIMES}'"):
+        everywhere = [str(one.experiment_id) for one in mlflow.search_experiments()]
+        for run in _pages(MlflowClient(), everywhere, f"tags.`pruneflow.stage` = '{_TIMES}'"):
             of = run.data.tags.get("pruneflow.pruning_run")
             if of in timed and run.info.run_id not in seen:
                 yield run
@@ -362,17 +363,6 @@ def _refused(what: str, error: MlflowException) -> InputError | ExperimentError:
     if error.error_code in _TROUBLE:
         return ExperimentError(f"the store cannot be read: {first_line(error)}")
     return InputError(f"{what}: {first_line(error)}")
-
-
-def _all_experiments(client: MlflowClient) -> list[str]:
-    found: list[str] = []
-    token: str | None = None
-    while True:
-        page = client.search_experiments(page_token=token)
-        found += [str(one.experiment_id) for one in page]
-        token = page.token
-        if not token:
-            return found
 
 
 def _experiments(wanted: Ids | None) -> list[str]:
