@@ -25,6 +25,7 @@ def _quiet_machine(tmp_path_factory: pytest.TempPathFactory) -> None:
     import datasets
 
     datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("datasets")
+    os.environ["PRUNEFLOW_STATE"] = str(tmp_path_factory.mktemp("state"))
     torch.set_num_threads(1)
 
 

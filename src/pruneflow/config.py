@@ -143,6 +143,11 @@ class Settings(Config):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(
         description="decides initial weights, split, data order, dropout and random scores"
     )
+    resume: Annotated[str, Field(min_length=1)] = Field(
+        "auto",
+        description="auto (go on with an interrupted run of the same configuration, report a "
+        "finished one), never, or the id of the run to go on with",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto, cpu or cuda")
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="auto (bf16 where a measurement shows it is faster), fp32 or bf16"
@@ -478,8 +483,10 @@ def base_config(config: PruneConfig) -> FinetuneConfig:
     What the caller gave applies to it as well, except `learning_rate`, which is the pruning
     run's own; the rest is the preset's for `finetune`.
     """
-    shared = (config.given & FinetuneConfig.model_fields.keys()) - {"learning_rate"}
+    shared = (config.given & FinetuneConfig.model_fields.keys()) - {"learning_rate", "resume"}
     values = {name: getattr(config, name) for name in shared}
+    if config.resume == "never":
+        values["resume"] = "never"
     machine = {"device": config.device, "precision": config.precision, "threads": config.threads}
     return resolve(
         FinetuneConfig, values | machine | {"preset": config.preset, "epochs": config.base_epochs}

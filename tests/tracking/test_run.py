@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-from pathlib import Path
 
 import pytest
 from mlflow.tracking import MlflowClient
@@ -91,37 +90,6 @@ def test_the_current_experiment_is_used(
     with open_run("finetune", config, name="n", tags={}) as run:
         pass
     assert MlflowClient().get_experiment(run.experiment_id).name == "mine"
-
-
-def test_fingerprint_follows_what_decides_the_result_and_nothing_else() -> None:
-    def fingerprint(**given: object) -> str:
-        return tracking.fingerprint("finetune", resolve(FinetuneConfig, given), "data", None)
-
-    same = fingerprint()
-    assert fingerprint(preset="quick") == same
-    assert fingerprint(data_dir="elsewhere") == same
-    assert fingerprint(seed=1) != same
-    assert fingerprint(learning_rate=0.1) != same
-    config = resolve(FinetuneConfig, {})
-    assert tracking.fingerprint("finetune", config, "other data", None) != same
-    assert tracking.fingerprint("finetune", config, "data", "base") != same
-    assert tracking.fingerprint("prune_direct", config, "data", None) != same
-
-
-def test_fingerprints_follow_the_content_of_a_weights_file(tmp_path: Path) -> None:
-    def fingerprints() -> tuple[str, str]:
-        config = resolve(FinetuneConfig, {"weights": str(tmp_path / "w.safetensors")})
-        return (
-            tracking.fingerprint("finetune", config, "data", None),
-            tracking.workload_fingerprint(config, "data"),
-        )
-
-    (tmp_path / "w.safetensors").write_bytes(b"one")
-    one = fingerprints()
-    assert fingerprints() == one
-    (tmp_path / "w.safetensors").write_bytes(b"two")
-    assert fingerprints()[0] != one[0]
-    assert fingerprints()[1] != one[1]
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -21,40 +21,40 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from pruneflow.stages.progress import Reporter
-    from pruneflow.tracking.run import Run
+    from pruneflow.tracking.run import Ended
 
 
-def _finetune(config: Any, reporter: Reporter) -> list[Run]:
+def _finetune(config: Any, reporter: Reporter) -> list[Ended]:
     from pruneflow.stages.finetune import finetune
 
     return [finetune(config, reporter)]
 
 
-def _prune_iterative(config: Any, reporter: Reporter) -> list[Run]:
+def _prune_iterative(config: Any, reporter: Reporter) -> list[Ended]:
     from pruneflow.stages.prune import prune_iterative
 
     return [prune_iterative(config, reporter)]
 
 
-def _prune_direct(config: Any, reporter: Reporter) -> list[Run]:
+def _prune_direct(config: Any, reporter: Reporter) -> list[Ended]:
     from pruneflow.stages.prune import prune_direct
 
     return [prune_direct(config, reporter)]
 
 
-def _benchmark_latency(config: Any, reporter: Reporter) -> list[Run]:
+def _benchmark_latency(config: Any, reporter: Reporter) -> list[Ended]:
     from pruneflow.stages.benchmark import benchmark_latency
 
     return benchmark_latency(config, reporter)
 
 
-def _report(config: Any, reporter: Reporter) -> list[Run]:
+def _report(config: Any, reporter: Reporter) -> list[Ended]:
     from pruneflow.stages.report import report
 
     return [report(config, reporter)]
 
 
-def _sweep(config: Any, reporter: Reporter) -> list[Run]:
+def _sweep(config: Any, reporter: Reporter) -> list[Ended]:
     from pruneflow.stages.sweep import sweep
 
     return sweep(config, reporter)
@@ -65,7 +65,7 @@ class Stage:
     """An entry point: its configuration, what runs it (imported when called), its help line."""
 
     config: type[Config]
-    start: Callable[[Any, Reporter], list[Run]]
+    start: Callable[[Any, Reporter], list[Ended]]
     help: str
 
 
@@ -134,7 +134,7 @@ def run(stage: str, parameters: Mapping[str, Any]) -> FinishedRun | None:
     from pruneflow.tracking.latencies import Latency
     from pruneflow.tracking.levels import Level
 
-    def table(rows: list[Any], kind: type[Any]) -> pd.DataFrame:
+    def table(rows: Sequence[Any], kind: type[Any]) -> pd.DataFrame:
         frame = pd.DataFrame(rows, columns=[field.name for field in fields(kind)])
         return frame.astype({f.name: float for f in fields(kind) if "float" in str(f.type)})
 

@@ -26,6 +26,7 @@ from pruneflow.stages.experiment import cores
 from pruneflow.stages.progress import Reporter, latencies_table
 from pruneflow.stages.prune import prune_iterative
 from pruneflow.tracking import checkpoints
+from pruneflow.tracking.fingerprints import benchmark_fingerprint
 from pruneflow.tracking.finished import (
     PruningRun,
     check_checkpoint,
@@ -36,7 +37,7 @@ from pruneflow.tracking.finished import (
     pruning_runs_of,
 )
 from pruneflow.tracking.latencies import OK, Latency, LayerLatency
-from pruneflow.tracking.run import Run, benchmark_fingerprint, current_experiment, open_run
+from pruneflow.tracking.run import Ended, Run, current_experiment, open_run
 from pruneflow.workloads import models
 from pruneflow.workloads.training import keep_large_buffers
 
@@ -44,7 +45,7 @@ _GLANCE_SECONDS = 0.5
 _BUSY = 0.15  # share of the processors that others may take unremarked
 
 
-def benchmark_latency(config: BenchmarkConfig, reporter: Reporter) -> list[Run]:
+def benchmark_latency(config: BenchmarkConfig, reporter: Reporter) -> list[Ended]:
     """Time pruning runs, each in a run of its own: the one handed over, then new ones."""
     settings = _settings(config)
     _tell_missing(config, reporter)
@@ -209,7 +210,7 @@ def _size(run: PruningRun, structure: Mapping[str, Any], config: BenchmarkConfig
 
 def _benchmark(
     subject: Subject, config: BenchmarkConfig, settings: list[Setting], reporter: Reporter
-) -> Run:
+) -> Ended:
     """Time the levels of one run, in a run."""
     name = f"latency-{subject.run.name}"
     tags = {
@@ -253,7 +254,7 @@ def _benchmark(
             reporter.say(f"  level {level}: {_in_short(rows)}")
         _summarise(subject, run, notes)
     reporter.console.print(latencies_table(run.latencies))
-    return run
+    return run.ended
 
 
 def _busy() -> list[str]:

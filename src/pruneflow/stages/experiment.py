@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any, Generic, TypeVar
 
@@ -15,11 +15,16 @@ from torch import Tensor, nn
 from pruneflow.config import Settings, reads_texts
 from pruneflow.errors import InputError, first_line
 from pruneflow.pruning import cost
-from pruneflow.tracking.run import Run
+from pruneflow.stages.progress import Reporter
+from pruneflow.tracking import resume
+from pruneflow.tracking.resume import Earlier
+from pruneflow.tracking.run import Ended, Run
 from pruneflow.workloads import datasets, models, training
 from pruneflow.workloads.datasets import IMAGES, TEXTS, Data
 from pruneflow.workloads.texts import Texts, Tokens
-from pruneflow.workloads.training import Machine, Recipe, Samples
+from pruneflow.workloads.training import Epoch, Machine, Recipe, Samples
+
+SAVE_SECONDS = 180.0  # of training, at the most, that an interruption costs; or an epoch
 
 C = TypeVar("C", bound=Settings)
 D = TypeVar("D", bound=Settings)
@@ -88,6 +93,35 @@ class Experiment(Generic[C]):
             image_size=c.image_size,
             seed=1_000 * c.seed + level,
         )
+
+    def train(
+        self,
+        model: nn.Module,
+        run: Run,
+        epochs: int,
+        *,
+        level: int,
+        after_step: Callable[[torch.optim.Optimizer], None] | None = None,
+        on_progress: Callable[[int, float, float], None] | None = None,
+    ) -> Iterator[Epoch]:
+        """Train a model as `training.fit` does, from where the run's last process had saved it.
+
+        Saved every few minutes, after the caller has done with an epoch.
+        """
+        saved = time.monotonic()
+        for epoch in training.fit(
+            model,
+            self.data.train,
+            self.recipe(epochs, level=level),
+            self.machine,
+            after_step=after_step,
+            on_progress=on_progress,
+            since=run.saved_training(level),
+        ):
+            yield epoch
+            if epoch.number < epochs and time.monotonic() - saved >= SAVE_SECONDS:
+                run.save_training(level, epoch.snapshot())
+                saved = time.monotonic()
 
     def accuracy(self, model: nn.Module, split: Samples) -> float:
         """Accuracy of a model on one split, a fraction."""
@@ -211,6 +245,12 @@ def _prepare_texts(
     size = {"sequence_length": int(train.lengths[median])}
     identity = encoders.describe(model, tokenizer) | {"input": size}
     return Experiment(config, data, machine, uses, head, two, identity, tokenizer), model
+
+
+def report_finished(run: Earlier, reporter: Reporter, experiment_id: str | None) -> Ended:
+    """Tell of a run that has done already what was asked for, and of nothing else."""
+    reporter.say(f"run {run.id} has done this already; to run it again, pass resume=never")
+    return resume.report(run, experiment_id)
 
 
 def cores() -> int:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from torch import nn
 
 from pruneflow.config import FinetuneConfig
-from pruneflow.stages.experiment import Experiment, prepare, timed
+from pruneflow.stages.experiment import Experiment, prepare, report_finished, timed
 from pruneflow.stages.progress import Reporter
-from pruneflow.tracking.run import Run, fingerprint, open_run, workload_fingerprint
-from pruneflow.workloads import training
+from pruneflow.tracking import resume
+from pruneflow.tracking.fingerprints import fingerprint, workload_fingerprint
+from pruneflow.tracking.run import Ended, open_run
 
 
-def finetune(config: FinetuneConfig, reporter: Reporter) -> Run:
+def finetune(config: FinetuneConfig, reporter: Reporter) -> Ended:
     """Train, measure and keep a model, in the run that was handed over or a new one."""
     experiment, model = prepare(config, load=True)
     return train_base(experiment, model, reporter, experiment_id=None)
@@ -23,25 +24,36 @@ def train_base(
     reporter: Reporter,
     *,
     experiment_id: str | None,
-) -> Run:
+) -> Ended:
     """Train a model, in a run of its own; the trained model is its checkpoint of level 0."""
     config, data = experiment.config, experiment.data
+    digest = fingerprint("finetune", config, data.digest, None)
+    before = resume.earlier(config.resume, digest, experiment_id)
+    if before is not None and before.finished:
+        return report_finished(before, reporter, experiment_id)
     tags = {
-        "pruneflow.fingerprint": fingerprint("finetune", config, data.digest, None),
+        "pruneflow.fingerprint": digest,
         "pruneflow.workload": workload_fingerprint(config, data.digest),
     }
     name = config.run_name
-    with open_run("finetune", config, name=name, tags=tags, experiment_id=experiment_id) as run:
+    with open_run(
+        "finetune",
+        config,
+        name=name,
+        tags=tags,
+        experiment_id=experiment_id,
+        interrupted=None if before is None else before.id,
+    ) as run:
+        if before is not None:
+            run.go_on()
         experiment.log_data(run)
-        reporter.say(f"finetune {name}: run {run.id}")
+        reporter.say(f"finetune {name}: run {run.id}{', which goes on' if before else ''}")
         reporter.plan(config.epochs)
 
         def progress(epoch: int, share: float, loss: float) -> None:
             reporter.at(f"base, epoch {epoch}/{config.epochs}", epoch - 1 + share, loss)
 
-        recipe = experiment.recipe(config.epochs, level=0)
-        epochs = training.fit(model, data.train, recipe, experiment.machine, on_progress=progress)
-        for epoch in epochs:
+        for epoch in experiment.train(model, run, config.epochs, level=0, on_progress=progress):
             validation = experiment.accuracy(model, data.val)
             run.log_metrics(
                 {
@@ -52,6 +64,7 @@ def train_base(
                     "throughput/samples_per_second": epoch.samples_per_second,
                 },
                 step=epoch.number,
+                part=f"epoch {epoch.number}",
             )
             reporter.say(
                 f"  epoch {epoch.number}/{config.epochs}: loss {epoch.loss:.4f}, train "
@@ -61,7 +74,8 @@ def train_base(
         reporter.at("base, evaluating", config.epochs)
         test, seconds = timed(lambda: experiment.accuracy(model, data.test))
         train = experiment.accuracy(model, data.train)
-        run.log_metrics({"accuracy/test": test, "accuracy/train": train}, step=config.epochs)
+        final = {"accuracy/test": test, "accuracy/train": train}
+        run.log_metrics(final, step=config.epochs, part="accuracy")
         size = run.log_checkpoint(
             0, model.state_dict(), {}, experiment.structure, experiment.tokenizer
         )
@@ -71,4 +85,4 @@ def train_base(
             f"| {test:.4f} | {train:.4f} | {size / 1e6:.1f} MB |"
         )
         reporter.say(f"  test {test:.4f}, train {train:.4f} ({seconds:.1f} s for test)")
-    return run
+    return run.ended

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from pruneflow.config import PruneConfig, base_config, given_for_base, short_model
@@ -19,19 +20,20 @@ from pruneflow.pruning.schedule import Step
 from pruneflow.pruning.selection import Scores, drop_lowest, prunable_parameters
 from pruneflow.report import static
 from pruneflow.report.figures import RUN_FIGURES
-from pruneflow.stages.experiment import Experiment, build, prepare, timed
+from pruneflow.stages.experiment import Experiment, build, prepare, report_finished, timed
 from pruneflow.stages.finetune import train_base
 from pruneflow.stages.progress import Reporter, levels_table
+from pruneflow.tracking import checkpoints, resume
 from pruneflow.tracking.checkpoints import Checkpoint
+from pruneflow.tracking.fingerprints import fingerprint, workload_fingerprint
 from pruneflow.tracking.finished import (
     base_weights,
     find_base,
     fingerprint_of,
-    load_checkpoint,
     open_base,
 )
 from pruneflow.tracking.levels import Layer, Level, to_markdown
-from pruneflow.tracking.run import Run, fingerprint, open_run, workload_fingerprint
+from pruneflow.tracking.run import Ended, Run, open_run
 from pruneflow.workloads import training
 
 # A shortfall that is told: further from the target than rounding to whole channels explains.
@@ -47,12 +49,14 @@ class State:
         granularity: what its next level chooses among.
         kept: what is left of that.
         groups: every group of channels of the model, for its compact form.
+        units: group -> boolean (units of the unpruned model,), False = physically gone by now.
     """
 
     model: nn.Module
     granularity: Granularity
     kept: Masks
     groups: list[Group]
+    units: dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -72,9 +76,22 @@ class Whole:
     macs: int
 
 
+@dataclass(frozen=True)
+class Base:
+    """The base run of a pruning run, there already or to be made.
+
+    Attributes:
+        fingerprint: of it.
+        open: gives its id and model; told in which MLflow experiment to make it, if it must.
+    """
+
+    fingerprint: str
+    open: Callable[[str], tuple[str, Checkpoint]]
+
+
 def prune_iterative(
     config: PruneConfig, reporter: Reporter, *, experiment_id: str | None = None
-) -> Run:
+) -> Ended:
     """Each level removes `fraction` of what is left.
 
     With `experiment_id` the run is a new one there, and not the one that was handed over.
@@ -83,7 +100,7 @@ def prune_iterative(
     return _prune("prune_iterative", config, steps, reporter, experiment_id)
 
 
-def prune_direct(config: PruneConfig, reporter: Reporter) -> Run:
+def prune_direct(config: PruneConfig, reporter: Reporter) -> Ended:
     """One level goes straight to where the iterative schedule would end."""
     if {"iterations", "target_sparsity"} <= config.given:
         raise InputError(
@@ -99,33 +116,50 @@ def _prune(
     steps: list[Step],
     reporter: Reporter,
     experiment_id: str | None = None,
-) -> Run:
+) -> Ended:
     if config.base_run is not None:
         config = config.resolved(weights=base_weights(config.base_run))
     experiment, model = prepare(config, load=False)
     config, data = experiment.config, experiment.data
     state = _start(experiment, model)
-    base_of = _base(experiment, model, reporter)
+    base = _base(experiment, model, reporter)
+    digest = fingerprint(stage, config, data.digest, base.fingerprint)
+    before = resume.earlier(config.resume, digest, experiment_id)
+    if before is not None and before.finished:
+        return report_finished(before, reporter, experiment_id)
 
     name = config.run_name(stage)
-    tags = {"pruneflow.workload": workload_fingerprint(config, data.digest)}
-    with open_run(stage, config, name=name, tags=tags, experiment_id=experiment_id) as run:
-        experiment.log_data(run)
-        base, checkpoint = base_of(run.experiment_id)
-        model.load_state_dict(checkpoint.state)
-        digest = fingerprint(stage, config, data.digest, fingerprint_of(base))
-        run.set_tags({"pruneflow.base_run": base, "pruneflow.fingerprint": digest})
-        reporter.say(f"{stage} {name}: run {run.id}, from base run {base}")
+    tags = {
+        "pruneflow.workload": workload_fingerprint(config, data.digest),
+        "pruneflow.fingerprint": digest,
+    }
+    with open_run(
+        stage,
+        config,
+        name=name,
+        tags=tags,
+        experiment_id=experiment_id,
+        interrupted=None if before is None else before.id,
+    ) as run:
+        whole = _measure_whole(experiment, state)
+        last = None if before is None else run.go_on()
+        if last is None:
+            experiment.log_data(run)
+            base_run, trained = base.open(run.experiment_id)
+            model.load_state_dict(trained.state)
+            run.set_tags({"pruneflow.base_run": base_run})
+            reporter.say(f"{stage} {name}: run {run.id}, from base run {base_run}")
+        else:
+            state = _restored(experiment, state, last)
+            reporter.say(f"{stage} {name}: run {run.id} goes on after level {len(run.levels) - 1}")
         reporter.plan(len(steps) * config.finetune_epochs)
 
-        whole = _measure_whole(experiment, state)
-        for step in [schedule.UNPRUNED, *steps]:
+        for step in [schedule.UNPRUNED, *steps][len(run.levels) :]:
             state = _level(experiment, state, whole, step, run, reporter)
-            warnings = _warnings(config, whole, state, run)
-            _tell(warnings, run, len(steps), reporter)
-        _summarise(stage, experiment, whole, warnings, run)
+            _tell(_warnings(config, whole, state, run), run, len(steps), reporter)
+        _summarise(stage, experiment, whole, _warnings(config, whole, state, run), run)
     reporter.console.print(levels_table(run.levels))
-    return run
+    return run.ended
 
 
 def _start(experiment: Experiment[PruneConfig], model: nn.Module) -> State:
@@ -151,7 +185,61 @@ def _start(experiment: Experiment[PruneConfig], model: nn.Module) -> State:
         )
     else:
         granularity = _channels(experiment, model, found)
-    return State(model, granularity, granularity.everything(), found.groups)
+    everything = {group.name: torch.ones(group.units, dtype=torch.bool) for group in found.groups}
+    return State(model, granularity, granularity.everything(), found.groups, everything)
+
+
+def _restored(experiment: Experiment[PruneConfig], state: State, saved: Checkpoint) -> State:
+    """A run's state after the level that a checkpoint was made of.
+
+    Args:
+        experiment: the run's.
+        state: as it was before anything was pruned.
+        saved: the level's checkpoint.
+
+    Raises:
+        InputError: a checkpoint that does not fit.
+    """
+    units = _read(saved.structure["units"])
+    if experiment.config.form == "compact":
+        model = training.to_machine(checkpoints.restore(saved), experiment.machine)
+        return _shrunk(experiment, state, model, units)
+    state.model.load_state_dict(saved.state)
+    left = units if isinstance(state.granularity, Channels) else saved.masks
+    for name, mask in state.kept.items():
+        if name in left:
+            mask.copy_(left[name])
+    return state
+
+
+def _shrunk(
+    experiment: Experiment[PruneConfig],
+    state: State,
+    smaller: nn.Module,
+    left: Mapping[str, Tensor],
+) -> State:
+    """The state of a model from which units have been removed: channels numbered anew.
+
+    Args:
+        experiment: the run's.
+        state: before.
+        smaller: the model now.
+        left: group -> boolean (units before,), False = removed.
+    """
+    assert isinstance(state.granularity, Channels)
+    chosen = set(state.granularity.groups)
+    renumbered = groups.without(state.groups, left)
+    own = [group for group in renumbered if group.name in chosen]
+    coupled = experiment.config.coupling == "group"
+    if not coupled:
+        heads = [experiment.head]
+        own = [g for g in groups.filters(smaller, outputs=heads) if g.name in chosen]
+    granularity = Channels(smaller, own, coupled=coupled)
+    units = {name: mask.clone() for name, mask in state.units.items()}
+    for name, mask in left.items():
+        if name in units:
+            units[name][units[name].clone()] = mask.cpu()
+    return State(smaller, granularity, granularity.everything(), renumbered, units)
 
 
 def _channels(experiment: Experiment[PruneConfig], model: nn.Module, found: Found) -> Channels:
@@ -178,18 +266,13 @@ def _channels(experiment: Experiment[PruneConfig], model: nn.Module, found: Foun
     return Channels(model, chosen, coupled=not independent)
 
 
-def _base(
-    experiment: Experiment[PruneConfig], model: nn.Module, reporter: Reporter
-) -> Callable[[str], tuple[str, Checkpoint]]:
+def _base(experiment: Experiment[PruneConfig], model: nn.Module, reporter: Reporter) -> Base:
     """Decide on the base run: the one named, else the newest that fits, else one to be made.
 
     Args:
         experiment: the pruning run's.
         model: its model, untrained and without given weights; a base run may train it.
         reporter: of the pruning run.
-
-    Returns:
-        What gives its id and model; told in which MLflow experiment to make it, if it must.
 
     Raises:
         InputError: here, before any run is open, for all that can be refused.
@@ -202,7 +285,7 @@ def _base(
     )
     if found is not None:
         checkpoint = open_base(found, config, experiment.structure)
-        return lambda _experiment_id: (found, checkpoint)
+        return Base(fingerprint_of(found), lambda _experiment_id: (found, checkpoint))
 
     base = experiment.with_config(made_by)
     untrained = model
@@ -213,9 +296,10 @@ def _base(
 
     def make(experiment_id: str) -> tuple[str, Checkpoint]:
         run = train_base(base, untrained, reporter, experiment_id=experiment_id)
-        return run.id, load_checkpoint(run.id, 0)
+        # not read back: where the run was sent may not answer at the moment
+        return run.id, Checkpoint(base.structure, untrained.state_dict(), {})
 
-    return make
+    return Base(fingerprint("finetune", base.config, base.data.digest, None), make)
 
 
 def _level(
@@ -235,22 +319,17 @@ def _level(
         reporter.at(f"level {step.level}, evaluating", float(planned))
         return experiment.accuracy(model, data.test), experiment.accuracy(model, data.train)
 
-    def train() -> None:
-        recipe = experiment.recipe(epochs, level=step.level)
-
+    def train() -> float:
         def progress(epoch: int, share: float, loss: float) -> None:
             where = f"level {step.level}, epoch {epoch}/{epochs}"
             reporter.at(where, planned + epoch - 1 + share, loss)
 
-        for _ in training.fit(
-            model,
-            data.train,
-            recipe,
-            experiment.machine,
-            after_step=keep_pruned,
-            on_progress=progress,
+        seconds = 0.0
+        for epoch in experiment.train(
+            model, run, epochs, level=step.level, after_step=keep_pruned, on_progress=progress
         ):
-            pass
+            seconds = epoch.total_seconds
+        return seconds
 
     score_seconds = finetune_seconds = after_seconds = 0.0
     conv_params_masked = _conv_params(state.model)
@@ -264,7 +343,7 @@ def _level(
     (test_before, train_before), before_seconds = timed(measure)
     test_after, train_after = test_before, train_before
     if epochs:
-        _, finetune_seconds = timed(train)
+        finetune_seconds = train()
         planned += epochs
         (test_after, train_after), after_seconds = timed(measure)
     val_after, val_seconds = timed(lambda: experiment.accuracy(model, data.val))
@@ -278,11 +357,14 @@ def _level(
     zeros = sum(layer.zeros for layer in layers if layer.layer in whole.prunable)
     params = sum(whole.params.values())
     units = sum(_units(state).values())
+    left: Mapping[str, Tensor] = {}
+    if config.granularity == "channel":
+        left = state.units if config.form == "compact" else state.kept
     size = run.log_checkpoint(
         step.level,
         model.state_dict(),
         masks,
-        experiment.structure | {"sizes": compaction.structure(model)},
+        experiment.structure | {"sizes": compaction.structure(model), "units": _written(left)},
         experiment.tokenizer,
     )
     level = Level(
@@ -323,19 +405,13 @@ def _prune_level(
     masks = granularity.masks(kept)
     masks.keeper(model)()
     conv_params_masked = _conv_params(model) - _masked_out(model, masks)
-    state = State(model, granularity, kept, state.groups)
-    if config.form == "compact" and isinstance(granularity, Channels):
-        chosen = set(granularity.groups)
+    if config.form == "compact":
         left = _units_left(experiment, state)
-        smaller = compaction.compact(model, state.groups, left)
-        renumbered = groups.without(state.groups, left)
-        own = [group for group in renumbered if group.name in chosen]
-        coupled = config.coupling == "group"
-        if not coupled:
-            heads = [experiment.head]
-            own = [g for g in groups.filters(smaller, outputs=heads) if g.name in chosen]
-        granularity = Channels(smaller, own, coupled=coupled)
-        state = State(smaller, granularity, granularity.everything(), renumbered)
+        # laid out in memory as a restored one is, so that both compute the same to the last digit
+        smaller = training.to_machine(
+            compaction.compact(model, state.groups, left), experiment.machine
+        )
+        state = _shrunk(experiment, state, smaller, left)
     experiment.recalibrate(state.model, step.level)
     return state, conv_params_masked
 
@@ -386,6 +462,15 @@ def _units(state: State) -> dict[str, int]:
         kept = int(state.kept[group.name].count_nonzero())
         left[group.target] = left.get(group.target, 0) + kept
     return left
+
+
+def _written(units: Mapping[str, Tensor]) -> dict[str, str]:
+    """Which units are left, by group, as `structure.json` has them: "1101", a digit a unit."""
+    return {name: "".join(map(str, mask.int().tolist())) for name, mask in units.items()}
+
+
+def _read(units: Mapping[str, str]) -> dict[str, Tensor]:
+    return {name: torch.tensor([one == "1" for one in text]) for name, text in units.items()}
 
 
 def _conv_params(model: nn.Module) -> int:

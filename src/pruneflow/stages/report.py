@@ -10,10 +10,10 @@ from pruneflow.errors import InputError, user_path
 from pruneflow.report import evidence, page
 from pruneflow.report.study_figures import FIGURES
 from pruneflow.stages.progress import Reporter
-from pruneflow.tracking.run import Run, open_run
+from pruneflow.tracking.run import Ended, open_run
 
 
-def report(config: ReportConfig, reporter: Reporter) -> Run:
+def report(config: ReportConfig, reporter: Reporter) -> Ended:
     """Read the runs, write the report and keep it as a run.
 
     Raises:
@@ -45,7 +45,7 @@ def report(config: ReportConfig, reporter: Reporter) -> Run:
             "Open the artifact `report.html`."
         )
         reporter.say(f"  {drawn} figures: {folder / 'report.html'}")
-    return run
+    return run.ended
 
 
 def _folder(config: ReportConfig) -> Path:

@@ -35,16 +35,13 @@ from pruneflow.stages.experiment import cores
 from pruneflow.stages.progress import Reporter
 from pruneflow.stages.study import Configuration
 from pruneflow.tracking import finished
-from pruneflow.tracking.levels import to_csv
-from pruneflow.tracking.run import (
-    Run,
+from pruneflow.tracking.fingerprints import (
     benchmark_fingerprint,
-    end_deserted,
     fingerprint,
-    hand_over,
-    open_run,
     workload_fingerprint,
 )
+from pruneflow.tracking.levels import to_csv
+from pruneflow.tracking.run import Ended, Run, end_deserted, hand_over, open_run
 from pruneflow.workloads import datasets
 from pruneflow.workloads.training import Machine
 
@@ -95,7 +92,7 @@ class Row:
     failure: str
 
 
-def sweep(config: SweepConfig, reporter: Reporter) -> list[Run]:
+def sweep(config: SweepConfig, reporter: Reporter) -> list[Ended]:
     """Run what a study lists; nothing in a dry run.
 
     Raises:
@@ -130,7 +127,7 @@ def sweep(config: SweepConfig, reporter: Reporter) -> list[Run]:
                 f"{len(failed)} of {len(jobs)} runs of study {name} failed or were skipped, the "
                 f"first: {failed[0].name}: {failed[0].failure}; start the sweep again to retry them"
             )
-    return [run]
+    return [run.ended]
 
 
 # ------------------------------------------------------------------------------------- the plan

@@ -1,4 +1,4 @@
-"""Checkpoints: `model.safetensors` and `structure.json` in a folder. No pickle.
+"""Checkpoints: `model.safetensors`, `structure.json` and their checksums in a folder. No pickle.
 
 A tensor that masks have pruned is stored as the values that are kept and one bit an entry that
 says where they go (`<name>.kept`), so that a checkpoint's size falls with its sparsity; every
@@ -7,6 +7,7 @@ other tensor is stored as it is, under its own name.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,8 +23,10 @@ from torch import Tensor, nn
 from pruneflow.errors import InputError, first_line
 from pruneflow.pruning import compaction
 from pruneflow.workloads import models
+from pruneflow.workloads.training import Snapshot
 
 FORMAT = 1
+SUMS = "SHA256SUMS"  # of its files, as `sha256sum -c` reads it
 _BITS = ".kept"
 
 
@@ -82,7 +85,76 @@ def save(
     (folder / "structure.json").write_text(json.dumps(described, indent=1), "utf-8")
     if tokenizer is not None:
         tokenizer.save_pretrained(folder / "tokenizer")
+    _sum_up(folder)
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def save_training(folder: Path, level: int, snapshot: Snapshot) -> None:
+    """Write where the training of a level stands, into a new folder."""
+    folder.mkdir()
+    tensors = {
+        name: tensor.detach().to("cpu", memory_format=torch.contiguous_format).clone()
+        for name, tensor in snapshot.tensors.items()
+    }
+    save_file(tensors, folder / "training.safetensors")
+    values = {
+        "level": level,
+        "epoch": snapshot.epoch,
+        "seconds": snapshot.seconds,
+        "values": snapshot.values,
+    }
+    (folder / "training.json").write_text(json.dumps(values), "utf-8")
+    _sum_up(folder)
+
+
+def load_training(folder: Path, level: int) -> Snapshot | None:
+    """Where the training of a level stood when it was saved; None if another level's was.
+
+    Raises:
+        InputError: files that are torn, altered or none of these.
+    """
+    verify(folder)
+    try:
+        values = json.loads((folder / "training.json").read_text("utf-8"))
+        if values["level"] != level:
+            return None
+        tensors = load_file(folder / "training.safetensors")
+        return Snapshot(values["epoch"], values["seconds"], tensors, values["values"])
+    except (OSError, SafetensorError, LookupError, TypeError, ValueError) as error:
+        raise InputError(f"{folder} cannot be read: {first_line(error)}") from None
+
+
+def verify(folder: Path) -> None:
+    """See that the files of a checkpoint are as they were written, by their checksums.
+
+    Raises:
+        InputError: one is torn, altered or missing, or there are no checksums.
+    """
+    try:
+        lines = (folder / SUMS).read_text("utf-8").splitlines()
+        written = {name: sum_ for sum_, name in (line.split("  ", 1) for line in lines)}
+        found = {str(p.relative_to(folder)): _sha256(p) for p in _files(folder) if p.name != SUMS}
+    except (OSError, ValueError) as error:
+        raise InputError(f"{SUMS} in {folder} cannot be read: {first_line(error)}") from None
+    if odd := sorted(written.items() ^ found.items()):
+        raise InputError(f"{odd[0][0]} in {folder} is damaged: it is not as it was written")
+    if not found:
+        raise InputError(f"{folder} is empty")
+
+
+def _sum_up(folder: Path) -> None:
+    sums = {str(path.relative_to(folder)): _sha256(path) for path in _files(folder)}
+    text = "".join(f"{sums[name]}  {name}\n" for name in sorted(sums))
+    (folder / SUMS).write_text(text, "utf-8")
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def restore(checkpoint: Checkpoint) -> nn.Module:

@@ -1,91 +1,80 @@
-"""A run in MLflow, by the run contract: opened, filled level by level, ended for a reason."""
+"""A run in MLflow, by the run contract: opened, filled level by level, ended for a reason.
+
+What is logged goes into the run's journal first and from there to MLflow, see `journal` and
+`delivery`; a run that was interrupted goes on from its journal, or from what MLflow has of it.
+"""
 
 from __future__ import annotations
 
-import hashlib
+import functools
 import json
 import os
+import shutil
+import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from mlflow.tracking.context.registry import resolve_tags
 from torch import Tensor
 
-from pruneflow.config import Config, Settings
-from pruneflow.errors import ExperimentError, InputError, first_line, unknown, user_path
-from pruneflow.tracking import checkpoints, environment, latencies, levels, store
+from pruneflow.config import Config
+from pruneflow.errors import ExperimentError, InputError, first_line, unknown
+from pruneflow.tracking import checkpoints, delivery, environment, journal, latencies, levels, store
+from pruneflow.tracking.checkpoints import Checkpoint
+from pruneflow.tracking.delivery import Delivery
+from pruneflow.tracking.journal import Entry, Journal, Owner
 from pruneflow.tracking.latencies import Latency, LayerLatency
 from pruneflow.tracking.levels import METRICS, TAG_LIMIT, Layer, Level
-from pruneflow.version import __version__
+from pruneflow.workloads.training import Snapshot
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# What does not decide a run's result: the preset's values are there one by one, what a folder
-# or a base run holds counts, not where it lies.
-_NOT_DECIDING = {"preset", "data_dir", "base_run", "base_epochs"}
+CONTINUED_IN = "pruneflow.continued_in"  # of a run that was handed over and not needed
+_FAILURE = "pruneflow.failure"
+_PATIENCE_SECONDS = {"FINISHED": 30.0, "FAILED": 10.0, "KILLED": 4.0}  # with a store that is down
+_LATENCIES_PATIENCE_SECONDS = 5.0
 
 
-def fingerprint(stage: str, config: Settings, data_digest: str, base: str | None) -> str:
-    """Hash of everything that decides a run's result; the same for the same experiment."""
-    deciding = {k: v for k, v in config.model_dump().items() if k not in _NOT_DECIDING}
-    deciding["weights"] = _weights(config)
-    return _hash(stage, __version__, deciding, data_digest, base)
+@dataclass(frozen=True)
+class Ended:
+    """A run that has ended, as its stage tells of it.
 
+    Attributes:
+        id, experiment_id: of the run.
+        levels, latencies: it recorded.
+    """
 
-def benchmark_fingerprint(config: Config, pruned: str) -> str:
-    """Hash of what a benchmark times and how: its configuration, the pruning run's fingerprint."""
-    how = {k: v for k, v in config.model_dump().items() if k not in ("run", "study", "model")}
-    return _hash("benchmark_latency", __version__, how, pruned)
+    id: str
+    experiment_id: str
+    levels: Sequence[Level] = ()
+    latencies: Sequence[Latency] = ()
 
-
-def workload_fingerprint(config: Settings, data_digest: str) -> str:
-    """Hash of model, data, weights, preset and seed: what a base run is found by."""
-    names = ("model", "preset", "seed", "image_size")
-    values = {name: getattr(config, name) for name in names} | {"weights": _weights(config)}
-    return _hash(__version__, values, data_digest)
-
-
-def _weights(config: Settings) -> str:
-    """What tells weights apart: their name, or of a file or folder the hash of its content."""
-    if config.weights == "pretrained" and config.model.startswith("hf:"):
-        path = user_path("model", config.model.removeprefix("hf:"))
-    elif config.weights in ("none", "pretrained"):
-        return config.weights
-    else:
-        path = user_path("weights", config.weights)
-    if path.is_dir():
-        return _hash(*(_content(file) for file in sorted(path.glob("*")) if file.is_file()))
-    # what is no file is refused when it is read; a run that has its base never reads it
-    return _content(path) if path.is_file() else config.weights
-
-
-def _content(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _hash(*parts: object) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    @property
+    def address(self) -> str:
+        """Where a person finds the run in the UI."""
+        return store.address_of(self.experiment_id, self.id)
 
 
 class Run:
     """A run that is open. Everything is logged through it, by the names of the run contract."""
 
-    def __init__(self, client: MlflowClient, run_id: str, experiment_id: str) -> None:
+    def __init__(self, client: MlflowClient, run_id: str, experiment_id: str, own: Journal) -> None:
         self.id = run_id
         self.experiment_id = experiment_id
         self._client = client
+        self._journal = own
+        self._delivery = Delivery(client, run_id, own)
         self._levels: list[Level] = []
         self._layers: list[Layer] = []
         self._latencies: list[Latency] = []
@@ -107,19 +96,35 @@ class Run:
         return list(self._latencies)
 
     @property
-    def address(self) -> str:
-        """Where a person finds the run in the UI."""
-        return store.address_of(self.experiment_id, self.id)
+    def ended(self) -> Ended:
+        """What its stage tells of it in the end."""
+        return Ended(self.id, self.experiment_id, self.levels, self.latencies)
+
+    def _log(self, entry: Entry) -> None:
+        """Write something down for MLflow.
+
+        Raises:
+            ExperimentError: MLflow has refused what it was sent before.
+        """
+        self._delivery.check()
+        self._journal.append(entry)
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags."""
-        self._client.log_batch(self.id, tags=[RunTag(k, v) for k, v in tags.items()])
+        self._log(Entry(tags=dict(tags)))
 
-    def log_metrics(self, values: Mapping[str, float], step: int) -> None:
-        """Log metrics of one step, all with the same time."""
-        now = int(time.time() * 1000)
-        batch = [Metric(key, float(value), now, step) for key, value in values.items()]
-        self._client.log_batch(self.id, metrics=batch)
+    def log_metrics(
+        self, values: Mapping[str, float], step: int, *, part: str | None = None
+    ) -> None:
+        """Log metrics of one step, all with the same time.
+
+        Args:
+            values: by key.
+            step: of all of them.
+            part: of the run that they are the whole of ("epoch 3"); logged once, however often the
+                run is interrupted and goes on.
+        """
+        self._log(Entry(metrics=_metrics(values, step), part=part))
 
     def describe(self, text: str) -> None:
         """Set the Markdown text on the run's page."""
@@ -127,32 +132,34 @@ class Run:
 
     def log_data(self, name: str, digest: str, source: str, profile: Mapping[str, int]) -> None:
         """Log the data set as an input of the run."""
-        data = Dataset(
-            name=name,
-            digest=digest,
-            source_type="local" if Path(source).is_absolute() else "code",
-            source=json.dumps({"uri": source}),
-            profile=json.dumps(dict(profile)),
-        )
-        context = InputTag("mlflow.data.context", "training")
-        self._client.log_inputs(self.id, [DatasetInput(data, [context])])
+        data = {
+            "name": name,
+            "digest": digest,
+            "source_type": "local" if Path(source).is_absolute() else "code",
+            "source": json.dumps({"uri": source}),
+            "profile": json.dumps(dict(profile)),
+        }
+        self._log(Entry(inputs=data, part="data"))
 
     def log_text(self, path: str, text: str) -> None:
         """Write an artifact."""
-        self._client.log_text(self.id, text, path)
+        self._stage_text(path, text)
+        self._log(Entry(artifact=path))
+
+    def _stage_text(self, path: str, text: str) -> None:
+        self._journal.stage(path, lambda place: place.write_text(text, "utf-8"))
 
     def log_folder(self, folder: Path, names: Sequence[str]) -> None:
         """Write files and folders of a folder as artifacts, under their own names."""
         for name in names:
-            path = folder / name
-            if path.is_dir():
-                self._client.log_artifacts(self.id, str(path), name)
-            else:
-                self._client.log_artifact(self.id, str(path))
+            self._journal.stage(name, functools.partial(_copy, folder / name))
+            self._log(Entry(artifact=name))
 
     def log_figure(self, path: str, figure: Figure) -> None:
         """Write a figure as an artifact."""
-        self._client.log_figure(self.id, figure, path)
+        kind = path.rpartition(".")[2]
+        self._journal.stage(path, lambda place: figure.savefig(place, format=kind))
+        self._log(Entry(artifact=path))
 
     def log_checkpoint(
         self,
@@ -163,26 +170,40 @@ class Run:
         tokenizer: Any = None,
     ) -> int:
         """Write a level's checkpoint and return its size in bytes."""
-        with tempfile.TemporaryDirectory(prefix="pruneflow-") as folder:
-            size = checkpoints.save(
-                Path(folder), state, masks, structure=structure, tokenizer=tokenizer
+        path = checkpoint_path(level)
+        sizes: list[int] = []
+
+        def make(place: Path) -> None:
+            sizes.append(
+                checkpoints.save(place, state, masks, structure=structure, tokenizer=tokenizer)
             )
-            self._client.log_artifacts(self.id, folder, checkpoint_path(level))
-        return size
+
+        self._journal.stage(path, make)
+        self._log(Entry(artifact=path))
+        if level >= 2:  # the one before is kept here too, in case this one should be damaged
+            self._journal.forget(checkpoint_path(level - 2))
+        return sizes[0]
 
     def record(self, level: Level, layers: Sequence[Layer]) -> None:
         """Record a level: metrics, tables and curves, complete as of this level."""
         self._levels.append(level)
         self._layers.extend(layers)
+        # The tables first: a level that they have has its numbers logged when the run goes on.
+        self.log_text("layers.csv", levels.to_csv(self._layers, Layer))
+        self.log_text("levels.csv", levels.to_csv(self._levels, Level))
+        self._log_level(level)
+        self.set_tags({"pruneflow.curves": levels.curves(self._levels)})
+        shutil.rmtree(self._training, ignore_errors=True)
+
+    def _log_level(self, level: Level) -> None:
         row = asdict(level)
         known = {k: row[field] for field, k in METRICS.items() if row[field] is not None}
-        self.log_metrics(known, step=level.level)
-        self.log_metrics(
-            {"by_sparsity/test_after": level.test_after}, step=round(1000 * level.sparsity)
+        by_sparsity = {"by_sparsity/test_after": level.test_after}
+        metrics = (
+            *_metrics(known, level.level),
+            *_metrics(by_sparsity, round(1000 * level.sparsity)),
         )
-        self.log_text("levels.csv", levels.to_csv(self._levels, Level))
-        self.log_text("layers.csv", levels.to_csv(self._layers, Layer))
-        self.set_tags({"pruneflow.curves": levels.curves(self._levels)})
+        self._log(Entry(metrics=metrics, part=f"level {level.level}"))
 
     def record_latencies(
         self,
@@ -192,6 +213,8 @@ class Run:
         first: tuple[str, int],
     ) -> None:
         """Record the times of a level: metrics and tables, complete as of this level.
+
+        Waits until they are sent, so that sending them takes no time from what is timed next.
 
         Args:
             level: the level.
@@ -203,11 +226,137 @@ class Run:
         self.log_metrics(latencies.metrics(rows, first), step=level)
         self.log_text("latency.csv", levels.to_csv(self._latencies, Latency))
         self.log_text("profile.csv", levels.to_csv(self._profile, LayerLatency))
+        self._delivery.wait(_LATENCIES_PATIENCE_SECONDS)
+
+    # ------------------------------------------------------------------- a run that goes on
+
+    def go_on(self) -> Checkpoint | None:
+        """Take up the run after its last level whose checkpoint is whole; None if there is none.
+
+        Levels after it are done again.
+        """
+        self._levels, self._layers = read_levels(self._client, self.id)
+        found = None
+        while self._levels and found is None:
+            number = self._levels[-1].level
+            try:
+                folder = self._local(checkpoint_path(number))
+                checkpoints.verify(folder)
+                found = checkpoints.load(folder)
+            except (InputError, MlflowException, OSError) as error:
+                print(
+                    f"pruneflow: level {number} is done again: {first_line(error)}", file=sys.stderr
+                )
+                self._levels.pop()
+                self._layers = [layer for layer in self._layers if layer.level < number]
+        where = f"level {self._levels[-1].level}" if self._levels else "its beginning"
+        self._log(
+            Entry(tags={"pruneflow.resumed_from": where}, untag=(_FAILURE,), status="RUNNING")
+        )
+        for level in self._levels:
+            if not self._journal.tells(f"level {level.level}") and not self._has_numbers(level):
+                self._log_level(level)
+        if self._levels:
+            self.set_tags({"pruneflow.curves": levels.curves(self._levels)})
+        return found
+
+    def _local(self, path: str) -> Path:
+        """An artifact of this run, from MLflow if it is not here any more."""
+        place = self._journal.artifact(path)
+        if not place.exists():
+            with tempfile.TemporaryDirectory(prefix="pruneflow-") as folder:
+                local = Path(self._client.download_artifacts(self.id, path, folder))
+                self._journal.stage(path, functools.partial(_copy, local))
+        return place
+
+    def _has_numbers(self, level: Level) -> bool:
+        """Whether MLflow has the metrics of a level that another machine recorded."""
+        history = self._client.get_metric_history(self.id, METRICS["sparsity"])
+        return any(metric.step == level.level for metric in history)
+
+    def save_training(self, level: int, snapshot: Snapshot) -> None:
+        """Save where the training of a level stands; on this machine alone, until it is through."""
+
+        def make(place: Path) -> None:
+            checkpoints.save_training(place, level, snapshot)
+
+        journal.settle(self._training, make)
+
+    def saved_training(self, level: int) -> Snapshot | None:
+        """Where the training of a level stood when it was saved, if it was and is whole."""
+        if not self._training.exists():
+            return None
+        try:
+            return checkpoints.load_training(self._training, level)
+        except InputError as error:
+            print(f"pruneflow: the training begins anew: {error}", file=sys.stderr)
+            return None
+
+    @property
+    def _training(self) -> Path:
+        return self._journal.folder / "training"
+
+    # ---------------------------------------------------------------------------------- its end
+
+    def end(self, status: str, reason: str | None = None) -> None:
+        """End the run, and send what MLflow has not yet, with some patience."""
+        tags = {} if reason is None else {_FAILURE: reason[:TAG_LIMIT]}
+        try:
+            self._journal.append(Entry(tags=tags, status=status, time=_now()))
+        except OSError:  # a full disk: the reason at least may find room with MLflow
+            _end(self._client, self.id, status, reason or "")
+        sent = self._delivery.wait(_PATIENCE_SECONDS[status])
+        self._delivery.stop()
+        if not sent:
+            print(
+                f"pruneflow: MLflow has not all of run {self.id} ("
+                f"{self._delivery.outage or 'too slow'}): send it later with: pruneflow sync "
+                f"{self._journal.folder}",
+                file=sys.stderr,
+            )
+        self._journal.close(remove=sent and status == "FINISHED")
+
+
+def _metrics(values: Mapping[str, float], step: int) -> tuple[tuple[str, float, int, int], ...]:
+    now = _now()
+    return tuple((key, float(value), now, step) for key, value in values.items())
+
+
+def _now() -> int:
+    return int(time.time() * 1000)
+
+
+def _copy(source: Path, place: Path) -> None:
+    if source.is_dir():
+        shutil.copytree(source, place)
+    else:
+        shutil.copyfile(source, place)
 
 
 def checkpoint_path(level: int) -> str:
     """Where a run keeps the checkpoint of a level, among its artifacts."""
     return f"checkpoints/level_{level:02d}"
+
+
+def read_levels(client: MlflowClient, run_id: str) -> tuple[list[Level], list[Layer]]:
+    """The levels and layers of a run as its tables have them, here or in MLflow; what is whole."""
+
+    def text(path: str) -> str:
+        place = journal.folder_of(run_id) / "artifacts" / path
+        if place.exists():
+            return place.read_text("utf-8")
+        with tempfile.TemporaryDirectory(prefix="pruneflow-") as folder:
+            return Path(client.download_artifacts(run_id, path, folder)).read_text("utf-8")
+
+    try:
+        found = levels.from_csv(text("levels.csv"), Level)
+        layers = levels.from_csv(text("layers.csv"), Layer)
+    except (OSError, ValueError, LookupError, MlflowException):
+        return [], []  # no level was recorded, or what there is is torn
+    complete = {layer.level for layer in layers}
+    found = [level for level in found if level.level in complete]
+    last = found[-1].level if found else -1
+    return found, [layer for layer in layers if layer.level <= last]
 
 
 @contextmanager
@@ -218,37 +367,100 @@ def open_run(
     name: str,
     tags: Mapping[str, str],
     experiment_id: str | None = None,
+    interrupted: str | None = None,
 ) -> Iterator[Run]:
     """Open a run and end it: FINISHED, or FAILED or KILLED with the reason in a tag.
 
     A run handed over by `mlflow run` (MLFLOW_RUN_ID) is taken over by the first one opened;
     otherwise a new one is made, in `experiment_id` or MLflow's current experiment.
+
+    Args:
+        stage, config, name, tags: of the run.
+        experiment_id: makes a new run there, and leaves one that was handed over.
+        interrupted: id of a run to go on with, instead of another.
+
+    Raises:
+        InputError: no journal can be kept, or another process has that run.
+        ExperimentError: the experiment or MLflow gave up; the run says why.
     """
+    delivery.fail_soon()
     client = MlflowClient()
-    run_id = os.environ.pop("MLFLOW_RUN_ID", None) if experiment_id is None else None
-    if run_id is None:
-        experiment_id = experiment_id or current_experiment()
-        run_id = client.create_run(experiment_id, tags=resolve_tags(), run_name=name).info.run_id
-    else:
-        experiment_id = client.get_run(run_id).info.experiment_id
-        client.update_run(run_id, name=name)
-    run = Run(client, run_id, experiment_id)
+    handed_over = os.environ.pop("MLFLOW_RUN_ID", None) if experiment_id is None else None
     try:
-        run.set_tags({"pruneflow.stage": stage, **tags})
-        values = config.model_dump(mode="json")
-        params = [Param(f"cfg/{key}", shown(value)) for key, value in values.items()]
-        client.log_batch(run_id, params=params)
-        run.log_text("config.json", json.dumps({"stage": stage, **values}, indent=1))
-        run.log_text("environment.json", json.dumps(environment.describe(), indent=1))
+        run_id, experiment_id = _identify(client, handed_over, interrupted, name, experiment_id)
+    except MlflowException as error:
+        raise ExperimentError(f"no run can be made: {first_line(error)}") from error
+    owner = Owner(
+        run_id,
+        experiment_id,
+        store.without_credentials(store.uri()),
+        name,
+        stage,
+        journal.this_host(),
+    )
+    run = Run(client, run_id, experiment_id, Journal.make(owner))
+    try:
+        if interrupted is None:
+            run.set_tags({"pruneflow.stage": stage, **tags})
+            values = config.model_dump(mode="json")
+            run._log(Entry(params={f"cfg/{key}": shown(value) for key, value in values.items()}))
+            run.log_text("config.json", json.dumps({"stage": stage, **values}, indent=1))
+            run.log_text("environment.json", json.dumps(environment.describe(), indent=1))
         yield run
     except BaseException as error:
         killed = isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit)
         what = "terminated" if killed else type(error).__name__
-        _end(client, run_id, "KILLED" if killed else "FAILED", f"{what}: {error}")
+        with _undisturbed():
+            run.end("KILLED" if killed else "FAILED", f"{what}: {error}")
         if isinstance(error, MlflowException | OSError | MemoryError | torch.OutOfMemoryError):
             raise ExperimentError(f"run {run_id} failed: {first_line(error)}") from error
         raise
-    client.set_terminated(run_id, "FINISHED")
+    run.end("FINISHED")
+
+
+def _identify(
+    client: MlflowClient,
+    handed_over: str | None,
+    interrupted: str | None,
+    name: str,
+    experiment_id: str | None,
+) -> tuple[str, str]:
+    """Id of the run to open, and of its experiment: an interrupted one, handed over, or new."""
+    if interrupted is not None:
+        if handed_over not in (None, interrupted):
+            dismiss(handed_over, interrupted)
+        return interrupted, str(client.get_run(interrupted).info.experiment_id)
+    if handed_over is not None:
+        client.update_run(handed_over, name=name)
+        return handed_over, str(client.get_run(handed_over).info.experiment_id)
+    experiment_id = experiment_id or current_experiment()
+    made = client.create_run(experiment_id, tags=resolve_tags(), run_name=name)
+    return str(made.info.run_id), experiment_id
+
+
+def dismiss(handed_over: str | None, instead: str) -> None:
+    """Put a run that was handed over, and is empty, out of sight: another one stands for it."""
+    if handed_over is None:
+        return
+    client = MlflowClient()
+    with suppress(MlflowException):  # at worst an empty run is seen in the UI
+        client.set_tag(handed_over, CONTINUED_IN, instead)
+        client.set_terminated(handed_over, "FINISHED")
+        client.delete_run(handed_over)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Ctrl-C and SIGTERM, which have been heard, are not heard again while a run is ended."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (2, 15)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def hand_over(name: str, tags: Mapping[str, str]) -> str:
@@ -280,7 +492,7 @@ def refuse_handed_over(reason: str) -> None:
 def _end(client: MlflowClient, run_id: str, status: str, reason: str) -> None:
     """End a run for a reason; a store that has gone must not hide what went wrong."""
     try:
-        client.set_tag(run_id, "pruneflow.failure", reason[:TAG_LIMIT])
+        client.set_tag(run_id, _FAILURE, reason[:TAG_LIMIT])
         client.set_terminated(run_id, status)
     except MlflowException as error:
         print(f"pruneflow: run {run_id} could not be ended: {first_line(error)}", file=sys.stderr)

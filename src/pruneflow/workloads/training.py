@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -156,14 +156,43 @@ class Recipe:
 
 
 @dataclass(frozen=True)
+class Snapshot:
+    """Where a training stands between two epochs: all it needs to go on as if never interrupted.
+
+    Attributes:
+        epoch: number of the last one that is through.
+        seconds: that it took so far.
+        tensors: by name, state of the model (`model.*`), the optimizer (`optimizer.*`) and the
+            random generators (`random.*`); they are the training's own and change with it.
+        values: of the optimizer's groups and the learning-rate schedule, as JSON has them.
+    """
+
+    epoch: int
+    seconds: float
+    tensors: dict[str, Tensor]
+    values: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class Epoch:
-    """What one epoch of training came to; accuracy is that of the training steps themselves."""
+    """What one epoch of training came to.
+
+    Attributes:
+        number: from 1.
+        loss, accuracy: means over the samples of the epoch's own steps.
+        seconds, samples_per_second: of its steps.
+        total_seconds: since the training began, without what lay between an interruption and
+            going on.
+        snapshot: makes that of the training as it stands, until the next epoch is asked for.
+    """
 
     number: int
     loss: float
     accuracy: float
     seconds: float
     samples_per_second: float
+    total_seconds: float
+    snapshot: Callable[[], Snapshot]
 
 
 def fit(
@@ -174,6 +203,7 @@ def fit(
     *,
     after_step: Callable[[torch.optim.Optimizer], None] | None = None,
     on_progress: Callable[[int, float, float], None] | None = None,
+    since: Snapshot | None = None,
 ) -> Iterator[Epoch]:
     """Train a model in place, an epoch each time the iterator is advanced.
 
@@ -185,8 +215,10 @@ def fit(
         after_step: called with the optimizer after each of its steps.
         on_progress: told the epoch (from 1), the share of it that is done, and its loss so far,
             a few times a second at the most.
+        since: goes on from there, to the same weights as without the interruption (on a CPU).
 
     Raises:
+        ValueError: a snapshot of another model or recipe.
         ExperimentError: the loss, or a weight after an epoch, is not finite.
     """
     if recipe.epochs == 0:
@@ -196,7 +228,11 @@ def fit(
     optimizer = _optimizer(model, recipe)
     steps = len(_batches(len(data), recipe.batch_size))
     rates = _rates(optimizer, recipe, steps * recipe.epochs)
-    for number in range(1, recipe.epochs + 1):
+    if since is not None:
+        _go_on(since, model, optimizer, rates, order)
+    through = 0 if since is None else since.epoch
+    began = time.perf_counter() - (0.0 if since is None else since.seconds)
+    for number in range(through + 1, recipe.epochs + 1):
         start = reported = time.perf_counter()
         model.train()
         loss_sum = torch.zeros((), device=machine.device)
@@ -234,7 +270,76 @@ def fit(
                 f"weights became NaN or infinite in epoch {number} at learning_rate="
                 f"{recipe.learning_rate}: try a lower one"
             )
-        yield Epoch(number, float(loss_sum) / seen, int(correct) / seen, seconds, seen / seconds)
+        total = time.perf_counter() - began
+        yield Epoch(
+            number=number,
+            loss=float(loss_sum) / seen,
+            accuracy=int(correct) / seen,
+            seconds=seconds,
+            samples_per_second=seen / seconds,
+            total_seconds=total,
+            snapshot=functools.partial(_snapshot, number, total, model, optimizer, rates, order),
+        )
+
+
+Rates: TypeAlias = torch.optim.lr_scheduler.LRScheduler | None
+
+
+def _snapshot(
+    number: int,
+    seconds: float,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    rates: Rates,
+    order: torch.Generator,
+) -> Snapshot:
+    state = optimizer.state_dict()
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    for index, moments in state["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": moment for name, moment in moments.items()}
+    tensors |= {"random.order": order.get_state(), "random.cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        tensors["random.cuda"] = torch.cuda.get_rng_state()
+    schedule = {} if rates is None else rates.state_dict()
+    values = {"groups": state["param_groups"], "schedule": schedule}
+    return Snapshot(number, seconds, tensors, values)
+
+
+def _go_on(
+    since: Snapshot,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    rates: Rates,
+    order: torch.Generator,
+) -> None:
+    """Bring a training to where a snapshot was taken.
+
+    Raises:
+        ValueError: a snapshot of another model or recipe.
+    """
+    parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "random": {}}
+    for name, tensor in since.tensors.items():
+        part, _, rest = name.partition(".")
+        parts[part][rest] = tensor
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    try:
+        model.load_state_dict(parts["model"])
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in parts["optimizer"].items():
+            index, _, moment = name.partition(".")
+            like = parameters[int(index)]
+            if tensor.shape == like.shape:  # fused steps want the parameter's own memory layout
+                tensor = torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)
+            moments.setdefault(int(index), {})[moment] = tensor
+        optimizer.load_state_dict({"state": moments, "param_groups": since.values["groups"]})
+        if rates is not None:
+            rates.load_state_dict(since.values["schedule"])
+        order.set_state(parts["random"]["order"])
+        torch.set_rng_state(parts["random"]["cpu"])
+        if "cuda" in parts["random"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state(parts["random"]["cuda"])
+    except (LookupError, TypeError, RuntimeError) as error:
+        raise ValueError(f"the snapshot is of another training: {error}") from None
 
 
 def recalibrate(model: nn.Module, data: Samples, recipe: Recipe, machine: Machine) -> None:
@@ -369,9 +474,7 @@ def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     raise ValueError(f"optimizer {recipe.optimizer!r} is neither 'adamw' nor 'sgd'")
 
 
-def _rates(
-    optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int
-) -> torch.optim.lr_scheduler.LRScheduler | None:
+def _rates(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) -> Rates:
     if recipe.lr_schedule == "constant":
         return None
     if recipe.lr_schedule == "one_cycle":

@@ -1,0 +1,319 @@
+"""The journal of a run: what it logs, safe on this machine's disk before MLflow has it.
+
+A folder for each run, under PRUNEFLOW_STATE or the user's own state folder:
+
+    run.json       whose journal it is
+    journal.jsonl  an entry a line, in the order in which MLflow is to have them
+    sent           how many of them MLflow has acknowledged
+    artifacts/     files, by the path they have in MLflow
+    training/      where a training stood when it was last saved, until it is through
+    lock           held by the process that has the run
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Self
+
+from filelock import FileLock, Timeout
+
+from pruneflow.errors import InputError, first_line
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One thing to tell MLflow; sent twice, it is there once, for its times are fixed.
+
+    Attributes:
+        metrics: key, value, time (ms since 1970) and step of each.
+        params, tags: by name.
+        untag: names of tags to take away.
+        inputs: a data set: name, digest, source_type, source, profile.
+        artifact: path of a file or folder under `artifacts/`.
+        status: that the run has from here on.
+        time: when it ended, ms since 1970; None where it did not.
+        part: what of the run this completes ("level 3"), if anything; never told twice.
+    """
+
+    metrics: tuple[tuple[str, float, int, int], ...] = ()
+    params: Mapping[str, str] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
+    untag: tuple[str, ...] = ()
+    inputs: Mapping[str, str] | None = None
+    artifact: str | None = None
+    status: str | None = None
+    time: int | None = None
+    part: str | None = None
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Whose journal it is, as `run.json` says.
+
+    Attributes:
+        run_id, experiment_id: of the run in its store.
+        store: its address, without credentials.
+        name, stage: of the run.
+        host: where its process ran.
+    """
+
+    run_id: str
+    experiment_id: str
+    store: str
+    name: str
+    stage: str
+    host: str
+
+
+def state_folder() -> Path:
+    """Where journals are kept: PRUNEFLOW_STATE, or the user's state folder."""
+    own = os.environ.get("PRUNEFLOW_STATE")
+    if own:
+        return Path(own).expanduser()
+    home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(home) / "pruneflow"
+
+
+def folder_of(run_id: str) -> Path:
+    """Where the journal of a run is, or would be."""
+    return state_folder() / "journals" / run_id
+
+
+def folders(place: Path | None = None) -> list[Path]:
+    """Every journal of this machine, or of a folder, oldest first."""
+    place = place or state_folder() / "journals"
+    found = [path.parent for path in place.glob("*/run.json")]
+    if (place / "run.json").is_file():
+        found.append(place)
+    return sorted(found, key=lambda folder: (folder / "run.json").stat().st_mtime)
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a process of this machine has the journal open."""
+    if not (folder / "lock").exists():
+        return False
+    lock = FileLock(folder / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    lock.release()
+    return False
+
+
+class Journal:
+    """A journal that is open: no other process can open it until this one closes it or ends.
+
+    Raises:
+        InputError: a folder that cannot be written to, is no journal, or is open elsewhere.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._news = threading.Condition()
+        self._lock = FileLock(folder / "lock", thread_local=False)
+        try:
+            self._lock.acquire(timeout=0)
+            self._entries = list(self._read())
+            self._file = (folder / "journal.jsonl").open("a", encoding="utf-8")
+        except Timeout:
+            raise InputError(f"the journal {folder} is open in another process") from None
+        self.sent = min(_number(folder / "sent"), len(self._entries))
+        self._parts = {entry.part for entry in self._entries}
+
+    @classmethod
+    def make(cls, owner: Owner) -> Self:
+        """The journal of a run, which need not be there yet."""
+        folder = folder_of(owner.run_id)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if not (folder / "run.json").exists():
+                write(folder / "run.json", json.dumps(asdict(owner), indent=1).encode())
+            return cls(folder)
+        except OSError as error:
+            raise InputError(
+                f"the run's journal cannot be kept in {folder} ({first_line(error)}): set "
+                "PRUNEFLOW_STATE to a folder that can be written to"
+            ) from None
+
+    @property
+    def owner(self) -> Owner:
+        """Whose it is.
+
+        Raises:
+            InputError: `run.json` does not say.
+        """
+        return owner_of(self.folder)
+
+    def _read(self) -> Iterator[Entry]:
+        """The entries that are whole; what follows a torn one was never told to anybody."""
+        path = self.folder / "journal.jsonl"
+        whole = 0
+        data = path.read_bytes() if path.exists() else b""
+        known = {one.name for one in fields(Entry)}
+        for line in data.splitlines(keepends=True):
+            try:
+                values = json.loads(line)
+                values["metrics"] = tuple(tuple(m) for m in values.get("metrics", ()))
+                entry = Entry(**{name: values[name] for name in known & values.keys()})
+            except (ValueError, TypeError, AttributeError):
+                break
+            if not line.endswith(b"\n"):
+                break
+            whole += len(line)
+            yield entry
+        if whole < len(data):
+            with path.open("r+b") as file:
+                file.truncate(whole)
+
+    def tells(self, part: str) -> bool:
+        """Whether a part of the run is in the journal already."""
+        return part in self._parts
+
+    def append(self, entry: Entry) -> None:
+        """Write an entry down; it is on the disk when this returns. A part told before is not.
+
+        Raises:
+            OSError: a full disk.
+        """
+        if entry.part is not None and entry.part in self._parts:
+            return
+        plain = Entry()
+        said = {k: v for k, v in asdict(entry).items() if v != getattr(plain, k)}
+        with self._news:
+            self._file.write(json.dumps(said) + "\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._entries.append(entry)
+            self._parts.add(entry.part)
+            self._news.notify_all()
+
+    def stage(self, path: str, make: Callable[[Path], object]) -> Path:
+        """Put a file or folder among the artifacts, whole or not at all.
+
+        Args:
+            path: that it will have in MLflow.
+            make: writes it to the path it is given, which is in an existing folder.
+        """
+        place = self.folder / "artifacts" / path
+        settle(place, make)
+        return place
+
+    def artifact(self, path: str) -> Path:
+        """Where an artifact is, or would be."""
+        return self.folder / "artifacts" / path
+
+    def forget(self, path: str) -> None:
+        """Delete the copy here of an artifact that MLflow has."""
+        told = [number for number, entry in enumerate(self._entries) if entry.artifact == path]
+        if told and told[-1] < self.sent:
+            shutil.rmtree(self.artifact(path), ignore_errors=True)
+
+    def pending(self) -> list[Entry]:
+        """What MLflow has not acknowledged yet, in order."""
+        with self._news:
+            return self._entries[self.sent :]
+
+    def acknowledge(self, count: int) -> None:
+        """The next `count` entries are in MLflow."""
+        with self._news:
+            self.sent += count
+            write(self.folder / "sent", str(self.sent).encode(), durable=False)
+            self._news.notify_all()
+
+    def wait(self, seconds: float, until: Callable[[], bool]) -> bool:
+        """Wait for news, until a condition holds or the time is over; whether it holds."""
+        with self._news:
+            return self._news.wait_for(until, seconds)
+
+    def stir(self) -> None:
+        """Wake whoever waits."""
+        with self._news:
+            self._news.notify_all()
+
+    def close(self, *, remove: bool) -> None:
+        """Close it, and remove it if nothing of it is needed any more."""
+        self._file.close()
+        if remove:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        self._lock.release()
+
+
+def owner_of(folder: Path) -> Owner:
+    """Whose journal a folder is.
+
+    Raises:
+        InputError: none that can be read.
+    """
+    try:
+        values: dict[str, Any] = json.loads((folder / "run.json").read_text("utf-8"))
+        return Owner(**{one.name: str(values[one.name]) for one in fields(Owner)})
+    except (OSError, ValueError, TypeError, LookupError) as error:
+        raise InputError(f"{folder} is no journal of a run: {first_line(error)}") from None
+
+
+def this_host() -> str:
+    """The name of this machine."""
+    return socket.gethostname()
+
+
+def _number(path: Path) -> int:
+    """The count that a file holds; 0, which only means sending again, if it holds none."""
+    try:
+        return max(0, int(path.read_text("utf-8")))
+    except (OSError, ValueError):
+        return 0
+
+
+# ---------------------------------------------------------------------------- files, whole or not
+
+
+def write(path: Path, content: bytes, *, durable: bool = True) -> None:
+    """Write a file under a temporary name and rename it."""
+
+    def make(place: Path) -> None:
+        place.write_bytes(content)
+
+    settle(path, make, durable=durable)
+
+
+def settle(path: Path, make: Callable[[Path], object], *, durable: bool = True) -> None:
+    """Make a file or folder under a temporary name, see that it is on the disk, and rename it.
+
+    Whenever the machine stops, at `path` is what was there, nothing, or all that was made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    try:
+        make(temporary)
+        if durable:
+            inside = list(temporary.rglob("*")) if temporary.is_dir() else []
+            for one in (*inside, temporary):
+                _sync(one)
+        if path.is_dir():
+            shutil.rmtree(path)
+        os.replace(temporary, path)
+        if durable:
+            _sync(path.parent)
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    if path.is_dir() and os.name == "nt":
+        return  # Windows opens no folders
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,127 @@
+"""Resume: which run a configuration that is started again goes on with."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from mlflow.entities import Run as MlflowRun
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from pruneflow.errors import InputError, first_line
+from pruneflow.tracking import journal, store
+from pruneflow.tracking.delivery import HEARTBEAT, HEARTBEAT_SECONDS
+from pruneflow.tracking.run import Ended, current_experiment, dismiss, read_levels
+
+AUTO, NEVER = "auto", "never"
+_SILENCE_SECONDS = 6 * HEARTBEAT_SECONDS  # after which a run on another machine counts as dead
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """A run of the same configuration, data and base.
+
+    Attributes:
+        id: of the run.
+        finished: whether there is nothing left to do; else it was interrupted.
+    """
+
+    id: str
+    finished: bool
+
+
+def earlier(wanted: str, fingerprint: str, experiment_id: str | None = None) -> Earlier | None:
+    """The run that is to be reported or gone on with instead of a new one; None for a new one.
+
+    Args:
+        wanted: `auto`, `never` or a run id.
+        fingerprint: of what is to be run.
+        experiment_id: where to look; without it, where the run to be opened would be.
+
+    Raises:
+        InputError: a run id that cannot be gone on with.
+    """
+    if wanted == NEVER:
+        return None
+    client = MlflowClient()
+    handed_over = os.environ.get("MLFLOW_RUN_ID") if experiment_id is None else None
+    if wanted != AUTO:
+        return _named(client, wanted, fingerprint)
+    if experiment_id is None:
+        experiment_id = (
+            client.get_run(handed_over).info.experiment_id if handed_over else current_experiment()
+        )
+    found: Sequence[MlflowRun] = client.search_runs(
+        [experiment_id],
+        f"tags.`pruneflow.fingerprint` = '{fingerprint}'",
+        order_by=["attributes.start_time DESC"],
+        max_results=1000,
+    )
+    for run in found:
+        if run.info.status == "FINISHED":
+            return Earlier(run.info.run_id, finished=True)
+    first = [run for run in found if run.info.run_id == handed_over]
+    for run in [*first, *found]:
+        if not is_alive(run) and _has_something(client, run):
+            return Earlier(run.info.run_id, finished=False)
+    return None
+
+
+def report(run: Earlier, experiment_id: str | None = None) -> Ended:
+    """A finished run, instead of the one that would have been opened (`experiment_id`: where)."""
+    if experiment_id is None:
+        dismiss(os.environ.pop("MLFLOW_RUN_ID", None), run.id)
+    client = MlflowClient()
+    levels, _ = read_levels(client, run.id)
+    return Ended(run.id, str(client.get_run(run.id).info.experiment_id), levels)
+
+
+def _named(client: MlflowClient, wanted: str, fingerprint: str) -> Earlier:
+    try:
+        run = client.get_run(wanted)
+    except MlflowException as error:
+        raise InputError(
+            f"resume={wanted!r} is neither auto nor never nor the id of a run in "
+            f"{store.without_credentials(store.uri())}: {first_line(error)}"
+        ) from None
+    theirs = run.data.tags.get("pruneflow.fingerprint")
+    if theirs != fingerprint:
+        raise InputError(
+            f"resume={wanted!r} is a run of another configuration, data set, base run or version "
+            f"(fingerprint {theirs}, this one has {fingerprint}): pass its parameters, or auto"
+        )
+    if run.info.status != "FINISHED" and is_alive(run):
+        who = run.data.tags.get(HEARTBEAT, "another process")
+        raise InputError(f"resume={wanted!r} is still running ({who}): wait for it, or end it")
+    return Earlier(wanted, finished=run.info.status == "FINISHED")
+
+
+def is_alive(run: MlflowRun) -> bool:
+    """Whether a process is at work on a run: it holds its journal here, or its heart beats."""
+    folder = journal.folder_of(run.info.run_id)
+    if folder.exists():
+        return journal.is_held(folder)
+    if run.info.status != "RUNNING":
+        return False
+    silent = seconds_silent(run)
+    return silent is not None and silent < _SILENCE_SECONDS
+
+
+def seconds_silent(run: MlflowRun) -> float | None:
+    """How long ago a run's heart has beaten; None if it never has."""
+    try:
+        at = datetime.fromisoformat(run.data.tags[HEARTBEAT].split()[0])
+        return (datetime.now(UTC) - at).total_seconds()
+    except (LookupError, ValueError, TypeError):
+        return None
+
+
+def _has_something(client: MlflowClient, run: MlflowRun) -> bool:
+    """Whether there is anything to go on from, here or in MLflow."""
+    if journal.folder_of(run.info.run_id).exists():
+        return True
+    found, _ = read_levels(client, run.info.run_id)
+    return bool(found)
