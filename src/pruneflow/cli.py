@@ -12,6 +12,7 @@ import gc
 import os
 import signal
 import sys
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -58,6 +59,27 @@ def ui(port: int) -> None:
     serve_ui(port)
 
 
+@click.command()
+@click.argument("folders", nargs=-1, type=click.Path(path_type=Path))
+def sync(folders: tuple[Path, ...]) -> None:
+    """Send what runs recorded while MLflow did not answer.
+
+    FOLDERS hold journals, of another machine say; by default this machine's are sent, and runs that
+    were made with PRUNEFLOW_OFFLINE=1.
+    """
+    from pruneflow.stages.upkeep import send
+
+    send(folders)
+
+
+@click.command()
+def doctor() -> None:
+    """See whether store, disk and versions are fine, and mark runs that died without a word."""
+    from pruneflow.stages.upkeep import examine
+
+    examine()
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="pruneflow")
 def group() -> None:
@@ -66,7 +88,8 @@ def group() -> None:
 
 for _stage in STAGES:
     group.add_command(command(_stage))
-group.add_command(ui)
+for _command in (ui, sync, doctor):
+    group.add_command(_command)
 
 
 def main() -> NoReturn:

@@ -2,7 +2,7 @@
 
 Each is a process of its own that takes over a run made for it, tagged with the study. What is
 finished already, by its fingerprint, is not run again, so a sweep that was interrupted goes on
-where it is started again.
+where it is started again; so does each run that was interrupted.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from pruneflow.stages.benchmark import settled
 from pruneflow.stages.experiment import cores
 from pruneflow.stages.progress import Reporter
 from pruneflow.stages.study import Configuration
-from pruneflow.tracking import finished
+from pruneflow.tracking import finished, resume
 from pruneflow.tracking.fingerprints import (
     benchmark_fingerprint,
     fingerprint,
@@ -285,9 +285,15 @@ def _run_one(
     if job.configuration is None:
         assert job.needs is not None
         given["run"] = job.needs.run_id
-    job.run_id = hand_over(
-        job.name, {"pruneflow.study": config.study_name, "pruneflow.stage": job.stage}
-    )
+    known = _fingerprint(job)
+    before = None if known is None else resume.earlier(resume.AUTO, known, run.experiment_id)
+    if before is None:
+        job.run_id = hand_over(
+            job.name, {"pruneflow.study": config.study_name, "pruneflow.stage": job.stage}
+        )
+    else:  # it was interrupted, and goes on
+        job.run_id = before.id
+        finished.adopt(before.id, config.study_name)
     environment = {
         **os.environ,
         "MLFLOW_RUN_ID": job.run_id,
@@ -312,6 +318,7 @@ def _run_one(
     last = (lines.strip().splitlines() or [""])[-1]
     if code != 0:
         end_deserted(job.run_id, f"its process ended with code {code}: {last}")
+    job.run_id = finished.stands_for(job.run_id)
     ended = finished.outcome(job.run_id)
     job.state = "finished" if ended.status == "FINISHED" else "failed"
     job.failure = "" if job.state == "finished" else (ended.failure or last)

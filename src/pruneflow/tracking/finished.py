@@ -18,7 +18,7 @@ from mlflow.tracking import MlflowClient
 from pruneflow.config import Settings
 from pruneflow.errors import InputError, first_line
 from pruneflow.tracking import checkpoints, store
-from pruneflow.tracking.run import checkpoint_path, current_experiment, shown
+from pruneflow.tracking.run import CONTINUED_IN, checkpoint_path, current_experiment, shown
 
 EVERY = 2**31 - 1  # runs, more than any store has
 _MISSING = "RESOURCE_DOES_NOT_EXIST"
@@ -267,6 +267,11 @@ class Outcome:
     status: str
     failure: str | None
     metrics: Mapping[str, float]
+
+
+def stands_for(run_id: str) -> str:
+    """The run that was gone on with, or found finished, in place of one handed over; else itself."""
+    return str(MlflowClient().get_run(run_id).data.tags.get(CONTINUED_IN, run_id))
 
 
 def outcome(run_id: str) -> Outcome:

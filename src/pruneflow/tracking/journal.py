@@ -81,6 +81,23 @@ def state_folder() -> Path:
     return Path(home) / "pruneflow"
 
 
+def own_folder() -> Path:
+    """The state folder, made if it is not there.
+
+    Raises:
+        InputError: it cannot be.
+    """
+    folder = state_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"runs cannot keep their records in {folder} ({first_line(error)}): set "
+            "PRUNEFLOW_STATE to a folder that can be written to"
+        ) from None
+    return folder
+
+
 def folder_of(run_id: str) -> Path:
     """Where the journal of a run is, or would be."""
     return state_folder() / "journals" / run_id
@@ -176,6 +193,12 @@ class Journal:
     def tells(self, part: str) -> bool:
         """Whether a part of the run is in the journal already."""
         return part in self._parts
+
+    @property
+    def last_status(self) -> str | None:
+        """The status that the run was last given; None if it was given none."""
+        given = [entry.status for entry in self._entries if entry.status is not None]
+        return given[-1] if given else None
 
     def append(self, entry: Entry) -> None:
         """Write an entry down; it is on the disk when this returns. A part told before is not.

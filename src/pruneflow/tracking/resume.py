@@ -119,6 +119,11 @@ def seconds_silent(run: MlflowRun) -> float | None:
         return None
 
 
+def seconds_since(milliseconds: int) -> float:
+    """Seconds from a time of MLflow's, in ms since 1970, until now."""
+    return datetime.now(UTC).timestamp() - milliseconds / 1000
+
+
 def _has_something(client: MlflowClient, run: MlflowRun) -> bool:
     """Whether there is anything to go on from, here or in MLflow."""
     if journal.folder_of(run.info.run_id).exists():

@@ -40,8 +40,13 @@ def check() -> None:
         InputError: a server that does not answer, a store that MLflow refuses, an experiment or
             run that is not there.
     """
+    from filelock import FileLock
     from mlflow.tracking import MlflowClient
 
+    from pruneflow.tracking import journal, offline
+
+    if offline.wanted():
+        offline.use()
     address = uri()
     shown = without_credentials(address)
     if address.startswith(("http://", "https://")):
@@ -53,13 +58,16 @@ def check() -> None:
     asked = "the store"
     try:
         client = MlflowClient()
-        client.search_experiments(max_results=1)
+        with FileLock(journal.own_folder() / "store.lock"):  # two that make one fail both
+            client.search_experiments(max_results=1)
         if handed_over:
             asked = f"MLFLOW_RUN_ID={handed_over}"
             client.get_run(handed_over)
         elif experiment:
             asked = f"MLFLOW_EXPERIMENT_ID={experiment}"
             client.get_experiment(experiment)
+    except InputError:
+        raise
     except Exception as error:  # the store's own: a driver that is missing, a path, a locked file
         reason = first_line(error).replace(address, shown)
         raise InputError(f"the tracking store {shown} cannot be used ({asked}): {reason}") from None
@@ -69,7 +77,10 @@ def _check_server(address: str) -> None:
     import requests
 
     shown = without_credentials(address)
-    instead = "start it, or set MLFLOW_TRACKING_URI to another one"
+    instead = (
+        "start it, set MLFLOW_TRACKING_URI to another one, or set PRUNEFLOW_OFFLINE=1 and send "
+        "the runs later with: pruneflow sync"
+    )
     try:
         answer = requests.get(address.rstrip("/") + "/health", timeout=_ANSWER_SECONDS)
     except requests.exceptions.SSLError:
