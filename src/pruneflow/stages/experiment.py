@@ -24,7 +24,10 @@ from pruneflow.workloads.datasets import IMAGES, TEXTS, Data
 from pruneflow.workloads.texts import Texts, Tokens
 from pruneflow.workloads.training import Epoch, Machine, Recipe, Samples
 
-SAVE_SECONDS = 180.0  # of training, at the most, that an interruption costs; or an epoch
+# A training is saved between epochs this often at the most, and less often if saving takes more
+# than this share of the time.
+SAVE_SECONDS = 20.0
+_SAVE_SHARE = 0.01
 
 C = TypeVar("C", bound=Settings)
 D = TypeVar("D", bound=Settings)
@@ -106,9 +109,9 @@ class Experiment(Generic[C]):
     ) -> Iterator[Epoch]:
         """Train a model as `training.fit` does, from where the run's last process had saved it.
 
-        Saved every few minutes, after the caller has done with an epoch.
+        It is saved after the caller has done with an epoch, so that an interruption costs minutes.
         """
-        saved = time.monotonic()
+        saved, pause = time.monotonic(), SAVE_SECONDS
         for epoch in training.fit(
             model,
             self.data.train,
@@ -119,9 +122,11 @@ class Experiment(Generic[C]):
             since=run.saved_training(level),
         ):
             yield epoch
-            if epoch.number < epochs and time.monotonic() - saved >= SAVE_SECONDS:
+            if epoch.number < epochs and time.monotonic() - saved >= pause:
+                begun = time.monotonic()
                 run.save_training(level, epoch.snapshot())
                 saved = time.monotonic()
+                pause = max(SAVE_SECONDS, (saved - begun) / _SAVE_SHARE)
 
     def accuracy(self, model: nn.Module, split: Samples) -> float:
         """Accuracy of a model on one split, a fraction."""

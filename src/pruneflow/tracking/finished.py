@@ -270,7 +270,7 @@ class Outcome:
 
 
 def stands_for(run_id: str) -> str:
-    """The run that was gone on with, or found finished, in place of one handed over; else itself."""
+    """The run gone on with, or found finished, in place of one handed over; else itself."""
     return str(MlflowClient().get_run(run_id).data.tags.get(CONTINUED_IN, run_id))
 
 
