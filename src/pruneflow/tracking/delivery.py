@@ -51,7 +51,8 @@ def is_refusal(error: BaseException) -> bool:
     """Whether a store has said no, rather than nothing."""
     if isinstance(error, MlflowException):
         return error.error_code in _REFUSALS
-    return isinstance(error, OSError) and not isinstance(error, requests.RequestException)
+    passing = (requests.RequestException, ConnectionError, TimeoutError)
+    return isinstance(error, OSError) and not isinstance(error, passing)
 
 
 def send(client: MlflowClient, run_id: str, journal: Journal) -> bool:

@@ -179,6 +179,7 @@ class Journal:
             try:
                 values = json.loads(line)
                 values["metrics"] = tuple(tuple(m) for m in values.get("metrics", ()))
+                values["untag"] = tuple(values.get("untag", ()))
                 entry = Entry(**{name: values[name] for name in known & values.keys()})
             except (ValueError, TypeError, AttributeError):
                 break
