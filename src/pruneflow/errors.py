@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
+
+_CREDENTIALS = re.compile(r"(?<=://)[^/\s]*@")
 
 
 class InputError(ValueError):
@@ -16,9 +19,12 @@ class ExperimentError(RuntimeError):
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of another library says, in one line; its kind, if it says nothing."""
+    """What an error of another library says, in one line; its kind, if it says nothing.
+
+    User and password of an address in it are left out.
+    """
     lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return _CREDENTIALS.sub("", lines[0]) if lines else type(error).__name__
 
 
 def user_path(parameter: str, value: str) -> Path:

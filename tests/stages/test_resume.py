@@ -20,7 +20,7 @@ from mlflow.tracking import MlflowClient
 import pruneflow
 from pruneflow.errors import InputError
 from pruneflow.stages import experiment
-from pruneflow.tracking import checkpoints, journal
+from pruneflow.tracking import checkpoints, doctor, journal
 from pruneflow.tracking.finished import load_checkpoint
 from pruneflow.tracking.run import Run
 from pruneflow.workloads import training
@@ -138,6 +138,21 @@ def test_a_run_handed_over_gives_way_to_the_one_that_is_continued(
     empty = client.get_run(handed)
     assert (empty.info.lifecycle_stage, empty.info.status) == ("deleted", "FINISHED")
     assert empty.data.tags["pruneflow.continued_in"] == first.run_id
+
+
+def test_what_mlflow_run_made_is_there_when_it_ends(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = pruneflow.prune_direct(**SMALL)
+    client = MlflowClient()
+    tags = {"mlflow.project.entryPoint": "prune_direct"}
+    handed = client.create_run("0", tags=tags).info.run_id
+    monkeypatch.setenv("MLFLOW_RUN_ID", handed)
+    pruneflow.prune_direct(**SMALL)
+    client.set_terminated(handed, "FINISHED")
+    assert client.get_run(handed).info.run_name == f"see-{first.run_id[:8]}"
+    assert any(handed in one.what for one in doctor.examine())
+    assert client.get_run(handed).info.lifecycle_stage == "deleted"
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])

@@ -41,8 +41,9 @@ _MOST = {"metrics": 1000, "params": 100, "tags": 100}  # of one request
 def fail_soon() -> None:
     """Have MLflow's own requests give up after seconds: it is tried again here, without end.
 
-    What the user has set stays.
+    Nor does it print where each run is. What the user has set stays.
     """
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
 
@@ -188,12 +189,17 @@ class Delivery:
                     return
                 if self._outage is None:
                     print(
-                        f"pruneflow: MLflow does not answer ({first_line(error)[:200]}): the run "
+                        f"pruneflow: MLflow does not answer ({_in_short(error)}): the run "
                         f"goes on and keeps its records in {self._journal.folder}",
                         file=sys.stderr,
                     )
-                self._outage = first_line(error)
+                self._outage = _in_short(error)
                 pause = min(_LONGEST_PAUSE, 2 * pause or 0.5)
+
+
+def _in_short(error: BaseException) -> str:
+    """What MLflow says of a request that failed, without what the network said to it."""
+    return first_line(error).partition(" with exception")[0][:200]
 
 
 def heartbeat() -> str:

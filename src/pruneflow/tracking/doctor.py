@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 
 from pruneflow.errors import InputError, first_line
 from pruneflow.tracking import journal, offline, resume, store
-from pruneflow.tracking.run import current_experiment
+from pruneflow.tracking.run import CONTINUED_IN, current_experiment
 
 FINE, ODD, WRONG = "fine", "odd", "wrong"
 _LITTLE_SPACE = 2 * 2**30  # bytes; a checkpoint of VGG16 takes half a GiB
@@ -167,6 +167,12 @@ def _ghosts(client: MlflowClient) -> Iterator[Finding]:
         )
     if alive:
         yield Finding(FINE, f"{alive} runs are running")
+    empty = f"attributes.status = 'FINISHED' and tags.`{CONTINUED_IN}` LIKE '%'"
+    for run in offline.all_runs(client, experiments, empty):
+        client.delete_run(run.info.run_id)
+        yield Finding(
+            FINE, f"run {run.info.run_id} was empty, another one stands for it: it is deleted now"
+        )
 
 
 def _silence(run: MlflowRun) -> str | None:

@@ -439,14 +439,19 @@ def _identify(
 
 
 def dismiss(handed_over: str | None, instead: str) -> None:
-    """Put a run that was handed over, and is empty, out of sight: another one stands for it."""
+    """Say of a run that was handed over, and stays empty, which one stands for it; delete it.
+
+    One that `mlflow run` made stays, since that would fail at its end; `pruneflow doctor` deletes it.
+    """
     if handed_over is None:
         return
     client = MlflowClient()
     with suppress(MlflowException):  # at worst an empty run is seen in the UI
         client.set_tag(handed_over, CONTINUED_IN, instead)
-        client.set_terminated(handed_over, "FINISHED")
-        client.delete_run(handed_over)
+        client.set_tag(handed_over, "mlflow.note.content", f"Nothing was run here: see {instead}.")
+        client.update_run(handed_over, "FINISHED", f"see-{instead[:8]}")
+        if "mlflow.project.entryPoint" not in client.get_run(handed_over).data.tags:
+            client.delete_run(handed_over)
 
 
 @contextmanager
