@@ -121,8 +121,8 @@ class Settings(Config):
         None, description="folder of the data set, instead of the Hugging Face hub"
     )
     weights: Annotated[str, Field(min_length=1)] = Field(
-        description="none (new), pretrained (downloaded), a file (safetensors or a plain state "
-        "dict) or, for bert and hf:, a folder in Hugging Face layout"
+        description="none (new), pretrained (downloaded), a safetensors file or, for bert and hf:, "
+        "a folder in Hugging Face layout"
     )
     preset: str = Field("quick", description="named defaults: quick or paper")
     image_size: Annotated[int, Field(ge=1, le=4096)] | None = Field(

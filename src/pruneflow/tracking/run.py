@@ -441,7 +441,7 @@ def _identify(
 def dismiss(handed_over: str | None, instead: str) -> None:
     """Say of a run that was handed over, and stays empty, which one stands for it; delete it.
 
-    One that `mlflow run` made stays, since that would fail at its end; `pruneflow doctor` deletes it.
+    One that `mlflow run` made stays, or that would fail at its end; `pruneflow doctor` deletes it.
     """
     if handed_over is None:
         return

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 from urllib.parse import urlsplit, urlunsplit
 
 from pruneflow.errors import InputError, first_line
 
 UI_PORT = 5000
+_HALF_MADE = re.compile("already exists|duplicate column|alembic_version")  # what SQLite says
 _ANSWER_SECONDS = 5.0
 
 
@@ -57,8 +59,8 @@ def check() -> None:
     experiment = os.environ.get("MLFLOW_EXPERIMENT_ID")
     asked = "the store"
     try:
-        client = MlflowClient()
-        with FileLock(journal.own_folder() / "store.lock"):  # two that make one fail both
+        with FileLock(journal.own_folder() / "store.lock"):  # two that make one spoil it
+            client = MlflowClient()
             client.search_experiments(max_results=1)
         if handed_over:
             asked = f"MLFLOW_RUN_ID={handed_over}"
@@ -70,6 +72,8 @@ def check() -> None:
         raise
     except Exception as error:  # the store's own: a driver that is missing, a path, a locked file
         reason = first_line(error).replace(address, shown)
+        if _HALF_MADE.search(reason):
+            reason += " (two processes made it at once: if no runs are in it yet, delete it)"
         raise InputError(f"the tracking store {shown} cannot be used ({asked}): {reason}") from None
 
 

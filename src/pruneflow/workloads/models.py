@@ -5,7 +5,6 @@ Every torchvision classifier works by its name; the study's four are listed for 
 
 from __future__ import annotations
 
-import urllib.error
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -38,8 +37,8 @@ def build(name: str, classes: int, *, weights: str = "none") -> nn.Module:
         classes: outputs of the head.
         weights: `none` (torchvision's initialisation, from torch's global generator),
             `pretrained` (ImageNet, downloaded by torchvision on first use; the head is new),
-            or a file: safetensors, or a state dict saved by torch. Of a file whose head has
-            another number of outputs, all but the head is taken.
+            or a safetensors file. Of a file whose head has another number of outputs, all but
+            the head is taken.
 
     Raises:
         InputError: an unknown name, a download that fails, a file that does not fit.
@@ -56,13 +55,18 @@ def build(name: str, classes: int, *, weights: str = "none") -> nn.Module:
             _load(model, _read(path), path)
         return model
     try:
-        model = torchvision.models.get_model(name, weights="DEFAULT")
-    except (urllib.error.URLError, OSError, RuntimeError) as error:
+        published = torchvision.models.get_model_weights(name).DEFAULT
+        state = published.get_state_dict(progress=True, check_hash=True, weights_only=True)
+    except Exception as error:  # torch.hub raises what network, disk or the file's bytes lead it to
         folder = Path(torch.hub.get_dir()) / "checkpoints"
         raise InputError(
-            f"the ImageNet weights of {name} could not be downloaded ({error}): pass weights=none, "
+            f"the ImageNet weights of {name} could not be downloaded ({first_line(error)}): pass weights=none, "
             f"weights=<file>, or put torchvision's file into {folder}"
         ) from None
+    model = torchvision.models.get_model(
+        name, weights=None, num_classes=len(published.meta["categories"])
+    )
+    model.load_state_dict(state)
     if options:
         _without_auxiliary_heads(model)
     _replace(model, head_name(model), classes)
@@ -166,24 +170,18 @@ def _replace(model: nn.Module, name: str, classes: int) -> None:
 def _read(path: Path) -> Mapping[str, Tensor]:
     if not path.is_file():
         raise InputError(
-            f"weights={str(path)!r} is not a file: pass none, pretrained, or a safetensors file "
-            "or state dict"
+            f"weights={str(path)!r} is not a file: pass none, pretrained, or a safetensors file"
         )
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError, EOFError) as error:
-        raise InputError(f"weights={str(path)!r} cannot be read: {error}") from None
-    except Exception as error:  # torch.load raises what the file's bytes lead it to
-        raise InputError(  # its own text would advise to read the file without weights_only
-            f"weights={str(path)!r} is not a plain state dict that can be read safely "
-            f"({type(error).__name__}): pass a safetensors file or a state dict of tensors"
-        ) from None
-    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise InputError(
-            f"weights={str(path)!r} holds {type(state).__name__}, not a state dict of tensors"
-        )
+        state: Mapping[str, Tensor] = load_file(path)
+    except (SafetensorError, OSError) as error:
+        reason = first_line(error)
+        if path.suffix != ".safetensors":
+            reason += (
+                "; only safetensors files are read, no pickles: safetensors.torch.save_file("
+                "torch.load(<file>, weights_only=True), <new file>) makes one of a state dict"
+            )
+        raise InputError(f"weights={str(path)!r} cannot be read: {reason}") from None
     return state
 
 
