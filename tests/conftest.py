@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 # Read by the libraries when they are first used, which is after this file.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -16,6 +17,13 @@ os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
 os.environ.pop("MLFLOW_RUN_ID", None)
 for _name in ("MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_TRACKING_URI"):
     os.environ.pop(_name, None)
+
+# A test's own settings go before these; `--hypothesis-profile=long` is for looking long.
+settings.register_profile("short", max_examples=40, deadline=None)
+settings.register_profile(
+    "long", max_examples=20_000, deadline=None, suppress_health_check=list(HealthCheck)
+)
+settings.load_profile("short")
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -345,7 +345,7 @@ def _preset_values(name: str, kind: type[Settings], given: Mapping[str, Any]) ->
     text = (resources.files("pruneflow") / "presets" / f"{name}.yaml").read_text("utf-8")
     preset: dict[str, dict[str, Any]] = yaml.safe_load(text)
     model = str(given.get("model") or preset["all"]["model"])
-    if "model" not in given and given.get("dataset") in TEXTS:
+    if "model" not in given and str(given.get("dataset")) in TEXTS:
         model = "bert"
     pretrained = given.get("weights", "none") != "none"
     encoder = model.startswith("hf:") or (model == "bert" and pretrained)

@@ -15,6 +15,7 @@ command line.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -38,6 +39,7 @@ _STAGES: dict[str, type[Settings]] = {
     "prune_direct": PruneConfig,
     "finetune": FinetuneConfig,
 }
+_MOST = 10_000  # configurations of a study
 _SUBJECTS = ("run", "study", "model")  # of a benchmark: a study's has `of` for them
 Value = str | int | float | bool
 Axes = dict[str, Value | list[Value]]
@@ -129,7 +131,7 @@ def read(name: str) -> Study:
         raise unknown("study", name, shipped())
     try:
         values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError, ValueError) as error:  # dates that are none, too
         raise InputError(f"study={name!r} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise InputError(f"study={name!r} is not a study: it should be a mapping")
@@ -224,8 +226,15 @@ def benchmarks(
 
 
 def _expand(pattern: Mapping[str, Any]) -> Iterator[dict[str, Value]]:
-    """Every combination of what a mapping's lists hold, the first name varying slowest."""
+    """Every combination of what a mapping's lists hold, the first name varying slowest.
+
+    Raises:
+        InputError: more of them than anybody will run.
+    """
     values = [value if isinstance(value, list) else [value] for value in pattern.values()]
+    count = math.prod(len(value) for value in values)
+    if count > _MOST:
+        raise InputError(f"the study lists {count:,} combinations: at most {_MOST:,} are valid")
     for combination in itertools.product(*values):
         yield dict(zip(pattern, combination, strict=True))
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -164,14 +165,36 @@ def restore(checkpoint: Checkpoint) -> nn.Module:
         InputError: a structure that does not lead to the tensors of the checkpoint.
     """
     try:
-        model = models.rebuild(checkpoint.structure)
-        compaction.resize(model, checkpoint.structure.get("sizes", {}))
+        _check_layers(checkpoint)
+        with torch.device("meta"):  # takes no memory, whatever sizes a file declares
+            declared = _built(checkpoint.structure).state_dict()
+        for name, tensor in checkpoint.state.items():
+            if name in declared and declared[name].shape != tensor.shape:
+                shapes = tuple(declared[name].shape), tuple(tensor.shape)
+                raise ValueError(f"{name} should be of shape {shapes[0]}, and is {shapes[1]}")
+        model = _built(checkpoint.structure)
         model.load_state_dict(checkpoint.state)
-    except (LookupError, TypeError, ValueError, RuntimeError) as error:
+    except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise InputError(
             f"the checkpoint does not fit its structure: {first_line(error)}"
         ) from None
     return model.eval()
+
+
+def _built(structure: Mapping[str, Any]) -> nn.Module:
+    """The model that a structure describes; its weights mean nothing yet."""
+    return compaction.resize(models.rebuild(structure), structure.get("sizes", {}))
+
+
+def _check_layers(checkpoint: Checkpoint) -> None:
+    """See that a structure declares no more layers than there are tensors.
+
+    Raises:
+        ValueError: it does; making them would take for ever.
+    """
+    for name, value in checkpoint.structure.get("config", {}).items():
+        if "layers" in name and isinstance(value, int) and value > len(checkpoint.state):
+            raise ValueError(f"{name}={value}, and there are {len(checkpoint.state)} tensors")
 
 
 def load(folder: Path) -> Checkpoint:
@@ -193,17 +216,17 @@ def load(folder: Path) -> Checkpoint:
         state = {}
         for name, value in stored.items():
             if name in packed:
-                shape = packed[name]
-                bits = np.unpackbits(stored[name + _BITS].numpy(), count=int(np.prod(shape)))
-                masks[name] = torch.from_numpy(bits.astype(bool)).view(shape)
-                state[name] = torch.zeros(shape, dtype=value.dtype)
+                masks[name] = _unpacked(stored[name + _BITS], packed[name])
+                state[name] = torch.zeros(packed[name], dtype=value.dtype)
                 state[name][masks[name]] = value
             elif name.removesuffix(_BITS) not in packed:
                 state[name] = value
+            if value.is_floating_point() and not bool(value.isfinite().all()):
+                raise InputError(f"{name} in {folder} holds NaN or infinite values")
     except InputError:
         raise
-    except json.JSONDecodeError as error:
-        raise InputError(f"structure.json in {folder} is not JSON: {error}") from None
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise InputError(f"structure.json in {folder} is not JSON: {first_line(error)}") from None
     except (
         OSError,
         SafetensorError,
@@ -213,5 +236,19 @@ def load(folder: Path) -> Checkpoint:
         RuntimeError,
         ValueError,
     ) as error:
-        raise InputError(f"the checkpoint in {folder} cannot be read: {error!r}") from None
+        reason = first_line(error)
+        raise InputError(f"the checkpoint in {folder} cannot be read: {reason}") from None
     return Checkpoint(structure, state, masks)
+
+
+def _unpacked(packed: Tensor, shape: Sequence[int]) -> Tensor:
+    """A mask from a bit an entry.
+
+    Raises:
+        ValueError: bits that are not as many as a tensor of that shape has entries.
+    """
+    entries = math.prod(shape)
+    if not all(isinstance(n, int) and n >= 0 for n in shape) or -(-entries // 8) != len(packed):
+        raise ValueError(f"{len(packed)} bytes of bits are no mask of shape {shape}")
+    bits = np.unpackbits(packed.numpy(), count=entries)
+    return torch.from_numpy(bits.astype(bool)).view(*shape)

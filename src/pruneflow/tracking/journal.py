@@ -181,7 +181,7 @@ class Journal:
                 values["metrics"] = tuple(tuple(m) for m in values.get("metrics", ()))
                 values["untag"] = tuple(values.get("untag", ()))
                 entry = Entry(**{name: values[name] for name in known & values.keys()})
-            except (ValueError, TypeError, AttributeError):
+            except (ValueError, TypeError, AttributeError, RecursionError):
                 break
             if not line.endswith(b"\n"):
                 break
@@ -226,13 +226,20 @@ class Journal:
             path: that it will have in MLflow.
             make: writes it to the path it is given, which is in an existing folder.
         """
-        place = self.folder / "artifacts" / path
+        place = self.artifact(path)
         settle(place, make)
         return place
 
     def artifact(self, path: str) -> Path:
-        """Where an artifact is, or would be."""
-        return self.folder / "artifacts" / path
+        """Where an artifact is, or would be.
+
+        Raises:
+            InputError: a path that leads out of the journal.
+        """
+        place = self.folder / "artifacts" / path
+        if ".." in place.parts or not place.resolve().is_relative_to(self.folder.resolve()):
+            raise InputError(f"{self.folder} names an artifact outside of itself: {path!r}")
+        return place
 
     def forget(self, path: str) -> None:
         """Delete the copy here of an artifact that MLflow has."""
@@ -279,7 +286,7 @@ def owner_of(folder: Path) -> Owner:
     try:
         values: dict[str, Any] = json.loads((folder / "run.json").read_text("utf-8"))
         return Owner(**{one.name: str(values[one.name]) for one in fields(Owner)})
-    except (OSError, ValueError, TypeError, LookupError) as error:
+    except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
         raise InputError(f"{folder} is no journal of a run: {first_line(error)}") from None
 
 

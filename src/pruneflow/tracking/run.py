@@ -489,7 +489,8 @@ def refuse_handed_over(reason: str) -> None:
         return
     try:
         store.check()
-    except InputError:
+        MlflowClient().get_run(run_id)
+    except (InputError, MlflowException):
         return  # the reason has been told, and there is nowhere else to write it
     _end(MlflowClient(), run_id, "FAILED", reason)
 

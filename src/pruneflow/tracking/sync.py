@@ -75,7 +75,7 @@ def _send(client: MlflowClient, own: Journal, owner: Owner) -> Sent:
         if own.last_status in (None, "RUNNING"):
             client.set_tag(owner.run_id, "pruneflow.failure", "its process ended without a word")
             client.set_terminated(owner.run_id, "KILLED")
-    except (MlflowException, OSError, requests.RequestException) as error:
+    except (MlflowException, OSError, requests.RequestException, InputError) as error:
         reason = first_line(error)
         here = store.without_credentials(store.uri())
         if owner.store != here:

@@ -60,8 +60,8 @@ def build(name: str, classes: int, *, weights: str = "none") -> nn.Module:
     except Exception as error:  # torch.hub raises what network, disk or the file's bytes lead it to
         folder = Path(torch.hub.get_dir()) / "checkpoints"
         raise InputError(
-            f"the ImageNet weights of {name} could not be downloaded ({first_line(error)}): pass weights=none, "
-            f"weights=<file>, or put torchvision's file into {folder}"
+            f"the ImageNet weights of {name} could not be downloaded ({first_line(error)}): "
+            f"pass weights=none, weights=<file>, or put torchvision's file into {folder}"
         ) from None
     model = torchvision.models.get_model(
         name, weights=None, num_classes=len(published.meta["categories"])
