@@ -122,7 +122,7 @@ def _exit(target: click.Command) -> NoReturn:
     except (InputError, click.UsageError) as error:
         _refuse(error.format_message() if isinstance(error, click.UsageError) else str(error))
     except ExperimentError as error:
-        print(f"pruneflow: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"pruneflow: {error}", file=sys.stderr)
         sys.exit(1)
     except (KeyboardInterrupt, click.Abort):
         print("pruneflow: interrupted", file=sys.stderr)
