@@ -32,9 +32,10 @@ def by_pruneflow(
         def scores(name: str, level: int = level) -> object:
             return granularity.scores(name, kept, CRITERIA[criterion], (0, level))
 
-        drop_lowest(kept, scores, fraction=FRACTION, scope=scope)  # type: ignore[arg-type]
+        zero = granularity.laid_out_as_masks
+        drop_lowest(kept, scores, fraction=FRACTION, scope=scope, zero=zero)  # type: ignore[arg-type]
         masks = granularity.masks(kept)
-        masks.keeper(model)()
+        masks.without(zero).keeper(model)()
     return masks
 
 

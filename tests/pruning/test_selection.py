@@ -488,3 +488,15 @@ print(peak() - before - 50_000_000)
 
     # the system's huge pages come and go: of three processes the leanest tells
     assert min(peak() for _ in range(3)) < 64_000_000
+
+
+def test_weights_are_set_to_zero_as_their_masks_are_written() -> None:
+    weights = {"a": torch.randn(700, 500), "b": torch.randn(3)}
+    weights["a"][0, 0] = -0.25
+    masks = Masks.keep_all(weights)
+    by_hand = {name: weight.clone() for name, weight in weights.items()}
+    magnitudes = {name: weight.abs() for name, weight in weights.items()}
+    drop_lowest(masks, flat(magnitudes), fraction=0.6, scope="global", zero={"a": weights["a"]})
+    assert torch.equal(weights["a"], torch.where(masks["a"], by_hand["a"], 0.0))
+    assert torch.equal(weights["b"], by_hand["b"])
+    assert not torch.signbit(weights["a"][~masks["a"]]).any()

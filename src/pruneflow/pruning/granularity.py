@@ -28,6 +28,10 @@ class Granularity(Protocol):
     def parameters(self) -> dict[str, nn.Parameter]:
         """The parameters that can be pruned, by name, in model order."""
 
+    @property
+    def laid_out_as_masks(self) -> dict[str, Tensor]:
+        """Those of the parameters whose memory has the order of the masks it is chosen from."""
+
     def everything(self) -> Masks:
         """What is kept before anything is pruned."""
 
@@ -48,6 +52,11 @@ class Weights:
 
     def __init__(self, parameters: dict[str, nn.Parameter]) -> None:
         self.parameters = parameters
+
+    @property
+    def laid_out_as_masks(self) -> dict[str, Tensor]:
+        """All but those in channels_last memory, say."""
+        return {n: p.detach() for n, p in self.parameters.items() if p.is_contiguous()}
 
     def everything(self) -> Masks:
         """One mask a parameter, of its shape."""
@@ -89,6 +98,11 @@ class Channels:
         self.groups = {group.name: group for group in groups}
         self._model = model
         self._coupled = coupled
+
+    @property
+    def laid_out_as_masks(self) -> dict[str, Tensor]:
+        """None: a mask here is of units."""
+        return {}
 
     def everything(self) -> Masks:
         """One mask a group, of shape (units,)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -71,6 +71,11 @@ class Masks(Mapping[str, Tensor]):
         """Fraction of entries pruned, in [0, 1]."""
         return 1 - self.kept / self.total
 
+    def without(self, names: Collection[str]) -> Masks:
+        """The masks of all other parameters."""
+        masks = {name: mask for name, mask in self._masks.items() if name not in names}
+        return Masks(masks, masks)
+
     def keeper(self, model: nn.Module) -> Keeper:
         """What sets the pruned entries of this model to zero, as often as it is called."""
         return Keeper(model, self)
@@ -93,7 +98,7 @@ class Keeper:
         Masks(parameters, masks)  # the model may be another than the one they were made for
         self._masked: list[tuple[nn.Parameter, Tensor]] = []
         for name, mask in masks.items():
-            if mask.all():
+            if _keeps_all(mask):
                 continue
             weight = parameters[name]
             if not (weight.is_contiguous() and mask.is_contiguous()):
@@ -112,11 +117,8 @@ class Keeper:
         if optimizer is not None and optimizer is self._frozen_in:
             return
         for weight, mask in self._masked:
-            # as integers: 0 x anything, NaN and infinity too, is +0, and 1 x anything the same;
-            # and from uint8 they are converted three times as fast as from bool
-            integers = _INTEGERS[weight.element_size()]
             for values, kept in _pieces(weight.data, mask):
-                values.view(integers).mul_(kept.view(torch.uint8))
+                clear(values, kept)
         if isinstance(optimizer, torch.optim.AdamW):
             self._freeze(optimizer)
 
@@ -134,6 +136,18 @@ class Keeper:
 
 
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def clear(values: Tensor, kept: Tensor) -> None:
+    """Set to zero, in place, what a mask prunes; both dense and of one shape and layout."""
+    # as integers: 0 x anything, NaN and infinity too, is +0, and 1 x anything the same; and from
+    # uint8 they are converted three times as fast as from bool
+    values.view(_INTEGERS[values.element_size()]).mul_(kept.view(torch.uint8))
+
+
+def _keeps_all(mask: Tensor) -> bool:
+    """Whether a mask prunes nothing; NumPy stops looking at the first entry that is pruned."""
+    return bool(mask.numpy().all() if mask.device.type == "cpu" else mask.all())
 
 
 def _pieces(tensor: Tensor, mask: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

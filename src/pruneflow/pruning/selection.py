@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pruneflow.errors import InputError
+from pruneflow.pruning.masks import clear
 
 PRUNABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, nn.MultiheadAttention)
 # Also, in a model that has embeddings of tokens: the 2020 study pruned all of BERT.
@@ -74,6 +75,7 @@ def drop_lowest(
     *,
     fraction: float,
     scope: str,
+    zero: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Prune, in place, the lowest-scored `fraction` of what masks keep.
 
@@ -88,6 +90,8 @@ def drop_lowest(
             times over, with the same result each time, so that no copy of the model is ever held.
         fraction: of what is left, in [0, 1).
         scope: `global` or `layer`.
+        zero: name -> a contiguous tensor of the mask's shape whose pruned entries are set to zero
+            as the mask is written, while both are at hand: a pass over memory less.
 
     Raises:
         ValueError: scores that are NaN or not as many as entries, or a scope that does not exist;
@@ -104,7 +108,7 @@ def drop_lowest(
         if count:
             cuts.append((pool, _cut(pool, scores, count, left)))
     for pool, (threshold, ties) in cuts:
-        _write(pool, scores, threshold, ties)
+        _write(pool, scores, threshold, ties, zero or {})
 
 
 def _cut(
@@ -173,7 +177,7 @@ def _gather(
     """How many kept scores are below a bracket and in it, and those in it while there is room."""
     below = between = 0
     room = torch.empty(_GATHERED)  # memory that is not written to is not taken
-    for name, values, kept in _pieces(masks, scores):
+    for name, _, values, kept in _pieces(masks, scores):
         _check(name, values)
         values, kept = _array(values), _array(kept)
         under = (values < low) & kept
@@ -188,31 +192,39 @@ def _gather(
 
 
 def _write(
-    masks: Mapping[str, Tensor], scores: Callable[[str], Scores], threshold: float, ties: int
+    masks: Mapping[str, Tensor],
+    scores: Callable[[str], Scores],
+    threshold: float,
+    ties: int,
+    zero: Mapping[str, Tensor],
 ) -> None:
     """Prune what is below the threshold, and the first `ties` of what equals it."""
-    for _, values, kept in _pieces(masks, scores):
+    for name, place, values, kept in _pieces(masks, scores):
+        mask = kept
         values, kept = _array(values), _array(kept)
         if ties:
             tied = _places((values == threshold) & kept)[:ties]
             kept[tied] = False
             ties -= len(tied)
         kept &= values >= threshold
+        if name in zero:
+            clear(zero[name].view(-1)[place], mask)
 
 
 def _pieces(
     masks: Mapping[str, Tensor], scores: Callable[[str], Scores]
-) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Name, scores (float32) and mask, flat, piece by piece; the masks' own memory."""
+) -> Iterator[tuple[str, slice, Tensor, Tensor]]:
+    """Name, place, scores (float32) and mask, flat, piece by piece; the masks' own memory."""
     for name, mask in masks.items():
         score, flat = scores(name), mask.view(-1)
         size = _CHUNK if flat.device.type == "cpu" else _CHUNK_OF_GPU
         for start in range(0, len(flat), size):
             kept = flat[start : start + size]
-            values = score(slice(start, start + len(kept))).detach().to(torch.float32)
+            place = slice(start, start + len(kept))
+            values = score(place).detach().to(torch.float32)
             if values.shape != kept.shape:
                 raise ValueError(f"scores of {name} are not as many as its entries")
-            yield name, values, kept
+            yield name, place, values, kept
 
 
 def _check(name: str, values: Tensor) -> None:

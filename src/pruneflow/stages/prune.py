@@ -403,7 +403,7 @@ def _prune_level(
     kept = state.kept
     _tighten(config, granularity, kept, step)
     masks = granularity.masks(kept)
-    masks.keeper(model)()
+    masks.without(granularity.laid_out_as_masks).keeper(model)()
     conv_params_masked = _conv_params(model) - _masked_out(model, masks)
     if config.form == "compact":
         left = _units_left(experiment, state)
@@ -417,7 +417,10 @@ def _prune_level(
 
 
 def _tighten(config: PruneConfig, granularity: Granularity, kept: Masks, step: Step) -> None:
-    """Drop, of what the level before kept, what this level does not."""
+    """Drop, of what the level before kept, what this level does not.
+
+    The parameters that `laid_out_as_masks` has are set to zero there; the others are not yet.
+    """
     criterion = CRITERIA[config.criterion]
 
     def scores(name: str) -> Scores:
@@ -425,7 +428,13 @@ def _tighten(config: PruneConfig, granularity: Granularity, kept: Masks, step: S
 
     for names in granularity.pools():
         pool = {name: kept[name] for name in names}
-        drop_lowest(pool, scores, fraction=step.fraction, scope=config.scope)
+        drop_lowest(
+            pool,
+            scores,
+            fraction=step.fraction,
+            scope=config.scope,
+            zero=granularity.laid_out_as_masks,
+        )
 
 
 def _units_left(experiment: Experiment[PruneConfig], state: State) -> dict[str, Tensor]:
