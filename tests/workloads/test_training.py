@@ -417,12 +417,12 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("no_gpu")
 def test_cuda_is_refused_where_there_is_none() -> None:
     with pytest.raises(InputError, match=r"device='cuda' is not available.*valid: auto, cpu"):
-        Machine.settle("cuda", "fp32", 1, cores=1)
+        Machine.settle("cuda", 1, cores=1)
 
 
 @pytest.mark.usefixtures("no_gpu")
 def test_auto_is_the_cpu_where_there_is_no_gpu() -> None:
-    machine = Machine.settle("auto", "fp32", 1, cores=4)
+    machine = Machine.settle("auto", 1, cores=4)
     assert machine == Machine("cpu", "fp32", 1)
     assert machine.settings() == {"device": "cpu", "precision": "fp32", "threads": 1}
 
@@ -434,19 +434,10 @@ def test_threads_are_those_asked_for_or_all_cores_and_pytorch_is_told(
 ) -> None:
     before = torch.get_num_threads()
     try:
-        assert Machine.settle("cpu", "fp32", threads, cores).threads == expected
+        assert Machine.settle("cpu", threads, cores).threads == expected
         assert torch.get_num_threads() == expected
     finally:
         torch.set_num_threads(before)
-
-
-@pytest.mark.parametrize(("fast", "precision"), [(True, "bf16"), (False, "fp32")])
-@pytest.mark.usefixtures("no_gpu")
-def test_auto_precision_is_bf16_where_it_pays(
-    monkeypatch: pytest.MonkeyPatch, fast: bool, precision: str
-) -> None:
-    monkeypatch.setattr(training, "_bf16_pays", lambda device: fast)
-    assert Machine.settle("cpu", "auto", 1, cores=1).precision == precision
 
 
 def test_bf16_computes_in_bf16_and_keeps_weights_and_optimizer_in_float32() -> None:

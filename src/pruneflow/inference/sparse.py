@@ -9,11 +9,7 @@ layer would find its weights in the caches), and remembered.
 from __future__ import annotations
 
 import copy
-import json
-import os
-import platform
 import statistics
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -26,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pruneflow import measurements
 from pruneflow.inference.latency import Effort, clock, free_bytes, interleaved
 
 Run = Callable[[nn.Module], object]
@@ -204,7 +201,7 @@ def sparse(
         name: _key(layers[name], f"{batch} -> {'x'.join(map(str, outputs[name]))}")
         for name in options
     }
-    remembered = _read(cache)
+    remembered = _remembered(cache)
     known = {
         keys[name]: remembered[keys[name]]
         for name, ways_of in options.items()
@@ -214,7 +211,8 @@ def sparse(
         measured = _measure(model, options, run)
         new = {keys[name]: way for name, way in measured.items() if keys[name] not in known}
         known = known | new
-        _write(cache, new)
+        if cache is not None:
+            measurements.remember(cache, new)
     chosen = {name: known[key] for name, key in keys.items()}
     stored = {n: options[n][way] for n, way in chosen.items() if way in options[n]}
     return _with(model, stored), chosen
@@ -229,12 +227,8 @@ def stored_weight(layer: nn.Module) -> Tensor | None:
 
 
 def default_cache() -> Path:
-    """Where measurements are remembered between runs: PRUNEFLOW_CACHE, or the user's cache."""
-    folder = os.environ.get("PRUNEFLOW_CACHE")
-    if folder:
-        return Path(folder) / "kernels.json"
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "pruneflow" / "kernels.json"
+    """Where measurements of kernels are remembered between runs."""
+    return measurements.file_of("kernels")
 
 
 def _called(
@@ -386,36 +380,12 @@ def _key(layer: nn.Linear | nn.Conv2d, batch: str) -> str:
         f"sparsity {_sparsity(layer):.3f}",
         f"rows {rows} columns {columns}",
         batch,
-        f"{torch.get_num_threads()} threads",
-        f"torch {torch.__version__}",
-        torch.backends.cpu.get_cpu_capability(),
-        platform.node(),
+        *measurements.of_machine(),
     ]
     return "; ".join(parts)
 
 
-def _read(cache: Path | None) -> dict[str, str]:
-    if cache is None:
-        return {}
-    try:
-        known = json.loads(cache.read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}  # nothing remembered yet, or not readably: it is measured again
-    valid = {"dense", *REPRESENTATIONS}
-    pairs = known.items() if isinstance(known, dict) else ()
-    return {key: way for key, way in pairs if way in valid}
-
-
-def _write(cache: Path | None, new: Mapping[str, str]) -> None:
-    if cache is None:
-        return
-    try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(_read(cache) | dict(new), indent=0, sort_keys=True)
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=cache.parent, delete=False
-        ) as file:
-            file.write(text)
-        os.replace(file.name, cache)  # whole or not at all, whoever else writes
-    except OSError:
-        return  # a cache that cannot be written costs time, nothing else
+def _remembered(cache: Path | None) -> dict[str, str]:
+    """The fastest way to store each layer that was measured before."""
+    known = {} if cache is None else measurements.read(cache)
+    return {key: way for key, way in known.items() if way in ("dense", *REPRESENTATIONS)}

@@ -46,7 +46,7 @@ def train_base(
     ) as run:
         if before is not None:
             run.go_on()
-        experiment.log_data(run)
+        experiment.log_workload(run)
         reporter.say(f"finetune {name}: run {run.id}{', which goes on' if before else ''}")
         reporter.plan(config.epochs)
 

@@ -144,7 +144,7 @@ def _prune(
         whole = _measure_whole(experiment, state)
         last = None if before is None else run.go_on()
         if last is None:
-            experiment.log_data(run)
+            experiment.log_workload(run)
             base_run, trained = base.open(run.experiment_id)
             model.load_state_dict(trained.state)
             run.set_tags({"pruneflow.base_run": base_run})
@@ -200,7 +200,7 @@ def _restored(experiment: Experiment[PruneConfig], state: State, saved: Checkpoi
     Raises:
         InputError: a checkpoint that does not fit.
     """
-    units = _read(saved.structure["units"])
+    units = _from_text(saved.structure["units"])
     if experiment.config.form == "compact":
         model = training.to_machine(checkpoints.restore(saved), experiment.machine)
         return _shrunk(experiment, state, model, units)
@@ -364,7 +364,7 @@ def _level(
         step.level,
         model.state_dict(),
         masks,
-        experiment.structure | {"sizes": compaction.structure(model), "units": _written(left)},
+        experiment.structure | {"sizes": compaction.structure(model), "units": _as_text(left)},
         experiment.tokenizer,
     )
     level = Level(
@@ -473,12 +473,12 @@ def _units(state: State) -> dict[str, int]:
     return left
 
 
-def _written(units: Mapping[str, Tensor]) -> dict[str, str]:
+def _as_text(units: Mapping[str, Tensor]) -> dict[str, str]:
     """Which units are left, by group, as `structure.json` has them: "1101", a digit a unit."""
     return {name: "".join(map(str, mask.int().tolist())) for name, mask in units.items()}
 
 
-def _read(units: Mapping[str, str]) -> dict[str, Tensor]:
+def _from_text(units: Mapping[str, str]) -> dict[str, Tensor]:
     return {name: torch.tensor([one == "1" for one in text]) for name, text in units.items()}
 
 

@@ -29,9 +29,8 @@ from pruneflow.config import (
     resolve,
 )
 from pruneflow.errors import ExperimentError, InputError, user_path
-from pruneflow.stages import study
-from pruneflow.stages.benchmark import settled
-from pruneflow.stages.experiment import cores
+from pruneflow.stages import benchmark, study
+from pruneflow.stages.experiment import cores, settled
 from pruneflow.stages.progress import Reporter
 from pruneflow.stages.study import Configuration
 from pruneflow.tracking import finished, resume
@@ -139,7 +138,7 @@ def _plan(config: SweepConfig) -> list[Job]:
     if config.data_dir is not None and not user_path("data_dir", config.data_dir).is_dir():
         raise InputError(f"data_dir={config.data_dir!r} is not a folder")
     found = [
-        _with_data(one, config)
+        _with_precision(_with_data(one, config))
         for one in study.configurations(listed, _machine(listed, config.workers))
     ]
     jobs: list[Job] = []
@@ -162,20 +161,21 @@ def _plan(config: SweepConfig) -> list[Job]:
 
 
 def _machine(listed: study.Study, workers: int) -> dict[str, Any]:
-    """Device, precision and threads, settled once, so that all runs of a study agree in them."""
+    """Device and threads, settled once, so that all runs of a study agree in them."""
     available = cores()
     if workers > available:
         raise InputError(f"workers={workers} is not valid: this process may use {available} cores")
-    asked = {
-        name: listed.settings[name]
-        for name in ("device", "precision", "threads")
-        if name in listed.settings
-    }
-    threads = int(asked.get("threads", max(1, available // workers)))
-    machine = Machine.settle(
-        str(asked.get("device", "auto")), str(asked.get("precision", "auto")), threads, available
-    )
-    return machine.settings()
+    threads = int(listed.settings.get("threads", max(1, available // workers)))
+    machine = Machine.settle(str(listed.settings.get("device", "auto")), threads, available)
+    return {"device": machine.device, "threads": machine.threads}
+
+
+def _with_precision(one: Configuration) -> Configuration:
+    """A configuration with the precision that its own run would choose."""
+    if one.config.precision != "auto":
+        return one
+    given = {**one.given, "precision": settled(one.config)[0].precision}
+    return Configuration(one.stage, given, resolve(type(one.config), given))
 
 
 def _with_data(one: Configuration, config: SweepConfig) -> Configuration:
@@ -208,7 +208,7 @@ def _fingerprint(job: Job) -> str | None:
         if job.needs.state != "finished":
             return None
         pruned = finished.fingerprint_of(job.needs.run_id)
-        return benchmark_fingerprint(settled(resolve(BenchmarkConfig, job.given)), pruned)
+        return benchmark_fingerprint(benchmark.settled(resolve(BenchmarkConfig, job.given)), pruned)
     config = job.configuration.config
     digest = _digest(*(getattr(config, name) for name in _OF_DATA))
     if not isinstance(config, PruneConfig):

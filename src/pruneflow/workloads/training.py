@@ -56,8 +56,8 @@ class Machine:
     threads: int
 
     @classmethod
-    def settle(cls, device: str, precision: str, threads: int | None, cores: int) -> Machine:
-        """Decide what was left to `auto` or None.
+    def settle(cls, device: str, threads: int | None, cores: int) -> Machine:
+        """Decide on what was left to `auto` or None; `precision` is fp32 until it is decided on.
 
         Sets PyTorch's thread count, and on a CPU the allocator's way with large blocks, for the
         whole process.
@@ -77,9 +77,7 @@ class Machine:
         torch.set_num_threads(threads)
         if device == "cpu":
             keep_large_buffers()
-        if precision == "auto":
-            precision = "bf16" if _bf16_pays(device) else "fp32"
-        return cls(device, precision, threads)
+        return cls(device, "fp32", threads)
 
     def autocast(self) -> torch.autocast:
         """The context in which this machine's forward passes run."""
@@ -106,28 +104,6 @@ def keep_large_buffers() -> None:
     m_trim_threshold, m_mmap_max = -1, -4
     mallopt(m_mmap_max, 0)
     mallopt(m_trim_threshold, 2**31 - 1)
-
-
-@functools.cache
-def _bf16_pays(device: str) -> bool:
-    """Whether a matrix product in bf16 takes under two thirds of the time it takes in float32.
-
-    A processor that lacks the instructions emulates them and is slower; where it has them, the
-    product is about twice as fast or better. So the answer does not hang on noise.
-    """
-    if device == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-
-    def seconds(dtype: torch.dtype) -> float:
-        matrix = torch.randn(768, 768, generator=torch.Generator().manual_seed(0)).to(dtype)
-        times = []
-        for _ in range(7):
-            start = time.perf_counter()
-            torch.mm(matrix, matrix)
-            times.append(time.perf_counter() - start)
-        return min(times)
-
-    return seconds(torch.bfloat16) < seconds(torch.float32) / 1.5
 
 
 @dataclass(frozen=True)
