@@ -2,7 +2,7 @@
 
     python benchmarks/speed/run.py --data_dir data/cifar10 --output_dir speed
 
-The data is CIFAR-10, read as by `dataset=cifar10`; only `whole_level` needs it.
+The data is CIFAR-10, read as by `dataset=cifar10`; only `whole_level` and `precision` need it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,16 @@ from measure import in_process
 
 from pruneflow.tracking.environment import cpu
 
-CASES = ("prune_step", "growth", "masked_step", "whole_level", "throughput")
+CASES = (
+    "prune_step",
+    "growth",
+    "masked_step",
+    "whole_level",
+    "throughput",
+    "precision",
+    "tracking",
+)
+ON_CIFAR10 = ("whole_level", "precision")
 
 
 def markdown(found: dict[str, Any]) -> str:
@@ -59,7 +68,7 @@ def main(only: str, threads: int, data_dir: str | None, output_dir: str) -> None
     for case in wanted:
         click.echo(f"{case} ...")
         script = str(Path(__file__).with_name(f"{case}.py"))
-        own = data if case == "whole_level" else []
+        own = data if case in ON_CIFAR10 else []
         found["cases"][case] = in_process(script, threads, *own)
         kept.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
         (folder / "speed.md").write_text(markdown(found), "utf-8")
