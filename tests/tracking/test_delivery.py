@@ -26,7 +26,6 @@ BATCH = "log_batch"
 def _quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PRUNEFLOW_STATE", str(tmp_path / "state"))
     monkeypatch.setattr(delivery, "_LONGEST_PAUSE", 0.05)
-    monkeypatch.setattr(run, "_PATIENCE_SECONDS", {"FINISHED": 0.3, "FAILED": 0.3, "KILLED": 0.3})
 
 
 def outage(monkeypatch: pytest.MonkeyPatch, calls: set[int], name: str, after: bool) -> list[int]:
@@ -84,6 +83,7 @@ def test_a_run_whose_store_is_gone_ends_soon_and_is_sent_later(
     store: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with monkeypatch.context() as patch:
+        patch.setitem(run._PATIENCE_SECONDS, "FINISHED", 0.3)
         outage(patch, set(range(10_000)), BATCH, after=False)
         start = time.monotonic()
         with open_run("finetune", CONFIG, name="n", tags={}) as one:
@@ -105,6 +105,7 @@ def test_journals_of_another_machine_are_sent_from_where_they_lie(
     store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
+        patch.setitem(run._PATIENCE_SECONDS, "FINISHED", 0.3)
         outage(patch, set(range(10_000)), BATCH, after=False)
         with open_run("finetune", CONFIG, name="n", tags={}) as one:
             fill(one)
@@ -118,6 +119,7 @@ def test_a_journal_of_another_store_is_kept(
     store: str, empty_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
+        patch.setitem(run._PATIENCE_SECONDS, "FINISHED", 0.3)
         outage(patch, set(range(10_000)), BATCH, after=False)
         with open_run("finetune", CONFIG, name="n", tags={}) as one:
             fill(one)

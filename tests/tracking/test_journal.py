@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -77,13 +78,43 @@ def test_a_torn_journal_keeps_what_is_whole(
         data = path.read_bytes()
         path.write_bytes(data[:cut])
         again = Journal.make(OWNER)
-        whole = data[:cut].count(b"\n")
+        ends = [found.start() for found in re.finditer(rb"}\n", data)]
+        whole = sum(end < cut for end in ends)
         assert again.pending() == ENTRIES[:whole]
         again.append(ENTRIES[-1])
         again.close(remove=False)
         last = Journal.make(OWNER)
         assert last.pending() == [*ENTRIES[:whole], ENTRIES[-1]]
         last.close(remove=False)
+
+
+def test_an_altered_line_is_left_out_and_the_others_read(state: Path) -> None:
+    filled().close(remove=False)
+    path = journal.folder_of("r1") / "journal.jsonl"
+    path.write_text(path.read_text("utf-8").replace('"metrics"', 'metrics"'), "utf-8")
+    again = Journal.make(OWNER)
+    assert again.pending() == [ENTRIES[0], *ENTRIES[2:]]
+    again.acknowledge(2)
+    assert again.pending() == ENTRIES[3:]
+    again.close(remove=False)
+
+
+def test_a_write_that_is_broken_off_loses_no_other_entry(
+    state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = filled()
+    own.acknowledge(4)
+    with monkeypatch.context() as patch:
+        patch.setattr(journal.os, "fsync", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            own.append(Entry(tags={"cut": "off"}))
+    own.append(Entry(status="KILLED", time=6))
+    assert [entry.status for entry in own.pending()] == [None, "KILLED"]
+    own.acknowledge(1)
+    own.close(remove=False)
+    again = Journal.make(OWNER)
+    assert again.pending() == [Entry(status="KILLED", time=6)]
+    again.close(remove=False)
 
 
 def test_only_one_process_has_a_journal(state: Path) -> None:
@@ -151,7 +182,8 @@ def test_the_state_folder_follows_the_users_own(monkeypatch: pytest.MonkeyPatch)
 def test_lines_are_json_that_others_can_read(state: Path) -> None:
     own = filled()
     lines = (own.folder / "journal.jsonl").read_text("utf-8").splitlines()
-    assert [json.loads(line) for line in lines][1] == {
+    assert [json.loads(line) for line in lines if line][1] == {
+        "n": 2,
         "metrics": [["m", 0.1 + 0.2, 1_700_000_000_000, 3]],
         "part": "level 3",
     }

@@ -4,7 +4,7 @@ A folder for each run, under PRUNEFLOW_STATE or the user's own state folder:
 
     run.json       whose journal it is
     journal.jsonl  an entry a line, in the order in which MLflow is to have them
-    sent           how many of them MLflow has acknowledged
+    sent           number of the last one that MLflow has acknowledged
     artifacts/     files, by the path they have in MLflow
     training/      where a training stood when it was last saved, until it is through
     lock           held by the process that has the run
@@ -142,8 +142,9 @@ class Journal:
             self._file = (folder / "journal.jsonl").open("a", encoding="utf-8")
         except Timeout:
             raise InputError(f"the journal {folder} is open in another process") from None
-        self.sent = min(_number(folder / "sent"), len(self._entries))
-        self._parts = {entry.part for entry in self._entries}
+        self.sent = _number(folder / "sent")
+        self._last = max([self.sent, *(number for number, _ in self._entries)])
+        self._parts = {entry.part for _, entry in self._entries}
 
     @classmethod
     def make(cls, owner: Owner) -> Self:
@@ -169,27 +170,20 @@ class Journal:
         """
         return owner_of(self.folder)
 
-    def _read(self) -> Iterator[Entry]:
-        """The entries that are whole; what follows a torn one was never told to anybody."""
+    def _read(self) -> Iterator[tuple[int, Entry]]:
+        """The entries that are whole, and their numbers; torn and altered ones are left out."""
         path = self.folder / "journal.jsonl"
-        whole = 0
         data = path.read_bytes() if path.exists() else b""
         known = {one.name for one in fields(Entry)}
-        for line in data.splitlines(keepends=True):
+        for line in data.split(b"\n"):
             try:
                 values = json.loads(line)
                 values["metrics"] = tuple(tuple(m) for m in values.get("metrics", ()))
                 values["untag"] = tuple(values.get("untag", ()))
                 entry = Entry(**{name: values[name] for name in known & values.keys()})
-            except (ValueError, TypeError, AttributeError, RecursionError):
-                break
-            if not line.endswith(b"\n"):
-                break
-            whole += len(line)
-            yield entry
-        if whole < len(data):
-            with path.open("r+b") as file:
-                file.truncate(whole)
+                yield int(values["n"]), entry
+            except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+                continue
 
     def tells(self, part: str) -> bool:
         """Whether a part of the run is in the journal already."""
@@ -198,7 +192,7 @@ class Journal:
     @property
     def last_status(self) -> str | None:
         """The status that the run was last given; None if it was given none."""
-        given = [entry.status for entry in self._entries if entry.status is not None]
+        given = [entry.status for _, entry in self._entries if entry.status is not None]
         return given[-1] if given else None
 
     def append(self, entry: Entry) -> None:
@@ -212,12 +206,15 @@ class Journal:
         plain = Entry()
         said = {k: v for k, v in asdict(entry).items() if v != getattr(plain, k)}
         with self._news:
-            self._file.write(json.dumps(said) + "\n")
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._entries.append(entry)
+            # remembered first: a signal or a full disk that stops the writing stops no sending
+            self._last += 1
+            self._entries.append((self._last, entry))
             self._parts.add(entry.part)
             self._news.notify_all()
+            # on a line of its own, whatever an earlier one has left
+            self._file.write("\n" + json.dumps({"n": self._last} | said) + "\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
     def stage(self, path: str, make: Callable[[Path], object]) -> Path:
         """Put a file or folder among the artifacts, whole or not at all.
@@ -243,19 +240,20 @@ class Journal:
 
     def forget(self, path: str) -> None:
         """Delete the copy here of an artifact that MLflow has."""
-        told = [number for number, entry in enumerate(self._entries) if entry.artifact == path]
-        if told and told[-1] < self.sent:
+        told = [number for number, entry in self._entries if entry.artifact == path]
+        if told and told[-1] <= self.sent:
             shutil.rmtree(self.artifact(path), ignore_errors=True)
 
     def pending(self) -> list[Entry]:
         """What MLflow has not acknowledged yet, in order."""
         with self._news:
-            return self._entries[self.sent :]
+            return [entry for number, entry in self._entries if number > self.sent]
 
     def acknowledge(self, count: int) -> None:
         """The next `count` entries are in MLflow."""
         with self._news:
-            self.sent += count
+            waiting = [number for number, _ in self._entries if number > self.sent]
+            self.sent = waiting[count - 1]
             write(self.folder / "sent", str(self.sent).encode(), durable=False)
             self._news.notify_all()
 
