@@ -194,7 +194,7 @@ FILES: dict[str, Callable[[Path], object]] = {
     "nested.yaml": _write("axes: {seed: [[0]]}\n"),
     "matches.yaml": _write("axes: {seed: [0]}\nexclude: [{seed: 5}]\n"),
     "notdb.db": _write("this is no database " * 100),
-    "outside_journal": _journal('{"artifact": "../../../etc/passwd"}'),
+    "outside_journal": _journal('{"n": 1, "artifact": "../../../etc/passwd"}'),
 }
 
 # ------------------------------------------------------------------------------- what is refused
@@ -378,7 +378,7 @@ ENVIRONMENT: list[tuple[dict[str, str], str]] = [
     ({"MLFLOW_TRACKING_URI": "sqlite:////proc/nowhere/x.db"}, "cannot be used"),
     ({"MLFLOW_TRACKING_URI": "sqlite:///notdb.db"}, "file is not a database"),
     ({"MLFLOW_TRACKING_URI": "nonsense://me:secret@here"}, "cannot be used"),
-    ({"MLFLOW_TRACKING_URI": "postgresql://me:secret@127.0.0.1:9/x"}, "cannot be used"),
+    ({"MLFLOW_TRACKING_URI": "postgresql+none://me:secret@127.0.0.1:9/x"}, "cannot be used"),
     ({"MLFLOW_RUN_ID": "0123"}, "MLFLOW_RUN_ID=0123"),
     ({"MLFLOW_EXPERIMENT_ID": "999"}, "MLFLOW_EXPERIMENT_ID=999"),
     ({"PRUNEFLOW_STATE": "a_file/x"}, "set PRUNEFLOW_STATE to a folder"),

@@ -172,6 +172,7 @@ def test_a_training_goes_on_between_two_epochs(
     folder: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str, rates: str
 ) -> None:
     monkeypatch.setattr(experiment, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(experiment, "_SAVE_SHARE", 1e9)
     given = SMALL | {"finetune_epochs": 3, "optimizer": optimizer, "lr_schedule": rates}
     given |= {"model": "mobilenet_v3_small"}  # it has dropout
     whole = pruneflow.prune_direct(**given, resume="never")
@@ -212,6 +213,7 @@ def epochs_trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def test_an_interrupted_base_run_goes_on_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(experiment, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(experiment, "_SAVE_SHARE", 1e9)
     given = SMALL | {"base_epochs": 2, "seed": 7, "iterations": 1}
     save = Run.save_training
 
@@ -311,6 +313,7 @@ def test_a_damaged_snapshot_of_a_training_is_not_used(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(experiment, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(experiment, "_SAVE_SHARE", 1e9)
     given = SMALL | {"finetune_epochs": 2, "seed": 4, "iterations": 1}
     whole = pruneflow.prune_iterative(**given, resume="never")
     client = MlflowClient()
