@@ -24,7 +24,7 @@ from torch.optim.swa_utils import update_bn
 
 from pruneflow.errors import ExperimentError, InputError
 from pruneflow.workloads import models
-from pruneflow.workloads.convolution import SeeingTaps
+from pruneflow.workloads.convolution import SmallMaps
 from pruneflow.workloads.datasets import Split
 from pruneflow.workloads.texts import Texts, Tokens
 
@@ -85,7 +85,7 @@ class Machine:
     def autocast(self) -> Iterator[None]:
         """The context in which this machine's forward passes run."""
         bf16 = torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bf16")
-        with bf16, SeeingTaps():
+        with bf16, SmallMaps():
             yield
 
     def settings(self) -> dict[str, object]:
