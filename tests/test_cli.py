@@ -140,3 +140,31 @@ def test_no_command_shows_the_help(
         cli.main()
     assert ended.value.code == 2
     assert "  prune_iterative " in capsys.readouterr().err
+
+
+def test_a_password_in_an_address_is_in_no_record_of_a_run(
+    store: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from mlflow.exceptions import MlflowException
+    from mlflow.tracking import MlflowClient
+
+    from pruneflow.config import FinetuneConfig, resolve
+    from pruneflow.errors import ExperimentError
+    from pruneflow.tracking.run import open_run
+
+    monkeypatch.setenv("PRUNEFLOW_STATE", str(tmp_path / "state"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+
+    def fail() -> None:
+        with open_run("finetune", resolve(FinetuneConfig, {}), name="n", tags={}):
+            raise MlflowException("API request to http://me:secret@host/api failed")
+
+    with pytest.raises(ExperimentError) as refused:
+        fail()
+    assert "secret" not in str(refused.value)
+    (run_,) = MlflowClient().search_runs(["0"])
+    assert "http://host/api" in run_.data.tags["pruneflow.failure"]
+    assert "secret" not in str(run_.to_dictionary())
+    kept = [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".db"]
+    assert kept
+    assert not any(b"secret" in path.read_bytes() for path in kept)

@@ -71,18 +71,22 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, level: int, when: str) -> None:
     monkeypatch.setattr(Run, "record", stopping)
 
 
+SLOW = pytest.mark.slow
+INDEPENDENT = CHANNELS | {"coupling": "independent"}
+BERT = {"model": "bert", "dataset": "reviews", "image_size": None}
+
+
 @pytest.mark.parametrize(
     "given",
     [
-        {"iterations": 3},
-        {"optimizer": "sgd", "finetune_epochs": 2},
-        CHANNELS,
-        CHANNELS | {"form": "compact"},
-        CHANNELS | {"coupling": "independent", "form": "compact"},
-        CHANNELS | {"coupling": "independent"},
-        CHANNELS | {"model": "bert", "dataset": "reviews", "form": "compact", "image_size": None},
+        pytest.param({"iterations": 3}, id="weights"),
+        pytest.param({"optimizer": "sgd", "finetune_epochs": 2}, id="sgd", marks=SLOW),
+        pytest.param(CHANNELS, id="masked", marks=SLOW),
+        pytest.param(CHANNELS | {"form": "compact"}, id="compact"),
+        pytest.param(INDEPENDENT, id="independent", marks=SLOW),
+        pytest.param(INDEPENDENT | {"form": "compact"}, id="compact-independent", marks=SLOW),
+        pytest.param(CHANNELS | BERT | {"form": "compact"}, id="bert"),
     ],
-    ids=["weights", "sgd", "masked", "compact", "compact-independent", "independent", "bert"],
 )
 def test_a_run_that_goes_on_has_the_levels_of_one_that_never_stopped(
     folder: Path, given: dict[str, Any]
@@ -155,8 +159,15 @@ def test_what_mlflow_run_made_is_there_when_it_ends(
     assert client.get_run(handed).info.lifecycle_stage == "deleted"
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-@pytest.mark.parametrize("rates", ["one_cycle", "constant"])
+@pytest.mark.parametrize(
+    ("optimizer", "rates"),
+    [
+        ("adamw", "one_cycle"),
+        pytest.param("adamw", "constant", marks=SLOW),
+        pytest.param("sgd", "one_cycle", marks=SLOW),
+        ("sgd", "constant"),
+    ],
+)
 def test_a_training_goes_on_between_two_epochs(
     folder: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str, rates: str
 ) -> None:
@@ -261,10 +272,10 @@ def lose_folder(folder: Path) -> None:
     ("harm", "redone"),
     [
         (damage_checkpoint, 1),
-        (tear_checkpoint, 1),
-        (lose_checkpoint, 1),
+        pytest.param(tear_checkpoint, 1, marks=SLOW),
+        pytest.param(lose_checkpoint, 1, marks=SLOW),
         (tear_journal, 0),
-        (lose_count, 0),
+        pytest.param(lose_count, 0, marks=SLOW),
         (lose_folder, 0),
     ],
 )

@@ -75,9 +75,11 @@ def save(
             stored[name] = tensor
             continue
         kept = mask.cpu()
-        if int(tensor.count_nonzero()) != int((tensor[kept] != 0).sum()):
+        # NumPy picks them out several times faster than PyTorch
+        values = torch.from_numpy(tensor.numpy()[kept.numpy()])
+        if int(tensor.count_nonzero()) != int(values.count_nonzero()):
             raise ValueError(f"{name} has pruned entries that are not zero")
-        stored[name] = tensor[kept]
+        stored[name] = values
         stored[name + _BITS] = torch.from_numpy(np.packbits(kept.numpy().reshape(-1)))
         packed[name] = list(tensor.shape)
     folder.mkdir(parents=True, exist_ok=True)

@@ -411,7 +411,7 @@ def open_run(
         killed = isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit)
         what = "terminated" if killed else type(error).__name__
         with _undisturbed():
-            run.end("KILLED" if killed else "FAILED", f"{what}: {error}")
+            run.end("KILLED" if killed else "FAILED", f"{what}: {first_line(error)}")
         if isinstance(error, MlflowException | OSError | MemoryError | torch.OutOfMemoryError):
             raise ExperimentError(f"run {run_id} failed: {first_line(error)}") from error
         raise
