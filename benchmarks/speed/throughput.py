@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from pruneflow.pruning import cost
 from pruneflow.workloads import models
+from pruneflow.workloads.training import Machine
 
 CASES = (
     ("alexnet", 64, 128),
@@ -49,29 +50,29 @@ def main(threads: int) -> None:
         model.train()
 
         def step(
-            enabled: bool,
+            precision: str,
             model: torch.nn.Module = model,
             inputs: object = inputs,
             labels: torch.Tensor = labels,
             optimizer: torch.optim.Optimizer = optimizer,
         ) -> None:
-            with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            with Machine("cpu", precision, threads).autocast():
                 logits = models.logits(model, inputs)  # type: ignore[arg-type]
             functional.cross_entropy(logits.float(), labels).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             optimizer.zero_grad()
 
         def evaluate(
-            enabled: bool, model: torch.nn.Module = model, inputs: object = inputs
+            precision: str, model: torch.nn.Module = model, inputs: object = inputs
         ) -> None:
-            with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            with torch.inference_mode(), Machine("cpu", precision, threads).autocast():
                 models.logits(model, inputs)  # type: ignore[arg-type]
 
         ways = {
-            "fp32 train": lambda step=step: step(False),
-            "bf16 train": lambda step=step: step(True),
-            "fp32 evaluate": lambda evaluate=evaluate: evaluate(False),
-            "bf16 evaluate": lambda evaluate=evaluate: evaluate(True),
+            "fp32 train": lambda step=step: step("fp32"),
+            "bf16 train": lambda step=step: step("bf16"),
+            "fp32 evaluate": lambda evaluate=evaluate: evaluate("fp32"),
+            "bf16 evaluate": lambda evaluate=evaluate: evaluate("bf16"),
         }
         found = interleaved(ways, ROUNDS)
         torch.set_num_threads(1)

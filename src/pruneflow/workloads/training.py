@@ -11,6 +11,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -23,6 +24,7 @@ from torch.optim.swa_utils import update_bn
 
 from pruneflow.errors import ExperimentError, InputError
 from pruneflow.workloads import models
+from pruneflow.workloads.convolution import SmallMaps
 from pruneflow.workloads.datasets import Split
 from pruneflow.workloads.texts import Texts, Tokens
 
@@ -79,9 +81,12 @@ class Machine:
             keep_large_buffers()
         return cls(device, "fp32", threads)
 
-    def autocast(self) -> torch.autocast:
+    @contextmanager
+    def autocast(self) -> Iterator[None]:
         """The context in which this machine's forward passes run."""
-        return torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bf16")
+        bf16 = torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bf16")
+        with bf16, SmallMaps():
+            yield
 
     def settings(self) -> dict[str, object]:
         """The three values by the names of their parameters."""
