@@ -119,3 +119,9 @@ def test_files_that_are_no_checkpoint_are_refused(
 def test_a_missing_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be read"):
         checkpoints.load(tmp_path)
+
+
+def test_what_the_system_refuses_to_write_is_an_error_of_the_system(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").mkdir()
+    with pytest.raises(OSError, match="I/O error"):
+        checkpoints.save(tmp_path, state(), {}, structure={})

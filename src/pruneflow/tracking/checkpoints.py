@@ -65,6 +65,7 @@ def save(
 
     Raises:
         ValueError: a pruned entry is not zero.
+        OSError: a full disk.
     """
     stored: dict[str, Tensor] = {}
     packed: dict[str, list[int]] = {}
@@ -83,7 +84,7 @@ def save(
         stored[name + _BITS] = torch.from_numpy(np.packbits(kept.numpy().reshape(-1)))
         packed[name] = list(tensor.shape)
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(stored, folder / "model.safetensors")
+    _save(stored, folder / "model.safetensors")
     described = {"format": FORMAT, **structure, "packed": packed}
     (folder / "structure.json").write_text(json.dumps(described, indent=1), "utf-8")
     if tokenizer is not None:
@@ -99,7 +100,7 @@ def save_training(folder: Path, level: int, snapshot: Snapshot) -> None:
         name: tensor.detach().to("cpu", memory_format=torch.contiguous_format).clone()
         for name, tensor in snapshot.tensors.items()
     }
-    save_file(tensors, folder / "training.safetensors")
+    _save(tensors, folder / "training.safetensors")
     values = {
         "level": level,
         "epoch": snapshot.epoch,
@@ -143,6 +144,18 @@ def verify(folder: Path) -> None:
         raise InputError(f"{odd[0][0]} in {folder} is damaged: it is not as it was written")
     if not found:
         raise InputError(f"{folder} is empty")
+
+
+def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write a safetensors file.
+
+    Raises:
+        OSError: it cannot be, for want of space, say.
+    """
+    try:
+        save_file(dict(tensors), path)
+    except SafetensorError as error:  # which hides what the system said
+        raise OSError(first_line(error)) from None
 
 
 def _sum_up(folder: Path) -> None:
