@@ -2,7 +2,8 @@
 
     python benchmarks/speed/run.py --data_dir data/cifar10 --output_dir speed
 
-The data is CIFAR-10, read as by `dataset=cifar10`; only `whole_level` and `precision` need it.
+`whole_level` and `precision` read CIFAR-10, as `dataset=cifar10` does; `precision` reads SST-2 and
+a pretrained encoder as well.
 """
 
 from __future__ import annotations
@@ -28,7 +29,6 @@ CASES = (
     "precision",
     "tracking",
 )
-ON_CIFAR10 = ("whole_level", "precision")
 
 
 def markdown(found: dict[str, Any]) -> str:
@@ -50,8 +50,17 @@ def markdown(found: dict[str, Any]) -> str:
 @click.option("--only", default=",".join(CASES), show_default=True, help="which benchmarks")
 @click.option("--threads", default=os.cpu_count(), show_default=True, help="CPU threads")
 @click.option("--data_dir", help="folder of CIFAR-10; from the hub when not given")
+@click.option("--text_dir", help="folder of SST-2; from the hub when not given")
+@click.option("--encoder", default="pretrained", show_default=True, help="`weights` of `bert`")
 @click.option("--output_dir", default=".", show_default=True, help="where the tables are written")
-def main(only: str, threads: int, data_dir: str | None, output_dir: str) -> None:
+def main(
+    only: str,
+    threads: int,
+    data_dir: str | None,
+    text_dir: str | None,
+    encoder: str,
+    output_dir: str,
+) -> None:
     """Run benchmarks one after the other; what was written before of others is kept."""
     wanted = only.split(",")
     if unknown := set(wanted) - set(CASES):
@@ -64,12 +73,14 @@ def main(only: str, threads: int, data_dir: str | None, output_dir: str) -> None
     found["machine"] = f"{cpu()}, {os.cpu_count()} cores"
     found["versions"] = ", ".join(f"{name} {metadata.version(name)}" for name in names)
     found["date"] = datetime.date.today().isoformat()
-    data = [str(Path(data_dir).resolve())] if data_dir else []
+    images, texts = (str(Path(one).resolve()) if one else "" for one in (data_dir, text_dir))
+    if Path(encoder).exists():
+        encoder = str(Path(encoder).resolve())
+    reads = {"whole_level": [images], "precision": [images, texts, encoder]}
     for case in wanted:
         click.echo(f"{case} ...")
         script = str(Path(__file__).with_name(f"{case}.py"))
-        own = data if case in ON_CIFAR10 else []
-        found["cases"][case] = in_process(script, threads, *own)
+        found["cases"][case] = in_process(script, threads, *reads.get(case, []))
         kept.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
         (folder / "speed.md").write_text(markdown(found), "utf-8")
     click.echo((folder / "speed.md").read_text("utf-8"))

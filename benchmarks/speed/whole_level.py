@@ -131,4 +131,4 @@ if __name__ == "__main__":
     if sys.argv[1].startswith("{"):
         ours(json.loads(sys.argv[1]))
     else:
-        main(int(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else None)
+        main(int(sys.argv[1]), sys.argv[2] or None)
