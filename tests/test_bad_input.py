@@ -101,7 +101,7 @@ def _truncated(path: Path) -> None:
 def _level(path: Path) -> None:
     mask = {"features.0.weight": torch.zeros(64, 3, 3, 3, dtype=torch.bool)}
     state = _state(features__0__weight=torch.zeros(64, 3, 3, 3))
-    checkpoints.save(path.parent / "level", state, mask, structure={})
+    checkpoints.save(path.parent / "level", checkpoints.Checkpoint({}, state, mask))
     shutil.move(path.parent / "level" / "model.safetensors", path)
 
 

@@ -20,6 +20,7 @@ from pruneflow.config import resolve
 from pruneflow.errors import InputError
 from pruneflow.stages import STAGES, study
 from pruneflow.tracking import checkpoints, journal
+from pruneflow.tracking.checkpoints import Checkpoint
 from pruneflow.tracking.journal import Entry, Journal, Owner
 from pruneflow.workloads import models
 
@@ -123,9 +124,13 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     state = models.build("shufflenet_v2_x0_5", 3).state_dict()
     mask = torch.rand(state["fc.weight"].shape) < 0.5
     state["fc.weight"].mul_(mask)
-    structure = {"builder": "torchvision", "model": "shufflenet_v2_x0_5", "classes": 3}
-    sizes = {"fc": {"in_features": 1024, "out_features": 3}}
-    checkpoints.save(folder, state, {"fc.weight": mask}, structure=structure | {"sizes": sizes})
+    structure = {
+        "builder": "torchvision",
+        "model": "shufflenet_v2_x0_5",
+        "classes": 3,
+        "sizes": {"fc": {"in_features": 1024, "out_features": 3}},
+    }
+    checkpoints.save(folder, Checkpoint(structure, state, {"fc.weight": mask}))
     return folder
 
 

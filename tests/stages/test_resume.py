@@ -58,17 +58,24 @@ def points(run_id: str) -> dict[str, list[int]]:
 
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, level: int, when: str) -> None:
-    """Interrupt a run at a level: before it is recorded, or after."""
-    record = Run.record
+    """Interrupt a run at a level: once its checkpoint is written, or as soon as it is recorded."""
+    record, log_checkpoint = Run.record, Run.log_checkpoint
 
-    def stopping(run: Run, one: Any, layers: Any) -> None:
-        if one.level == level and when == "before":
-            raise Stop
-        record(run, one, layers)
+    def recording(run: Run, one: Any, *rest: Any) -> None:
+        record(run, one, *rest)
         if one.level == level:
             raise Stop
 
-    monkeypatch.setattr(Run, "record", stopping)
+    def logging(run: Run, number: int, *rest: Any) -> int:
+        size = log_checkpoint(run, number, *rest)
+        if number == level:
+            raise Stop
+        return size
+
+    if when == "recorded":
+        monkeypatch.setattr(Run, "record", recording)
+    else:
+        monkeypatch.setattr(Run, "log_checkpoint", logging)
 
 
 SLOW = pytest.mark.slow
@@ -95,7 +102,7 @@ def test_a_run_that_goes_on_has_the_levels_of_one_that_never_stopped(
     whole = pruneflow.prune_iterative(**settings | {"resume": "never", "seed": 1})
     client = MlflowClient()
     client.delete_run(whole.run_id)
-    for level, when in ((1, "after"), (2, "before")):
+    for level, when in ((1, "recorded"), (2, "written")):
         with pytest.MonkeyPatch.context() as patch:
             stop_at(patch, level, when)
             with pytest.raises(Stop):
@@ -293,7 +300,7 @@ def test_what_is_damaged_is_seen_and_the_level_before_is_used(
     client = MlflowClient()
     client.delete_run(whole.run_id)
     with pytest.MonkeyPatch.context() as patch:
-        stop_at(patch, 2, "after")
+        stop_at(patch, 2, "recorded")
         with pytest.raises(Stop):
             pruneflow.prune_iterative(**given)
     (killed,) = client.search_runs(["0"], "attributes.status = 'KILLED'")
@@ -320,8 +327,8 @@ def test_a_damaged_snapshot_of_a_training_is_not_used(
     client.delete_run(whole.run_id)
     save = checkpoints.save_training
 
-    def saving(place: Path, level: int, snapshot: training.Snapshot) -> None:
-        save(place, level, snapshot)
+    def saving(place: Path, snapshot: training.Snapshot) -> None:
+        save(place, snapshot)
         with (place / "training.safetensors").open("r+b") as file:
             file.seek(5000)
             file.write(b"altered")
@@ -355,7 +362,7 @@ def test_a_run_that_cannot_be_gone_on_with_is_refused(folder: Path, wanted: str)
 def test_a_run_that_another_process_has_is_left_to_it(folder: Path) -> None:
     given = SMALL | {"seed": 6, "iterations": 1}
     with pytest.MonkeyPatch.context() as patch:
-        stop_at(patch, 0, "after")
+        stop_at(patch, 0, "recorded")
         with pytest.raises(Stop):
             pruneflow.prune_iterative(**given)
     (killed,) = MlflowClient().search_runs(["0"], "attributes.status = 'KILLED'")

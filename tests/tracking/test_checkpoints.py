@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from pruneflow.errors import InputError
 from pruneflow.tracking import checkpoints
+from pruneflow.tracking.checkpoints import Checkpoint
 
 
 def state(seed: int = 0) -> dict[str, torch.Tensor]:
@@ -36,7 +37,7 @@ def test_what_is_loaded_is_what_was_saved(
     generator = torch.Generator().manual_seed(seed)
     mask = torch.rand(saved["conv.weight"].shape, generator=generator) >= sparsity
     saved["conv.weight"].mul_(mask)
-    checkpoints.save(folder, saved, {"conv.weight": mask}, structure={"model": "m"})
+    checkpoints.save(folder, Checkpoint({"model": "m"}, saved, {"conv.weight": mask}))
     found = checkpoints.load(folder)
     assert found.structure == {"model": "m"}
     assert found.state.keys() == saved.keys()
@@ -49,7 +50,7 @@ def test_what_is_loaded_is_what_was_saved(
 
 def test_a_kept_zero_is_not_mistaken_for_a_pruned_one(tmp_path: Path) -> None:
     mask = torch.tensor([True, True, False])
-    checkpoints.save(tmp_path, {"w": torch.tensor([0.0, 1.0, 0.0])}, {"w": mask}, structure={})
+    checkpoints.save(tmp_path, Checkpoint({}, {"w": torch.tensor([0.0, 1.0, 0.0])}, {"w": mask}))
     assert torch.equal(checkpoints.load(tmp_path).masks["w"], mask)
 
 
@@ -57,8 +58,8 @@ def test_size_falls_with_sparsity(tmp_path: Path) -> None:
     weight = torch.randn(100, 100)
     mask = torch.zeros(100, 100, dtype=torch.bool)
     mask[:10] = True
-    dense = checkpoints.save(tmp_path / "a", {"w": weight}, {}, structure={})
-    pruned = checkpoints.save(tmp_path / "b", {"w": weight * mask}, {"w": mask}, structure={})
+    dense = checkpoints.save(tmp_path / "a", Checkpoint({}, {"w": weight}, {}))
+    pruned = checkpoints.save(tmp_path / "b", Checkpoint({}, {"w": weight * mask}, {"w": mask}))
     assert dense >= 40_000
     assert pruned < 4_000 + 1_250 + 1_000  # values, one bit an entry, headers
 
@@ -66,14 +67,14 @@ def test_size_falls_with_sparsity(tmp_path: Path) -> None:
 def test_pruned_entries_that_are_not_zero_are_refused(tmp_path: Path) -> None:
     mask = torch.tensor([True, False])
     with pytest.raises(ValueError, match="w has pruned entries that are not zero"):
-        checkpoints.save(tmp_path, {"w": torch.ones(2)}, {"w": mask}, structure={})
+        checkpoints.save(tmp_path, Checkpoint({}, {"w": torch.ones(2)}, {"w": mask}))
 
 
 def test_a_fresh_process_loads_the_same_bits(tmp_path: Path, root: Path) -> None:
     saved = state(3)
     mask = saved["conv.weight"] > 0
     saved["conv.weight"].mul_(mask)
-    checkpoints.save(tmp_path, saved, {"conv.weight": mask}, structure={})
+    checkpoints.save(tmp_path, Checkpoint({}, saved, {"conv.weight": mask}))
     code = (
         "import sys, hashlib; from pathlib import Path\n"
         "from pruneflow.tracking import checkpoints\n"
@@ -110,7 +111,7 @@ def test_files_that_are_no_checkpoint_are_refused(
     saved = state()
     mask = saved["conv.weight"] > 0
     saved["conv.weight"].mul_(mask)
-    checkpoints.save(tmp_path, saved, {"conv.weight": mask}, structure={})
+    checkpoints.save(tmp_path, Checkpoint({}, saved, {"conv.weight": mask}))
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=r"checkpoint|structure"):
         checkpoints.load(tmp_path)
@@ -124,4 +125,4 @@ def test_a_missing_checkpoint_is_refused(tmp_path: Path) -> None:
 def test_what_the_system_refuses_to_write_is_an_error_of_the_system(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").mkdir()
     with pytest.raises(OSError, match="I/O error"):
-        checkpoints.save(tmp_path, state(), {}, structure={})
+        checkpoints.save(tmp_path, Checkpoint({}, state(), {}))

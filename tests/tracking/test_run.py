@@ -7,12 +7,16 @@ import os
 import re
 
 import pytest
+import torch
 from mlflow.tracking import MlflowClient
+from records import LAYER, LEVELS
 
 from pruneflow.config import FinetuneConfig, resolve
 from pruneflow.errors import ExperimentError, InputError
 from pruneflow.tracking import run as tracking
 from pruneflow.tracking import store as stores
+from pruneflow.tracking.checkpoints import Checkpoint
+from pruneflow.tracking.finished import load_checkpoint
 from pruneflow.tracking.run import open_run
 
 
@@ -58,6 +62,33 @@ def test_a_run_that_does_not_finish_says_why(
     found = MlflowClient().get_run(run.id)
     assert found.info.status == status
     assert found.data.tags["pruneflow.failure"].startswith(said)
+
+
+def test_a_level_is_written_as_it_was_recorded(store: str, config: FinetuneConfig) -> None:
+    weight, mask = torch.tensor([1.0, 0.0, 3.0]), torch.tensor([True, False, True])
+    with open_run("prune_iterative", config, name="n", tags={}) as run:
+        run.record(LEVELS[0], [LAYER], Checkpoint({}, {"w": weight}, {"w": mask}))
+        weight.zero_()  # training goes on at once
+        mask.zero_()
+    found = load_checkpoint(run.id, 0)
+    assert found.state["w"].tolist() == [1, 0, 3]
+    assert found.masks["w"].tolist() == [True, False, True]
+    assert run.levels[0].size_bytes > 0
+    assert MlflowClient().get_run(run.id).data.metrics["cost/size_bytes"] == (
+        run.levels[0].size_bytes
+    )
+
+
+def test_a_level_that_cannot_be_written_fails_the_run(store: str, config: FinetuneConfig) -> None:
+    unlike = Checkpoint({}, {"w": torch.ones(2)}, {"w": torch.tensor([True, False])})
+    with (
+        pytest.raises(ValueError, match="not zero"),
+        open_run("prune_iterative", config, name="n", tags={}) as run,
+    ):
+        run.record(LEVELS[0], [LAYER], unlike)
+    found = MlflowClient().get_run(run.id)
+    assert found.info.status == "FAILED"
+    assert "accuracy/test_after" not in found.data.metrics
 
 
 def test_a_full_disk_fails_the_run_and_is_one_line(store: str, config: FinetuneConfig) -> None:

@@ -303,7 +303,8 @@ def test_a_compact_bert_is_rebuilt_bit_equal_in_a_fresh_process(
     smaller = compaction.compact(model, found.groups, kept)
     structure = {"model": "bert", "classes": 2, **encoders.describe(model, tokenizer)}
     structure["sizes"] = compaction.structure(smaller)
-    checkpoints.save(tmp_path, smaller.state_dict(), {}, structure=structure, tokenizer=tokenizer)
+    saved = checkpoints.Checkpoint(structure, smaller.state_dict(), {})
+    checkpoints.save(tmp_path, saved, tokenizer)
     code = """
 import json, sys, pathlib, torch
 from transformers import AutoTokenizer

@@ -98,7 +98,7 @@ class Keeper:
         Masks(parameters, masks)  # the model may be another than the one they were made for
         self._masked: list[tuple[nn.Parameter, Tensor]] = []
         for name, mask in masks.items():
-            if _keeps_all(mask):
+            if keeps_all(mask):
                 continue
             weight = parameters[name]
             if not (weight.is_contiguous() and mask.is_contiguous()):
@@ -145,7 +145,7 @@ def clear(values: Tensor, kept: Tensor) -> None:
     values.view(_INTEGERS[values.element_size()]).mul_(kept.view(torch.uint8))
 
 
-def _keeps_all(mask: Tensor) -> bool:
+def keeps_all(mask: Tensor) -> bool:
     """Whether a mask prunes nothing; NumPy stops looking at the first entry that is pruned."""
     return bool(mask.numpy().all() if mask.device.type == "cpu" else mask.all())
 

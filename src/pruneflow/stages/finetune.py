@@ -8,6 +8,7 @@ from pruneflow.config import FinetuneConfig
 from pruneflow.stages.experiment import Experiment, prepare, report_finished, timed
 from pruneflow.stages.progress import Reporter
 from pruneflow.tracking import resume
+from pruneflow.tracking.checkpoints import Checkpoint
 from pruneflow.tracking.fingerprints import fingerprint, workload_fingerprint
 from pruneflow.tracking.run import Ended, open_run
 
@@ -76,9 +77,8 @@ def train_base(
         train = experiment.accuracy(model, data.train)
         final = {"accuracy/test": test, "accuracy/train": train}
         run.log_metrics(final, step=config.epochs, part="accuracy")
-        size = run.log_checkpoint(
-            0, model.state_dict(), {}, experiment.structure, experiment.tokenizer
-        )
+        checkpoint = Checkpoint(experiment.structure, model.state_dict(), {})
+        size = run.log_checkpoint(0, checkpoint, experiment.tokenizer)
         run.describe(
             f"**{config.model}** on **{experiment.data_name}**, {config.epochs} epochs "
             f"from weights `{config.weights}`.\n\n| test | train | checkpoint |\n|---:|---:|---:|\n"

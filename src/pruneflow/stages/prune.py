@@ -155,9 +155,10 @@ def _prune(
         reporter.plan(len(steps) * config.finetune_epochs)
 
         for step in [schedule.UNPRUNED, *steps][len(run.levels) :]:
-            state = _level(experiment, state, whole, step, run, reporter)
-            _tell(_warnings(config, whole, state, run), run, len(steps), reporter)
-        _summarise(stage, experiment, whole, _warnings(config, whole, state, run), run)
+            state, level = _level(experiment, state, whole, step, run, reporter)
+            _tell(level, _warnings(config, whole, state, level, run), len(steps), reporter)
+        warnings = _warnings(config, whole, state, run.levels[-1], run)
+        _summarise(stage, experiment, whole, warnings, run)
     reporter.console.print(levels_table(run.levels))
     return run.ended
 
@@ -309,7 +310,7 @@ def _level(
     step: Step,
     run: Run,
     reporter: Reporter,
-) -> State:
+) -> tuple[State, Level]:
     """Do one level and record it: prune, measure, fine-tune, measure."""
     config, data = experiment.config, experiment.data
     epochs = config.finetune_epochs if step.level else 0
@@ -360,13 +361,6 @@ def _level(
     left: Mapping[str, Tensor] = {}
     if config.granularity == "channel":
         left = state.units if config.form == "compact" else state.kept
-    size = run.log_checkpoint(
-        step.level,
-        model.state_dict(),
-        masks,
-        experiment.structure | {"sizes": compaction.structure(model), "units": _as_text(left)},
-        experiment.tokenizer,
-    )
     level = Level(
         level=step.level,
         target_sparsity=step.target_sparsity,
@@ -375,7 +369,7 @@ def _level(
         params_left=1 - sum(layer.zeros for layer in layers) / params,
         macs=whole.macs,
         macs_left=cost.macs(model, experiment.uses)[1] / whole.macs,
-        size_bytes=size,
+        size_bytes=0,  # known once its checkpoint is written
         test_before=test_before,
         test_after=test_after,
         train_before=train_before,
@@ -391,8 +385,10 @@ def _level(
         macs_compact=cost.macs(smaller, experiment.uses)[0],
         test_compact=test_compact,
     )
-    run.record(level, layers)
-    return state
+    structure = {"sizes": compaction.structure(model), "units": _as_text(left)}
+    checkpoint = Checkpoint(experiment.structure | structure, model.state_dict(), masks)
+    run.record(level, layers, checkpoint, experiment.tokenizer)
+    return state, level
 
 
 def _prune_level(
@@ -505,15 +501,14 @@ def _layers(model: nn.Module, whole: Whole, level: int) -> list[Layer]:
     for name, parameter in model.named_parameters():
         kind = type(model.get_submodule(name.rpartition(".")[0])).__name__
         params = whole.params[name]
-        zeros = params - int(parameter.count_nonzero())
+        zeros = params - cost.nonzeros(parameter)
         shape = "x".join(map(str, parameter.shape))
         rows.append(Layer(level, name, kind, shape, params, zeros, zeros / params))
     return rows
 
 
-def _tell(warnings: list[str], run: Run, levels: int, reporter: Reporter) -> None:
-    """Say how the last level went, and what is odd about it."""
-    level = run.levels[-1]
+def _tell(level: Level, warnings: list[str], levels: int, reporter: Reporter) -> None:
+    """Say how a level went, and what is odd about it."""
     channels = "" if level.channels_left is None else f"channels left {level.channels_left:.4f}, "
     reporter.say(
         f"  level {level.level}/{levels}: {channels}sparsity {level.sparsity:.4f}, test "
@@ -524,9 +519,9 @@ def _tell(warnings: list[str], run: Run, levels: int, reporter: Reporter) -> Non
         reporter.say(f"    {warning}")
 
 
-def _warnings(config: PruneConfig, whole: Whole, state: State, run: Run) -> list[str]:
-    """What a person should know of the last level."""
-    level, warnings = run.levels[-1], []
+def _warnings(config: PruneConfig, whole: Whole, state: State, level: Level, run: Run) -> list[str]:
+    """What a person should know of a level that the run has recorded."""
+    warnings = []
     if emptied := _emptied(run, whole, level.level):
         instead = "" if config.scope == "layer" else ", or prune by scope=layer"
         warnings.append(f"nothing is left of {emptied}: exclude them{instead}")

@@ -23,6 +23,8 @@ from torch import Tensor, nn
 
 from pruneflow.errors import InputError, first_line
 from pruneflow.pruning import compaction
+from pruneflow.pruning.cost import nonzeros
+from pruneflow.pruning.masks import keeps_all
 from pruneflow.workloads import models
 from pruneflow.workloads.training import Snapshot
 
@@ -41,26 +43,23 @@ class Checkpoint:
         masks: boolean masks (True = kept) of the tensors that were stored as pruned.
     """
 
-    structure: dict[str, Any]
-    state: dict[str, Tensor]
-    masks: dict[str, Tensor]
+    structure: Mapping[str, Any]
+    state: Mapping[str, Tensor]
+    masks: Mapping[str, Tensor]
+
+    def copy(self) -> Checkpoint:
+        """The same, on the CPU, in memory of its own: it stays as it is while training goes on."""
+        state = {name: _copy(tensor) for name, tensor in self.state.items()}
+        masks = {name: _copy(mask) for name, mask in self.masks.items()}
+        return Checkpoint(self.structure, state, masks)
 
 
-def save(
-    folder: Path,
-    state: Mapping[str, Tensor],
-    masks: Mapping[str, Tensor],
-    *,
-    structure: Mapping[str, Any],
-    tokenizer: Any = None,
-) -> int:
+def save(folder: Path, checkpoint: Checkpoint, tokenizer: Any = None) -> int:
     """Write a checkpoint and return its size in bytes.
 
     Args:
         folder: made if it is not there.
-        state: a state dict; entries that `masks` prunes have to be zero.
-        masks: boolean masks by name; may be empty.
-        structure: JSON values that say how to rebuild the model.
+        checkpoint: what its masks prune has to be zero.
         tokenizer: of an encoder; its files go into the folder `tokenizer`.
 
     Raises:
@@ -69,23 +68,23 @@ def save(
     """
     stored: dict[str, Tensor] = {}
     packed: dict[str, list[int]] = {}
-    for name, value in state.items():
+    for name, value in checkpoint.state.items():
         tensor = value.detach().to("cpu", memory_format=torch.contiguous_format)
-        mask = masks.get(name)
-        if mask is None or bool(mask.all()):
+        mask = checkpoint.masks.get(name)
+        if mask is None or keeps_all(mask):
             stored[name] = tensor
             continue
         kept = mask.cpu()
         # NumPy picks them out several times faster than PyTorch
         values = torch.from_numpy(tensor.numpy()[kept.numpy()])
-        if int(tensor.count_nonzero()) != int(values.count_nonzero()):
+        if nonzeros(tensor) != nonzeros(values):
             raise ValueError(f"{name} has pruned entries that are not zero")
         stored[name] = values
         stored[name + _BITS] = torch.from_numpy(np.packbits(kept.numpy().reshape(-1)))
         packed[name] = list(tensor.shape)
     folder.mkdir(parents=True, exist_ok=True)
     _save(stored, folder / "model.safetensors")
-    described = {"format": FORMAT, **structure, "packed": packed}
+    described = {"format": FORMAT, **checkpoint.structure, "packed": packed}
     (folder / "structure.json").write_text(json.dumps(described, indent=1), "utf-8")
     if tokenizer is not None:
         tokenizer.save_pretrained(folder / "tokenizer")
@@ -93,26 +92,18 @@ def save(
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def save_training(folder: Path, level: int, snapshot: Snapshot) -> None:
-    """Write where the training of a level stands, into a new folder."""
+def save_training(folder: Path, snapshot: Snapshot) -> None:
+    """Write where a training stands, into a new folder."""
     folder.mkdir()
-    tensors = {
-        name: tensor.detach().to("cpu", memory_format=torch.contiguous_format).clone()
-        for name, tensor in snapshot.tensors.items()
-    }
+    tensors = {name: _copy(tensor) for name, tensor in snapshot.tensors.items()}
     _save(tensors, folder / "training.safetensors")
-    values = {
-        "level": level,
-        "epoch": snapshot.epoch,
-        "seconds": snapshot.seconds,
-        "values": snapshot.values,
-    }
+    values = {"epoch": snapshot.epoch, "seconds": snapshot.seconds, "values": snapshot.values}
     (folder / "training.json").write_text(json.dumps(values), "utf-8")
     _sum_up(folder)
 
 
-def load_training(folder: Path, level: int) -> Snapshot | None:
-    """Where the training of a level stood when it was saved; None if another level's was.
+def load_training(folder: Path) -> Snapshot:
+    """Where a training stood when it was saved.
 
     Raises:
         InputError: files that are torn, altered or none of these.
@@ -120,8 +111,6 @@ def load_training(folder: Path, level: int) -> Snapshot | None:
     verify(folder)
     try:
         values = json.loads((folder / "training.json").read_text("utf-8"))
-        if values["level"] != level:
-            return None
         tensors = load_file(folder / "training.safetensors")
         return Snapshot(values["epoch"], values["seconds"], tensors, values["values"])
     except (OSError, SafetensorError, LookupError, TypeError, ValueError) as error:
@@ -156,6 +145,11 @@ def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
         save_file(dict(tensors), path)
     except SafetensorError as error:  # which hides what the system said
         raise OSError(first_line(error)) from None
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    """A contiguous copy on the CPU."""
+    return torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor.detach())
 
 
 def _sum_up(folder: Path) -> None:

@@ -6,7 +6,7 @@ A folder for each run, under PRUNEFLOW_STATE or the user's own state folder:
     journal.jsonl  an entry a line, in the order in which MLflow is to have them
     sent           number of the last one that MLflow has acknowledged
     artifacts/     files, by the path they have in MLflow
-    training/      where a training stood when it was last saved, until it is through
+    training/      where the training of a level stood when it was last saved, until it is through
     lock           held by the process that has the run
 """
 

@@ -16,8 +16,9 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,6 @@ import torch
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from mlflow.tracking.context.registry import resolve_tags
-from torch import Tensor
 
 from pruneflow.config import Config
 from pruneflow.errors import ExperimentError, InputError, first_line, unknown
@@ -79,10 +79,13 @@ class Run:
         self._layers: list[Layer] = []
         self._latencies: list[Latency] = []
         self._profile: list[LayerLatency] = []
+        self._writer = ThreadPoolExecutor(1, "writer")
+        self._writing: Future[None] | None = None
 
     @property
     def levels(self) -> list[Level]:
-        """The levels recorded so far."""
+        """The levels recorded so far; what is being written of them is waited for."""
+        self._settle()
         return list(self._levels)
 
     @property
@@ -161,22 +164,13 @@ class Run:
         self._journal.stage(path, lambda place: figure.savefig(place, format=kind))
         self._log(Entry(artifact=path))
 
-    def log_checkpoint(
-        self,
-        level: int,
-        state: Mapping[str, Tensor],
-        masks: Mapping[str, Tensor],
-        structure: Mapping[str, Any],
-        tokenizer: Any = None,
-    ) -> int:
+    def log_checkpoint(self, level: int, checkpoint: Checkpoint, tokenizer: Any = None) -> int:
         """Write a level's checkpoint and return its size in bytes."""
         path = checkpoint_path(level)
         sizes: list[int] = []
 
         def make(place: Path) -> None:
-            sizes.append(
-                checkpoints.save(place, state, masks, structure=structure, tokenizer=tokenizer)
-            )
+            sizes.append(checkpoints.save(place, checkpoint, tokenizer))
 
         self._journal.stage(path, make)
         self._log(Entry(artifact=path))
@@ -184,16 +178,53 @@ class Run:
             self._journal.forget(checkpoint_path(level - 2))
         return sizes[0]
 
-    def record(self, level: Level, layers: Sequence[Layer]) -> None:
-        """Record a level: metrics, tables and curves, complete as of this level."""
+    def record(
+        self,
+        level: Level,
+        layers: Sequence[Layer],
+        checkpoint: Checkpoint | None = None,
+        tokenizer: Any = None,
+    ) -> None:
+        """Record a level: checkpoint, metrics, tables and curves, complete as of this level.
+
+        It is written while the run goes on. What goes wrong with it (a full disk, say) is raised
+        where it is waited for: by `levels`, the next record, or the end of the run.
+
+        Args:
+            level: the level; its `size_bytes` becomes the checkpoint's.
+            layers: its layers.
+            checkpoint: its model, which is copied.
+            tokenizer: of an encoder.
+        """
+        self._settle()
         self._levels.append(level)
         self._layers.extend(layers)
+        own = None if checkpoint is None else checkpoint.copy()
+        self._writing = self._writer.submit(self._write_level, own, tokenizer)
+
+    def _write_level(self, checkpoint: Checkpoint | None, tokenizer: Any) -> None:
+        """Write the last level down."""
+        level = self._levels[-1]
+        if checkpoint is not None:
+            size = self.log_checkpoint(level.level, checkpoint, tokenizer)
+            self._levels[-1] = level = replace(level, size_bytes=size)
         # The tables first: a level that they have has its numbers logged when the run goes on.
         self.log_text("layers.csv", levels.to_csv(self._layers, Layer))
         self.log_text("levels.csv", levels.to_csv(self._levels, Level))
         self._log_level(level)
         self.set_tags({"pruneflow.curves": levels.curves(self._levels)})
-        shutil.rmtree(self._training, ignore_errors=True)
+        shutil.rmtree(self._training(level.level), ignore_errors=True)
+
+    def _settle(self) -> None:
+        """Wait until the last level is written down.
+
+        Raises:
+            OSError: it cannot be, for want of space, say.
+            ExperimentError: MLflow has refused what it was sent.
+        """
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
 
     def _log_level(self, level: Level) -> None:
         row = asdict(level)
@@ -278,28 +309,29 @@ class Run:
         """Save where the training of a level stands; on this machine alone, until it is through."""
 
         def make(place: Path) -> None:
-            checkpoints.save_training(place, level, snapshot)
+            checkpoints.save_training(place, snapshot)
 
-        journal.settle(self._training, make)
+        journal.settle(self._training(level), make)
 
     def saved_training(self, level: int) -> Snapshot | None:
         """Where the training of a level stood when it was saved, if it was and is whole."""
-        if not self._training.exists():
+        saved = self._training(level)
+        if not saved.exists():
             return None
         try:
-            return checkpoints.load_training(self._training, level)
+            return checkpoints.load_training(saved)
         except InputError as error:
             print(f"pruneflow: the training begins anew: {error}", file=sys.stderr)
             return None
 
-    @property
-    def _training(self) -> Path:
-        return self._journal.folder / "training"
+    def _training(self, level: int) -> Path:
+        return self._journal.folder / "training" / f"level_{level:02d}"
 
     # ---------------------------------------------------------------------------------- its end
 
     def end(self, status: str, reason: str | None = None) -> None:
         """End the run, and send what MLflow has not yet, with some patience."""
+        self._writer.shutdown()
         tags = {} if reason is None else {_FAILURE: reason[:TAG_LIMIT]}
         try:
             self._journal.append(Entry(tags=tags, status=status, time=_now()))
@@ -407,6 +439,7 @@ def open_run(
             run.log_text("config.json", json.dumps({"stage": stage, **values}, indent=1))
             run.log_text("environment.json", json.dumps(environment.describe(), indent=1))
         yield run
+        run._settle()
     except BaseException as error:
         killed = isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit)
         what = "terminated" if killed else type(error).__name__
