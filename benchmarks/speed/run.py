@@ -2,8 +2,8 @@
 
     python benchmarks/speed/run.py --data_dir data/cifar10 --output_dir speed
 
-`whole_level` and `precision` read CIFAR-10, as `dataset=cifar10` does; `precision` reads SST-2 and
-a pretrained encoder as well.
+`whole_level`, `precision` and `tracking` read CIFAR-10, as `dataset=cifar10` does; `precision`
+reads SST-2 and a pretrained encoder as well.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def main(
     images, texts = (str(Path(one).resolve()) if one else "" for one in (data_dir, text_dir))
     if Path(encoder).exists():
         encoder = str(Path(encoder).resolve())
-    reads = {"whole_level": [images], "precision": [images, texts, encoder]}
+    reads = {"whole_level": [images], "precision": [images, texts, encoder], "tracking": [images]}
     for case in wanted:
         click.echo(f"{case} ...")
         script = str(Path(__file__).with_name(f"{case}.py"))

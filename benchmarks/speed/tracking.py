@@ -8,45 +8,55 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
 from measure import in_process, spread, tell
 
-CASES = (("alexnet", 64), ("resnet18", 32))
-REPEATS = 3
+ALEXNET: dict[str, object] = {"model": "alexnet", "image_size": 64}
+RESNET18: dict[str, object] = {"model": "resnet18", "image_size": 32}
+CIFAR10 = {"dataset": "cifar10", "train_limit": 20_000, "base_epochs": 1, "finetune_epochs": 1}
+CASES = (  # what is run, its parameters, how often
+    ("alexnet 64x64, preset quick", ALEXNET, 3),
+    ("resnet18 32x32, preset quick", RESNET18, 3),
+    ("alexnet 64x64, 20,000 samples of CIFAR-10, an epoch a level", ALEXNET | CIFAR10, 1),
+)
 START = "import sys; from pruneflow import cli; cli.run_entrypoint('finetune')"
 
 
-def one(model: str, size: int, threads: int) -> None:
-    """A quick pruning run; says its seconds, and those it spent in its tracking."""
+def one(settings: dict[str, object]) -> None:
+    """A pruning run with its base run; says its seconds, and what of them was its tracking's."""
     from pruneflow.stages import run
+    from pruneflow.tracking import delivery
     from pruneflow.tracking.run import Run
 
-    spent, depth = [0.0], [0]
+    spent = {"waiting": 0.0, "beside": 0.0}
+    thread = threading.local()
 
     def timed(method: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(method)
         def wrapper(*args: Any, **named: Any) -> Any:
-            depth[0] += 1
-            start = time.perf_counter()
+            main = threading.current_thread() is threading.main_thread()
+            part, clock = ("waiting", time.perf_counter) if main else ("beside", time.thread_time)
+            thread.depth = getattr(thread, "depth", 0) + 1
+            start = clock()
             try:
                 return method(*args, **named)
             finally:
-                depth[0] -= 1
-                if not depth[0]:  # a method that another one called is counted there
-                    spent[0] += time.perf_counter() - start
+                thread.depth -= 1
+                if not thread.depth:  # a method that another one called is counted there
+                    spent[part] += clock() - start
 
         return wrapper
 
-    names = [name for name, value in vars(Run).items() if callable(value)]
-    for name in names:
+    for name in [name for name, value in vars(Run).items() if callable(value)]:
         setattr(Run, name, timed(getattr(Run, name)))
+    delivery.send = timed(delivery.send)
     start = time.perf_counter()
-    run("prune_iterative", {"model": model, "image_size": size, "threads": threads})
-    seconds = time.perf_counter() - start
-    print(json.dumps({"seconds": seconds, "tracking": spent[0]}))
+    run("prune_iterative", settings)
+    print(json.dumps({"seconds": time.perf_counter() - start} | spent))
 
 
 def start_seconds() -> float:
@@ -58,37 +68,41 @@ def start_seconds() -> float:
     return time.perf_counter() - start
 
 
-def main(threads: int) -> None:
-    """Quick runs with their base runs on a SQLite store, each in a process of its own."""
+def main(threads: int, data_dir: str) -> None:
+    """Runs on a SQLite store, each in a process of its own."""
     rows: list[dict[str, object]] = []
-    for model, size in CASES:
+    for name, given, repeats in CASES:
+        settings = given | {"threads": threads}
+        if "dataset" in given:
+            settings["data_dir"] = data_dir or None
         found = []
-        for _ in range(REPEATS):
+        for _ in range(repeats):
             with tempfile.TemporaryDirectory() as folder:
                 os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
                 os.environ["PRUNEFLOW_STATE"] = f"{folder}/state"
-                found.append(in_process(__file__, model, size, threads))
+                found.append(in_process(__file__, json.dumps(settings)))
                 starts = [start_seconds() for _ in range(3)]
         rows.append(
             {
-                "run": f"prune_iterative, {model} {size}x{size}, preset quick",
+                "run": f"prune_iterative, {name}",
                 "seconds": spread([one["seconds"] for one in found], 1),
-                "in tracking": spread([one["tracking"] for one in found], 2),
-                "share": spread([100 * one["tracking"] / one["seconds"] for one in found], 2)
-                + " %",
+                "waits for tracking, s": spread([one["waiting"] for one in found], 2),
+                "share": spread([100 * one["waiting"] / one["seconds"] for one in found], 2) + " %",
+                "CPU of tracking's threads, s": spread([one["beside"] for one in found], 2),
             }
         )
     rows.append({"run": "an entry point, until it looks at its model", "seconds": spread(starts)})
     tell(
         "Tracking",
-        f"{threads} threads, SQLite, {REPEATS} times. Counted is what the run itself spends on "
-        "journal, checkpoints, tables, figures and its end; a thread sends them to MLflow.",
+        f"{threads} threads, SQLite, three times on preset quick. The run waits for journal, "
+        "copies of weights, figures and its end; one thread writes levels and their checkpoints, "
+        "another one sends them to MLflow.",
         rows,
     )
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 2:
-        one(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+    if sys.argv[1].startswith("{"):
+        one(json.loads(sys.argv[1]))
     else:
-        main(int(sys.argv[1]))
+        main(int(sys.argv[1]), sys.argv[2])
