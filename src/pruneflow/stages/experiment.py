@@ -28,7 +28,7 @@ from pruneflow.workloads.training import Epoch, Machine, Recipe, Samples
 # A training is saved between epochs this often at the most, and less often if saving takes more
 # than this share of the time.
 SAVE_SECONDS = 20.0
-_SAVE_SHARE = 0.01
+_SAVE_SHARE = 0.005
 # What precision is measured on: samples of a batch at the most, tokens of a text, vocabulary.
 _PRECISION_BATCH, _PRECISION_TOKENS, _PRECISION_WORDS = 32, 64, 30_000
 
