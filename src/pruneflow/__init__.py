@@ -73,8 +73,10 @@ def load_model(run_id: str, level: int = 0) -> nn.Module:
         InputError: a run or level that is not there, or cannot be read.
     """
     from pruneflow.tracking import checkpoints, finished
+    from pruneflow.workloads.training import callers_state_kept
 
-    return checkpoints.restore(finished.load_checkpoint(run_id, level))
+    with callers_state_kept():
+        return checkpoints.restore(finished.load_checkpoint(run_id, level))
 
 
 def __getattr__(name: str) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import io
 import os
 import signal
 import sys
@@ -102,7 +103,32 @@ def run_entrypoint(stage: str) -> NoReturn:
     _exit(command(stage))
 
 
+class _Output(io.FileIO):
+    """Standard output or error: what its reader no longer takes, or has no room for, is dropped."""
+
+    def write(self, text: Any) -> int:
+        try:
+            return super().write(text) or 0
+        except OSError:
+            return len(text)
+
+
+def _outlive_readers() -> None:
+    """Let no reader that goes away (`| head -1`) and no full device end what is being done."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by whoever started this process
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        elif stream is getattr(sys, f"__{name}__"):
+            stream.flush()
+            raw = io.BufferedWriter(_Output(stream.fileno(), "w", closefd=False))
+            lines = stream.line_buffering or name == "stderr"
+            lasting = io.TextIOWrapper(raw, stream.encoding, stream.errors, line_buffering=lines)
+            setattr(sys, name, lasting)
+
+
 def _exit(target: click.Command) -> NoReturn:
+    _outlive_readers()
     # Imports make half a million objects that stay: looking through them again and again, and once
     # more at the end, takes 3 seconds of a process.
     gc.set_threshold(200_000, 50, 100)

@@ -2,7 +2,7 @@
 
 A value comes from the caller, else from the preset, where a model's own settings go before the
 stage's and those before everyone's. Configurations are frozen; nothing is deleted or filled in
-later except what only the machine can tell (`device`, `precision`, `threads` when left to `auto`).
+later except what only the machine can tell (`device` left to `auto`, `threads` not given).
 """
 
 from __future__ import annotations
@@ -149,8 +149,8 @@ class Settings(Config):
         "finished one), never, or the id of the run to go on with",
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto, cpu or cuda")
-    precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="auto (bf16 where a measurement shows it is faster), fp32 or bf16"
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="fp32, or bf16 (autocast; weights stay float32)"
     )
     threads: Count | None = Field(None, description="CPU threads; all cores when not given")
 

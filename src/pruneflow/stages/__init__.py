@@ -108,6 +108,8 @@ class FinishedRun:
 def run(stage: str, parameters: Mapping[str, Any]) -> FinishedRun | None:
     """Run a stage with the parameters of its entry point; the rest comes from the preset.
 
+    Random states, threads and modes of the caller's PyTorch are afterwards as they were.
+
     Returns:
         Its run, the first if there are several; None of a dry run, which makes none.
 
@@ -123,9 +125,10 @@ def run(stage: str, parameters: Mapping[str, Any]) -> FinishedRun | None:
 
     from pruneflow.stages.progress import Reporter
     from pruneflow.tracking import store
+    from pruneflow.workloads.training import callers_state_kept
 
     store.check()
-    with Reporter() as reporter:
+    with callers_state_kept(), Reporter() as reporter:
         done = STAGES[stage].start(config, reporter)
         for one in done:
             reporter.say(f"run {one.id} finished: {one.address}")

@@ -19,9 +19,8 @@ from pruneflow.stages.progress import Reporter
 from pruneflow.tracking import resume
 from pruneflow.tracking.resume import Earlier
 from pruneflow.tracking.run import Ended, Run
-from pruneflow.workloads import datasets, models, precision, training
+from pruneflow.workloads import datasets, models, training
 from pruneflow.workloads.datasets import IMAGES, TEXTS, Data
-from pruneflow.workloads.precision import Measured
 from pruneflow.workloads.texts import Texts, Tokens
 from pruneflow.workloads.training import Epoch, Machine, Recipe, Samples
 
@@ -29,8 +28,6 @@ from pruneflow.workloads.training import Epoch, Machine, Recipe, Samples
 # than this share of the time.
 SAVE_SECONDS = 20.0
 _SAVE_SHARE = 0.005
-# What precision is measured on: samples of a batch at the most, tokens of a text, vocabulary.
-_PRECISION_BATCH, _PRECISION_TOKENS, _PRECISION_WORDS = 32, 64, 30_000
 
 C = TypeVar("C", bound=Settings)
 D = TypeVar("D", bound=Settings)
@@ -47,7 +44,6 @@ class Experiment(Generic[C]):
         samples: two inputs on the machine, to see what hangs together in the model.
         identity: of the model, for its checkpoints: who builds it, and from what.
         tokenizer: of an encoder of texts.
-        measured: what decided on the precision, if it was left to `auto`.
     """
 
     config: C
@@ -58,7 +54,6 @@ class Experiment(Generic[C]):
     samples: Tensor | dict[str, Tensor]
     identity: dict[str, object]
     tokenizer: Any = None
-    measured: Measured | None = None
 
     def probe(self, model: nn.Module) -> Tensor:
         """Logits of two samples by any form of the model, in any float type."""
@@ -146,11 +141,9 @@ class Experiment(Generic[C]):
         return Experiment(config=config, **same)
 
     def log_workload(self, run: Run) -> None:
-        """Log the data set as an input of a run, and how the precision was chosen."""
+        """Log the data set as an input of a run."""
         sizes = {name: len(getattr(self.data, name)) for name in ("train", "val", "test")}
         run.log_data(self.data_name, self.data.digest, self.data.source, sizes)
-        if self.measured is not None:
-            run.set_tags({"pruneflow.precision": str(self.measured)})
 
 
 def build(
@@ -176,55 +169,18 @@ def build(
     return training.to_machine(model, machine)
 
 
-def settled(config: C) -> tuple[C, Machine, Measured | None]:
-    """Decide on the device, precision and threads that were left to `auto`.
-
-    Precision is measured on a model of the configuration's kind, on noise of its image size, so
-    that a study's runs can be told from each other before any data is read.
+def settled(config: C) -> tuple[C, Machine]:
+    """Decide on the device and threads that were left to the machine.
 
     Returns:
-        The configuration with nothing left to `auto`, its machine, and what was measured.
+        The configuration with nothing left to the machine, and its machine.
 
     Raises:
         InputError: a device that is not there, or more threads than cores.
     """
     machine = Machine.settle(config.device, config.threads, cores())
-    measured = None
-    if config.precision == "auto":
-        measured = _measure_precision(config, machine)
-        machine = replace(machine, precision=measured.choice if measured else "fp32")
-    else:
-        machine = replace(machine, precision=config.precision)
-    return config.resolved(**machine.settings()), machine, measured
-
-
-def _measure_precision(config: Settings, machine: Machine) -> Measured | None:
-    """A training step of the configuration's model in both precisions; None if it cannot run."""
-    batch, size = min(config.batch_size, _PRECISION_BATCH), config.image_size
-
-    def images() -> tuple[nn.Module, Tensor]:
-        assert size is not None
-        noise = torch.randn(batch, 3, size, size, device=machine.device)
-        model = training.to_machine(models.build(config.model, 10), machine)
-        return model, noise.contiguous(memory_format=torch.channels_last)
-
-    def texts() -> tuple[nn.Module, dict[str, Tensor]]:
-        from pruneflow.workloads import encoders
-
-        model = encoders.build(
-            config.model, 2, weights=config.weights, vocabulary=_PRECISION_WORDS, load=False
-        )
-        ids = torch.randint(1_000, (batch, _PRECISION_TOKENS), device=machine.device)
-        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        return training.to_machine(model, machine), inputs
-
-    reads_text = reads_texts(config.model)
-    shape = f"{batch}x{_PRECISION_TOKENS}" if reads_text else f"{batch}x3x{size}x{size}"
-    of = config.model + (f" {config.weights}" if reads_text else "")
-    try:
-        return precision.measure(f"{of} {shape}", texts if reads_text else images, machine)
-    except (RuntimeError, ValueError, AssertionError, LookupError, MemoryError):
-        return None  # it does not fit together: `prepare` says how
+    machine = replace(machine, precision=config.precision)
+    return config.resolved(**machine.settings()), machine
 
 
 def prepare(config: C, *, load: bool) -> tuple[Experiment[C], nn.Module]:
@@ -240,7 +196,7 @@ def prepare(config: C, *, load: bool) -> tuple[Experiment[C], nn.Module]:
     Raises:
         InputError: something that is missing or does not fit.
     """
-    config, machine, measured = settled(config)
+    config, machine = settled(config)
     texts = reads_texts(config.model)
     if not texts and config.model not in models.names():
         models.build(config.model, 1)  # refuses the name before data is read
@@ -258,8 +214,7 @@ def prepare(config: C, *, load: bool) -> tuple[Experiment[C], nn.Module]:
         seed=config.seed,
     )
     if texts:
-        experiment, model = _prepare_texts(config, data, machine, load=load)
-        return replace(experiment, measured=measured), model
+        return _prepare_texts(config, data, machine, load=load)
     model = build(config, len(data.classes), machine, load=load)
     if config.batch_size == 1 and any(isinstance(m, nn.BatchNorm2d) for m in model.modules()):
         raise InputError(f"batch_size=1 does not work with {config.model}: BatchNorm needs 2")
@@ -271,8 +226,7 @@ def prepare(config: C, *, load: bool) -> tuple[Experiment[C], nn.Module]:
     uses, head = cost.positions(model, sample), models.head_name(model)
     size: dict[str, object] = {"image_size": config.image_size}
     identity: dict[str, object] = {"builder": "torchvision", "input": size}
-    experiment = Experiment(config, data, machine, uses, head, pictures, identity)
-    return replace(experiment, measured=measured), model
+    return Experiment(config, data, machine, uses, head, pictures, identity), model
 
 
 def _prepare_texts(

@@ -30,7 +30,7 @@ from pruneflow.config import (
 )
 from pruneflow.errors import ExperimentError, InputError, user_path
 from pruneflow.stages import benchmark, study
-from pruneflow.stages.experiment import cores, settled
+from pruneflow.stages.experiment import cores
 from pruneflow.stages.progress import Reporter
 from pruneflow.stages.study import Configuration
 from pruneflow.tracking import finished, resume
@@ -138,7 +138,7 @@ def _plan(config: SweepConfig) -> list[Job]:
     if config.data_dir is not None and not user_path("data_dir", config.data_dir).is_dir():
         raise InputError(f"data_dir={config.data_dir!r} is not a folder")
     found = [
-        _with_precision(_with_data(one, config))
+        _with_data(one, config)
         for one in study.configurations(listed, _machine(listed, config.workers))
     ]
     jobs: list[Job] = []
@@ -168,14 +168,6 @@ def _machine(listed: study.Study, workers: int) -> dict[str, Any]:
     threads = int(listed.settings.get("threads", max(1, available // workers)))
     machine = Machine.settle(str(listed.settings.get("device", "auto")), threads, available)
     return {"device": machine.device, "threads": machine.threads}
-
-
-def _with_precision(one: Configuration) -> Configuration:
-    """A configuration with the precision that its own run would choose."""
-    if one.config.precision != "auto":
-        return one
-    given = {**one.given, "precision": settled(one.config)[0].precision}
-    return Configuration(one.stage, given, resolve(type(one.config), given))
 
 
 def _with_data(one: Configuration, config: SweepConfig) -> Configuration:

@@ -8,10 +8,11 @@ from __future__ import annotations
 import ctypes
 import functools
 import math
+import random
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -91,6 +92,37 @@ class Machine:
     def settings(self) -> dict[str, object]:
         """The three values by the names of their parameters."""
         return {"device": self.device, "precision": self.precision, "threads": self.threads}
+
+
+@contextmanager
+def callers_state_kept() -> Iterator[None]:
+    """Compute in PyTorch's default modes, and leave the caller's as they were.
+
+    Those are random states, threads, grad mode, autocast, default dtype and default device.
+    """
+    used = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    devices = range(torch.cuda.device_count()) if used else ()
+    threads = torch.get_num_threads()
+    dtype, device = torch.get_default_dtype(), torch.get_default_device()
+    states = random.getstate(), np.random.get_state()
+    with ExitStack() as modes:
+        modes.enter_context(torch.random.fork_rng(devices))
+        modes.enter_context(torch.inference_mode(False))
+        modes.enter_context(torch.enable_grad())
+        for kind in ("cpu", "cuda") if devices else ("cpu",):
+            modes.enter_context(torch.autocast(kind, enabled=False))
+        torch.set_default_dtype(torch.float32)
+        if device.type != "cpu":
+            torch.set_default_device(None)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+            torch.set_default_dtype(dtype)
+            if device.type != "cpu":
+                torch.set_default_device(device)
+            random.setstate(states[0])
+            np.random.set_state(states[1])
 
 
 @functools.cache
