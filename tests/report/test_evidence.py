@@ -40,8 +40,9 @@ def test_a_summary_is_the_mean_the_sample_sd_and_students_interval() -> None:
 
 
 def test_pairs_are_of_one_base_at_one_place() -> None:
-    one = pd.DataFrame({"base_run": ["a", "b", "c"], "level": [1, 1, 1], "x": [0.9, 0.8, 0.1]})
-    other = pd.DataFrame({"base_run": ["a", "b", "d"], "level": [1, 1, 1], "x": [0.7, 0.7, 0.0]})
+    seeds = {"seed": [0, 1, 2], "level": [1, 1, 1]}
+    one = pd.DataFrame({"base_run": ["a", "b", "c"], "x": [0.9, 0.8, 0.1]} | seeds)
+    other = pd.DataFrame({"base_run": ["a", "b", "d"], "x": [0.7, 0.7, 0.0]} | seeds)
     (row,) = paired(one, other, "level", "x").to_dict("records")
     assert row["mean"] == pytest.approx(0.15)
     assert (row["one"], row["other"]) == pytest.approx((0.85, 0.7))  # those of c and d are no pair
@@ -50,7 +51,7 @@ def test_pairs_are_of_one_base_at_one_place() -> None:
 
 @pytest.mark.parametrize("off", [-1e-9, 1e-9, 4e-6])
 def test_pairs_meet_though_their_sparsity_is_not_the_same_to_the_last_digit(off: float) -> None:
-    one = pd.DataFrame({"base_run": ["a"], "target_sparsity": [0.9375], "x": [0.9]})
+    one = pd.DataFrame({"base_run": ["a"], "seed": 0, "target_sparsity": [0.9375], "x": [0.9]})
     other = one.assign(target_sparsity=0.9375 + off, x=0.7)
     (row,) = paired(one, other, "target_sparsity", "x").to_dict("records")
     assert row["mean"] == pytest.approx(0.2)

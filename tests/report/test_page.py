@@ -71,7 +71,7 @@ def test_a_report_holds_every_figure_table_and_verdict(report: Path) -> None:
     for name in TABLES:
         assert len(pd.read_csv(report / "tables" / f"{name}.csv")), name
         assert f"tables/{name}.csv" in text
-    assert len(re.findall(r"\| (confirmed|refuted|not enough data) \|", text)) == 11
+    assert len(re.findall(r"\| (confirmed|refuted|undecided|not enough data) \|", text)) == 11
     assert NASTY not in page
     assert "<img" not in text
     assert "onerror=alert(1)&gt;" in page

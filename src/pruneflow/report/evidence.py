@@ -184,8 +184,8 @@ def summary(frame: pd.DataFrame, by: Sequence[str], column: str) -> pd.DataFrame
     return found[[*by, "mean", "sd", "low", "high", "n"]]
 
 
-def paired(one: pd.DataFrame, other: pd.DataFrame, on: str, column: str) -> pd.DataFrame:
-    """Differences one - other of runs that share a base run, summarised over the bases.
+def differences(one: pd.DataFrame, other: pd.DataFrame, on: str, column: str) -> pd.DataFrame:
+    """Differences one - other of runs that share a base run.
 
     Args:
         one, other: levels; of several runs of a base at one place their mean counts.
@@ -193,21 +193,31 @@ def paired(one: pd.DataFrame, other: pd.DataFrame, on: str, column: str) -> pd.D
         column: what is compared.
 
     Returns:
-        `on`, `mean`, `sd`, `low`, `high`, `n` of the differences at the places that both have, and
-        `one` and `other`, the means of which `mean` is the difference.
+        A row a base run and place that both have: `base_run`, `seed`, `on`, `one`, `other` and
+        `difference`.
     """
-    keys = ["base_run", on]
 
     def at_places(frame: pd.DataFrame) -> pd.DataFrame:
         placed = frame.assign(**{on: frame[on].astype(float).round(6).map(placed_at)})
-        return placed.groupby(keys)[column].mean().reset_index()
+        return placed.groupby(["base_run", "seed", on])[column].mean().reset_index()
 
     placed_at = places(pd.concat([one[on], other[on]]))
+    keys = ["base_run", "seed", on]
     both = at_places(one).merge(at_places(other), on=keys, suffixes=("_one", "_other"))
-    both["difference"] = both[f"{column}_one"] - both[f"{column}_other"]
-    both = both[both["difference"].notna()]
-    means = both.groupby(on)[[f"{column}_one", f"{column}_other"]].mean()
-    means.columns = pd.Index(["one", "other"])
+    both = both.rename(columns={f"{column}_one": "one", f"{column}_other": "other"})
+    both["difference"] = both["one"] - both["other"]
+    return both[both["difference"].notna()]
+
+
+def paired(one: pd.DataFrame, other: pd.DataFrame, on: str, column: str) -> pd.DataFrame:
+    """The `differences` of two kinds of runs, summarised over the bases.
+
+    Returns:
+        `on`, `mean`, `sd`, `low`, `high`, `n` of the differences at the places that both have, and
+        `one` and `other`, the means of which `mean` is the difference.
+    """
+    both = differences(one, other, on, column)
+    means = both.groupby(on)[["one", "other"]].mean()
     return summary(both, [on], "difference").merge(means, on=on)
 
 
