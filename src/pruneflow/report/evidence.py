@@ -6,14 +6,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib import resources
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
 from pruneflow import query
-from pruneflow.config import PruneConfig, reads_texts, short_model
+from pruneflow.config import PruneConfig, short_model
 
 # What may differ between runs of one configuration: its repetitions, and where they were run.
 _REPEATED = {"seed", "data_dir", "base_run", "preset", "device", "threads"}
@@ -90,11 +89,6 @@ def where(frame: pd.DataFrame, **values: object) -> pd.DataFrame:
         wanted = list(value) if isinstance(value, list | tuple) else [value]
         frame = frame[frame[name].isin(wanted).fillna(False).astype(bool)]
     return frame
-
-
-def of_texts(models: pd.Series[str]) -> pd.Series[bool]:
-    """Which models stand for the study's BERT: encoders of texts."""
-    return pd.Series([reads_texts(str(name)) for name in models], index=models.index, dtype=bool)
 
 
 def gather(
@@ -234,12 +228,6 @@ def places(values: pd.Series[float]) -> dict[float, float]:
         found[float(value)] = place
         previous = float(value)
     return found
-
-
-def reference(name: str) -> pd.DataFrame:
-    """The 2020 study's own numbers: `accuracy`, `latency` or `alexnet_layer_sparsity`."""
-    with (resources.files("pruneflow") / "reference" / f"{name}.csv").open("rb") as file:
-        return pd.read_csv(file)
 
 
 def read(
