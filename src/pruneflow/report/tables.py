@@ -66,7 +66,7 @@ def layer_sparsity(evidence: Evidence) -> pd.DataFrame:
     if layers.empty:
         return pd.DataFrame(columns=keys)
     table = layers.pivot_table(index=keys, columns="level", values="sparsity", sort=False)
-    table = table.add_prefix("level_").reset_index()
+    table = table.add_prefix("level_").rename_axis(columns=None).reset_index()
     return table.assign(configuration=table["configuration"].map(evidence.configurations["label"]))
 
 
