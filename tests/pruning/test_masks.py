@@ -219,9 +219,9 @@ def test_pruned_entries_stay_zero_whatever_happens_between_the_steps(
             weight.grad = None
             if number not in unused:
                 weight.grad = torch.randn(5, 3, generator=generator)
-        if event in ("infinite", "nan") and weights[which].grad is not None:
-            value = torch.inf if event == "infinite" else torch.nan
-            weights[which].grad[~masks[f"w{which}"]] = value
+        gradient = weights[which].grad
+        if event in ("infinite", "nan") and gradient is not None:
+            gradient[~masks[f"w{which}"]] = torch.inf if event == "infinite" else torch.nan
         optimizer.step()
         keep(optimizer)
         for number, weight in enumerate(weights):
