@@ -106,6 +106,16 @@ def compact(model: nn.Module, groups: Sequence[Group], kept: Mapping[str, Tensor
     return _remove(copy.deepcopy(model), groups, kept)
 
 
+def has_empty_channels(model: nn.Module) -> bool:
+    """Whether a row or column of some layer's weight is all zero; else `emptied` finds nothing."""
+    for layer in model.modules():
+        if isinstance(layer, (*CONVOLUTIONS, nn.Linear)):
+            used = layer.weight.detach() != 0
+            if not used.flatten(1).any(1).all() or not used.transpose(0, 1).flatten(1).any(1).all():
+                return True
+    return False
+
+
 def emptied(
     model: nn.Module, groups: Sequence[Group], forward: Callable[[nn.Module], Tensor]
 ) -> dict[str, Tensor]:
@@ -273,18 +283,18 @@ def _ties(
         except _LostError as error:
             fixed.update(dict.fromkeys(root, str(error)))
             continue
-        for (module, side), pairs in reached.items():
+        for (module, side), channels in reached.items():
             if isinstance(module, _LAYERS):
                 layer = names[module]
-                edges += [(root[r], slot(layer, side, channel)) for channel, r in pairs]
+                edges += [(root[r], slot(layer, side, channel)) for channel, r in channels]
             elif isinstance(module, nn.Module) and module in names:
                 if not _ignores_channels(module):
                     reason = f"{type(module).__name__} mixes them"
-                    fixed.update((root[r], reason) for _, r in pairs)
+                    fixed.update((root[r], reason) for _, r in channels)
             elif isinstance(module, nn.Parameter):
-                fixed.update((root[r], "a parameter of no layer goes in") for _, r in pairs)
+                fixed.update((root[r], "a parameter of no layer goes in") for _, r in channels)
             elif type(module).__name__ == "_OutputOp":
-                fixed.update((root[r], "they are the outputs") for _, r in pairs)
+                fixed.update((root[r], "they are the outputs") for _, r in channels)
     for maker in makers:
         if isinstance(maker, CONVOLUTIONS) and maker.groups > 1:
             edges += _group_edges(names[maker], maker, slot)
@@ -341,7 +351,7 @@ class _Graph(torch_pruning.DependencyGraph):  # type: ignore[misc]
         # shapes and mappings come next, of all operations at once: here it is one by one
         self._nodes, self.module2node = module2node, {}
 
-    def follow(self, maker: nn.Module) -> dict[tuple[Any, str], set[tuple[int, int]]]:
+    def follow(self, maker: Any) -> dict[tuple[Any, str], set[tuple[int, int]]]:
         """Where the rows of a layer go.
 
         Returns:
@@ -351,7 +361,7 @@ class _Graph(torch_pruning.DependencyGraph):  # type: ignore[misc]
             _LostError: Torch-Pruning loses track of them.
         """
         handler = self.get_pruner_of_module(maker).prune_out_channels
-        rows = [_HybridIndex(idx=row, root_idx=row) for row in range(maker.weight.shape[0])]  # type: ignore[arg-type, union-attr, index]
+        rows = [_HybridIndex(idx=row, root_idx=row) for row in range(maker.weight.shape[0])]
         reached: dict[tuple[Any, str], set[tuple[int, int]]] = {}
         todo = [(self.module2node[maker], handler, rows)]
         seen = {(*todo[0][:2], tuple(rows))}

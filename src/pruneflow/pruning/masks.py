@@ -117,7 +117,7 @@ class Keeper:
             optimizer: what has just updated the parameters; AdamW is told to leave them at zero.
         """
         for weight, mask in self._masked:
-            state = optimizer.state.get(weight, {}) if _freezes(optimizer, weight) else {}
+            state = _moments(optimizer, weight)
             moment = state.get("exp_avg_sq")
             if moment is None or not self._stayed_zero(weight, moment):
                 for values, kept in _pieces(weight.data, mask):
@@ -136,9 +136,15 @@ class Keeper:
         return math.isfinite(flat.dot(flat))  # an infinite gradient over an infinite moment is NaN
 
 
-def _freezes(optimizer: torch.optim.Optimizer | None, weight: Tensor) -> bool:
-    """Whether an optimizer can be made to leave entries at zero; looking would halt a GPU."""
-    return isinstance(optimizer, torch.optim.AdamW) and weight.device.type == "cpu"
+def _moments(optimizer: torch.optim.Optimizer | None, weight: Tensor) -> Mapping[str, Tensor]:
+    """A parameter's state in AdamW, as far as entries can be frozen there.
+
+    On a GPU they are not: to see whether the step was finite would halt it.
+    """
+    if not isinstance(optimizer, torch.optim.AdamW) or weight.device.type != "cpu":
+        return {}
+    state: Mapping[str, Tensor] = optimizer.state.get(weight, {})
+    return state
 
 
 def _freeze(state: Mapping[str, Tensor], mask: Tensor) -> None:
