@@ -92,6 +92,9 @@ BERT = {"model": "bert", "dataset": "reviews", "image_size": None}
         pytest.param(CHANNELS | {"form": "compact"}, id="compact"),
         pytest.param(INDEPENDENT, id="independent", marks=SLOW),
         pytest.param(INDEPENDENT | {"form": "compact"}, id="compact-independent", marks=SLOW),
+        pytest.param(
+            INDEPENDENT | {"form": "compact", "model": "shufflenet_v2_x0_5"}, id="not-removable"
+        ),
         pytest.param(CHANNELS | BERT | {"form": "compact"}, id="bert"),
     ],
 )

@@ -55,7 +55,7 @@ class Subject:
     size: int
     checkpoint: Checkpoint
     dense: nn.Module
-    uses: dict[str, int]
+    uses: dict[str, float]
     groups: list[Group]
 
     def inputs(self, batch: int, device: str) -> Inputs:
@@ -348,7 +348,7 @@ def _bytes(inputs: Inputs) -> int:
     return sum(tensor.nbytes for tensor in tensors)
 
 
-def _counts(model: nn.Module, dense: nn.Module, uses: Mapping[str, int]) -> tuple[int, int]:
+def _counts(model: nn.Module, dense: nn.Module, uses: Mapping[str, float]) -> tuple[int, int]:
     """Stored parameters of a form, and multiply-accumulates of one sample as it does them."""
     params = sum(p.numel() for p in model.parameters())
     macs = 0
@@ -361,7 +361,7 @@ def _counts(model: nn.Module, dense: nn.Module, uses: Mapping[str, int]) -> tupl
             bias = getattr(layer, "bias", None)
             params += weight.numel() + (bias.numel() if isinstance(bias, Tensor) else 0)
         macs += weight.numel() * positions
-    return params, macs
+    return params, round(macs)
 
 
 def _unpruned(model: nn.Module, pruned: PrunedLevel) -> dict[str, bool]:

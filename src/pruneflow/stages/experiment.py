@@ -49,7 +49,7 @@ class Experiment(Generic[C]):
     config: C
     data: Data
     machine: Machine
-    uses: dict[str, int]
+    uses: dict[str, float]
     head: str
     samples: Tensor | dict[str, Tensor]
     identity: dict[str, object]
