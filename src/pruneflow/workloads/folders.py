@@ -1,0 +1,184 @@
+"""What a folder of data holds: the files that are data, and the split that a name says.
+
+Files and folders that an editor, an archive or a system left there are never data.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pruneflow.errors import InputError, user_path
+
+_CLUTTER = {
+    *("__macosx", "__pycache__", "thumbs.db", "ehthumbs.db", "desktop.ini", "lost+found"),
+    *("@eadir", "$recycle.bin", "system volume information"),
+}
+SPLITS = ("train", "validation", "test")
+# The keywords of Hugging Face data sets (datasets.data_files): `eval` is a test set there.
+_SPLIT_WORD = re.compile(
+    r"((?P<train>train|training)|(?P<validation>val|valid|validation|dev|development)|"
+    r"(?P<test>test|testing|eval|evaluation))(set|data|split)?"
+)
+_CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+_LISTED = 8
+
+
+def existing(data_dir: str) -> Path:
+    """The folder that `data_dir` names.
+
+    Raises:
+        InputError: it does not exist, or is a file.
+    """
+    folder = user_path("data_dir", data_dir)
+    if not folder.exists():
+        raise InputError(f"data_dir={data_dir!r} does not exist (looked at {folder.resolve()})")
+    if not folder.is_dir():
+        raise InputError(f"data_dir={data_dir!r} is a file, not a folder")
+    return folder
+
+
+@dataclass(frozen=True)
+class Files:
+    """The files below a folder, in the order of their paths, and how many entries are hidden."""
+
+    visible: list[Path]
+    hidden: int
+
+    def ending(self, endings: Collection[str]) -> list[Path]:
+        """Those with one of these endings, given in small letters; a file's may be in capitals."""
+        return [path for path in self.visible if path.suffix.lower() in endings]
+
+    def left_out(self, read: Iterable[Path]) -> list[str]:
+        """A note on how many files were not read, and of which endings; none if all were."""
+        left = set(self.visible) - set(read)
+        notes = []
+        if left:
+            endings = sorted({path.suffix.lower() or "no ending" for path in left})
+            notes.append(f"{count(len(left), 'file')} ({listed(endings)})")
+        if self.hidden:
+            notes.append(f"{self.hidden} hidden")
+        return [f"left out: {', '.join(notes)}"] if notes else []
+
+
+def files(folder: Path) -> Files:
+    """Every file below a folder, links followed; a hidden folder counts once and is not entered."""
+    visible, hidden = [], 0
+    for root, folders, names in os.walk(folder, followlinks=True):
+        above = {os.path.realpath(parent) for parent in Path(root).parents}
+        if os.path.realpath(root) in above:  # a link to where it lies in
+            folders.clear()
+            continue
+        shown = [name for name in (*folders, *names) if not is_hidden(name)]
+        hidden += len(folders) + len(names) - len(shown)
+        folders[:] = [name for name in folders if not is_hidden(name)]
+        visible += [Path(root, name) for name in names if not is_hidden(name)]
+    return Files(sorted(visible), hidden)
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of that name is an editor's, an archive's or a system's."""
+    return name.startswith((".", "~")) or name.lower() in _CLUTTER
+
+
+def split_words(name: str) -> dict[str, str]:
+    """The splits that a name speaks of, with the word it uses for each: `{"test": "testing"}`.
+
+    Words are runs of letters, also those of a camelCase name, in capitals or not.
+    """
+    words = {}
+    for run in re.findall(r"[^\W\d_]+", name):
+        for word in [run] if _SPLIT_WORD.fullmatch(run.lower()) else _CAMEL.split(run):
+            if match := _SPLIT_WORD.fullmatch(word.lower()):
+                words[next(split for split in SPLITS if match[split])] = word.lower()
+    return words
+
+
+def by_split(paths: Iterable[Path], folder: Path) -> dict[str, list[Path]]:
+    """Files by the split that their name, or a folder's between them and `folder`, speaks of.
+
+    Those of no split are `all`.
+
+    Raises:
+        InputError: a name or path of two splits, two words for one split, or files of which some
+            say their split and some do not.
+    """
+    splits: dict[str, list[Path]] = {}
+    used: dict[str, dict[str, Path]] = {}
+    unclear = []
+    for path in paths:
+        *above, own = (split_words(name) for name in _names(path, folder))
+        clear = [words for words in (*above, own) if len(words) == 1]
+        named = {split for words in clear for split in words}
+        several = len(own) > 1 or (not named and any(above))
+        if len(named) > 1 or several:
+            unclear.append(path)
+            continue
+        split = named.pop() if named else "all"
+        splits.setdefault(split, []).append(path)
+        if clear:
+            used.setdefault(split, {}).setdefault(clear[-1][split], path)
+    if unclear:
+        raise InputError(
+            f"data_dir={str(folder)!r}: these files are named after more than one of train, "
+            f"validation and test: {_shown(unclear, folder)}"
+        )
+    for split, words in used.items():
+        if len(words) > 1:
+            raise InputError(
+                f"data_dir={str(folder)!r} has more than one {split} set: "
+                f"{_shown(words.values(), folder)}; keep one, or name them alike"
+            )
+    if "all" in splits and len(splits) > 1:
+        raise InputError(
+            f"data_dir={str(folder)!r} has files that say which set they are, and files that do "
+            f"not: {_shown(splits['all'], folder)}; name them all train* or test*, or none"
+        )
+    return splits
+
+
+def roles(splits: Collection[str]) -> dict[str, str]:
+    """Which splits, by their names, are the training, the validation and the test set.
+
+    A set of no split is the training set; a validation set is the test set where there is no other.
+    """
+    names = {
+        split: name
+        for name in splits
+        for split, word in split_words(name).items()
+        if word == name.lower()
+    }
+    if "all" in splits:
+        names["train"] = "all"
+    if "test" not in names and "validation" in names:
+        names["test"] = names.pop("validation")
+    return {split: names[split] for split in SPLITS if split in names}
+
+
+def titled(part: str, split: str) -> str:
+    """`test`, or `test (validation)` where another split is read as that part."""
+    return part if split in (part, "all") else f"{part} ({split})"
+
+
+def _names(path: Path, folder: Path) -> list[str]:
+    """Names of the folders on the way to a file, and its own without its ending."""
+    relative = path.relative_to(folder)
+    return [*relative.parts[:-1], relative.stem]
+
+
+def _shown(paths: Iterable[Path], folder: Path) -> str:
+    return listed([str(path.relative_to(folder)) for path in paths])
+
+
+def listed(names: Collection[str]) -> str:
+    """Names in one line, the first of them if they are many."""
+    more = len(names) - _LISTED
+    return ", ".join(list(names)[:_LISTED]) + (f" and {more} more" if more > 0 else "")
+
+
+def count(number: int, thing: str) -> str:
+    """`1 file`, `2,000 files`."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
