@@ -5,6 +5,7 @@ Files and folders that an editor, an archive or a system left there are never da
 
 from __future__ import annotations
 
+import filecmp
 import os
 import re
 from collections.abc import Collection, Iterable
@@ -20,11 +21,10 @@ _CLUTTER = {
 SPLITS = ("train", "validation", "test")
 # The keywords of Hugging Face data sets (datasets.data_files): `eval` is a test set there.
 _SPLIT_WORD = re.compile(
-    r"((?P<train>train|training)|(?P<validation>val|valid|validation|dev|development)|"
+    r"((?P<train>train|training)|(?P<validation>val|valid|validation|dev)|"
     r"(?P<test>test|testing|eval|evaluation))(set|data|split)?"
 )
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
-_LISTED = 8
 
 
 def existing(data_dir: str) -> Path:
@@ -42,11 +42,11 @@ def existing(data_dir: str) -> Path:
 
 
 @dataclass(frozen=True)
-class Files:
-    """The files below a folder, in the order of their paths, and how many entries are hidden."""
+class Listing:
+    """The files below a folder, in the order of their paths, and the names of hidden entries."""
 
     visible: list[Path]
-    hidden: int
+    hidden: list[str]
 
     def ending(self, endings: Collection[str]) -> list[Path]:
         """Those with one of these endings, given in small letters; a file's may be in capitals."""
@@ -54,29 +54,30 @@ class Files:
 
     def left_out(self, read: Iterable[Path]) -> list[str]:
         """A note on how many files were not read, and of which endings; none if all were."""
-        left = set(self.visible) - set(read)
+        unread = set(self.visible) - set(read)
         notes = []
-        if left:
-            endings = sorted({path.suffix.lower() or "no ending" for path in left})
-            notes.append(f"{count(len(left), 'file')} ({listed(endings)})")
+        if unread:
+            endings = sorted({path.suffix.lower() or "no ending" for path in unread})
+            notes.append(f"{count(len(unread), 'file')} ({listed(endings)})")
         if self.hidden:
-            notes.append(f"{self.hidden} hidden")
+            names = listed(sorted(set(self.hidden)), most=3)
+            notes.append(f"{len(self.hidden)} hidden ({names})")
         return [f"left out: {', '.join(notes)}"] if notes else []
 
 
-def files(folder: Path) -> Files:
+def list_files(folder: Path) -> Listing:
     """Every file below a folder, links followed; a hidden folder counts once and is not entered."""
-    visible, hidden = [], 0
+    visible: list[Path] = []
+    hidden: list[str] = []
     for root, folders, names in os.walk(folder, followlinks=True):
         above = {os.path.realpath(parent) for parent in Path(root).parents}
         if os.path.realpath(root) in above:  # a link to where it lies in
             folders.clear()
             continue
-        shown = [name for name in (*folders, *names) if not is_hidden(name)]
-        hidden += len(folders) + len(names) - len(shown)
+        hidden += [name for name in (*folders, *names) if is_hidden(name)]
         folders[:] = [name for name in folders if not is_hidden(name)]
         visible += [Path(root, name) for name in names if not is_hidden(name)]
-    return Files(sorted(visible), hidden)
+    return Listing(sorted(visible), hidden)
 
 
 def is_hidden(name: str) -> bool:
@@ -103,9 +104,10 @@ def by_split(paths: Iterable[Path], folder: Path) -> dict[str, list[Path]]:
     Those of no split are `all`.
 
     Raises:
-        InputError: a name or path of two splits, two words for one split, or files of which some
-            say their split and some do not.
+        InputError: a name or path of two splits, two words for one split, files of which some say
+            their split and some do not, or the same file twice.
     """
+    paths = list(paths)
     splits: dict[str, list[Path]] = {}
     used: dict[str, dict[str, Path]] = {}
     unclear = []
@@ -137,6 +139,11 @@ def by_split(paths: Iterable[Path], folder: Path) -> dict[str, list[Path]]:
             f"data_dir={str(folder)!r} has files that say which set they are, and files that do "
             f"not: {_shown(splits['all'], folder)}; name them all train* or test*, or none"
         )
+    if copies := _copies(paths):
+        raise InputError(
+            f"data_dir={str(folder)!r} has the same table twice: {_shown(copies, folder)}; keep "
+            "one of them"
+        )
     return splits
 
 
@@ -163,6 +170,21 @@ def titled(part: str, split: str) -> str:
     return part if split in (part, "all") else f"{part} ({split})"
 
 
+def _copies(paths: Iterable[Path]) -> tuple[Path, Path] | None:
+    """Two files of one name but for its ending, or of the same bytes."""
+    seen: dict[str | int, list[Path]] = {}
+    for path in paths:
+        name, size = str(path.with_suffix("")).lower(), path.stat().st_size
+        for other in seen.setdefault(size, []):
+            if filecmp.cmp(other, path, shallow=False):
+                return other, path
+        if name in seen:
+            return seen[name][0], path
+        seen[name] = [path]
+        seen[size].append(path)
+    return None
+
+
 def _names(path: Path, folder: Path) -> list[str]:
     """Names of the folders on the way to a file, and its own without its ending."""
     relative = path.relative_to(folder)
@@ -173,10 +195,10 @@ def _shown(paths: Iterable[Path], folder: Path) -> str:
     return listed([str(path.relative_to(folder)) for path in paths])
 
 
-def listed(names: Collection[str]) -> str:
+def listed(names: Collection[str], most: int = 10) -> str:
     """Names in one line, the first of them if they are many."""
-    more = len(names) - _LISTED
-    return ", ".join(list(names)[:_LISTED]) + (f" and {more} more" if more > 0 else "")
+    more = len(names) - most
+    return ", ".join(list(names)[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def count(number: int, thing: str) -> str:

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pruneflow.errors import InputError, first_line
 from pruneflow.workloads.folders import (
-    Files,
+    Listing,
     by_split,
     count,
     existing,
-    files,
     is_hidden,
+    list_files,
     listed,
     roles,
     split_words,
@@ -94,10 +94,10 @@ def from_folder(name: str, data_dir: str, size: int) -> Raw:
     import datasets
 
     folder = existing(data_dir)
-    held = files(folder)
-    tables = held.ending((".parquet",))
+    listing = list_files(folder)
+    tables = listing.ending((".parquet",))
     if not tables:
-        return _image_folder(folder, held, size)
+        return _image_folder(folder, listing, size)
     splits = by_split(tables, folder)
     paths = {  # the library keeps the name `all` for itself
         "train" if split == "all" else split: [str(path) for path in splits[split]]
@@ -105,8 +105,15 @@ def from_folder(name: str, data_dir: str, size: int) -> Raw:
     }
     refused = f"data_dir={data_dir!r} could not be read as {name}"
     instead = "it should hold the hub repository's files"
-    read = _load(lambda: datasets.load_dataset("parquet", data_files=paths), refused, instead)
-    return _table(read, str(folder.resolve()), size, held.left_out(tables))
+
+    def load() -> Any:
+        features = None
+        if (folder / "README.md").is_file():  # its card may say what the columns are
+            features = datasets.load_dataset_builder(str(folder)).info.features
+        return datasets.load_dataset("parquet", data_files=paths, features=features)
+
+    read = _load(load, refused, instead)
+    return _table(read, str(folder.resolve()), size, listing.left_out(tables))
 
 
 def _load(load: Callable[[], Any], refused: str, instead: str) -> Any:
@@ -188,15 +195,15 @@ def _rgb_pixels(pictures: list[Image.Image]) -> dict[str, list[Any]]:
     }
 
 
-def _image_folder(folder: Path, held: Files, size: int) -> Raw:
+def _image_folder(folder: Path, listing: Listing, size: int) -> Raw:
     """`train/<class>/*` with other splits beside it; or `<class>/*` alone."""
     import numpy as np
 
-    images = held.ending(ENDINGS)
+    images = listing.ending(ENDINGS)
     if not images:
         raise InputError(
             f"data_dir={str(folder)!r} holds neither Parquet files nor images in class folders "
-            f"(train/<class>/<images>): {'; '.join(held.left_out([])) or 'it is empty'}"
+            f"(train/<class>/<images>): {'; '.join(listing.left_out([])) or 'it is empty'}"
         )
     roots = _roots(folder, images)
     sets, read, used, empty = {}, [], list[Path](), list[str]()
@@ -207,13 +214,12 @@ def _image_folder(folder: Path, held: Files, size: int) -> Raw:
         classes[part] = sorted(members)
         paths = [path for name in classes[part] for path in members[name]]
         numbers = [n for n, name in enumerate(classes[part]) for _ in members[name]]
-        sets[part] = _files(paths, np.asarray(numbers, dtype=np.int64))
+        sets[part] = _of_files(paths, np.asarray(numbers, dtype=np.int64))
         read.append(f"{titled(part, split)}: {count(len(paths), 'image')}")
         used += paths
-        if root != folder or split == "all":
-            empty += [
-                str(path.relative_to(folder)) for path in _folders(root) if path.name not in members
-            ]
+        empty += [
+            str(path.relative_to(folder)) for path in _folders(root) if path.name not in members
+        ]
     for part, names in classes.items():
         if odd := set(names) ^ set(classes["train"]):
             raise InputError(
@@ -221,7 +227,7 @@ def _image_folder(folder: Path, held: Files, size: int) -> Raw:
                 f"{listed(sorted(odd))}"
             )
     notes = [f"no classes, as they hold no image: {listed(empty)}"] if empty else []
-    notes = [*read, *held.left_out(used), *notes]
+    notes = [*read, *listing.left_out(used), *notes]
     return _raw(sets, tuple(classes["train"]), str(folder.resolve()), size, notes)
 
 
@@ -242,7 +248,8 @@ def _roots(folder: Path, images: Sequence[Path]) -> dict[str, Path]:
     if not nested & set(named):
         return {"all": folder}
     splits = [split for words in named.values() for split in words]
-    if len(splits) > len(set(splits)) or "train" not in splits or set(named) - nested:
+    each_once = len(splits) == len(set(splits)) == len(named)
+    if not each_once or "train" not in splits or set(named) - nested:
         raise InputError(
             f"data_dir={str(folder)!r}: which folders are the training, validation and test set "
             f"cannot be told from {listed(sorted(named))}: there should be a train folder, at most "
@@ -282,7 +289,7 @@ def _by_class(
     return members
 
 
-def _files(paths: Sequence[Path], labels: Labels) -> _Published:
+def _of_files(paths: Sequence[Path], labels: Labels) -> _Published:
     from PIL import Image
 
     return _Published(lambda: map(Image.open, paths), labels, lambda index: str(paths[index]))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import filecmp
 import math
 import re
 import sys
@@ -14,14 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pruneflow.errors import InputError, first_line
-from pruneflow.workloads.folders import by_split, count, files, listed
+from pruneflow.workloads.folders import by_split, count, list_files, listed
 
 if TYPE_CHECKING:  # imported when used: names and help must not wait for it
     import pandas as pd
 
 _TEXT = ("text", "sentence", "review", "content", "comment")
 _LABEL = ("label", "labels", "class", "target", "sentiment", "category")
-_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)")
+_NUMBER = re.compile(r"[+-]?([0-9]{1,99}\.?[0-9]{0,99}|\.[0-9]{1,99})")
 _NO_TEXT = re.compile(rf"({_NUMBER.pattern}|true|false)?", re.IGNORECASE)
 
 
@@ -53,15 +52,16 @@ class Table:
         return self._known(column, [_label(value) for value in self.columns[column]], "labels")
 
     def _known(self, column: str, values: list[str | None], kind: str) -> list[str]:
-        for index, value in enumerate(values):
+        known = [value for value in values if value and not value.isspace()]
+        if len(known) < len(values):
+            index = next(i for i, value in enumerate(values) if not value or value.isspace())
             line = f"; line {self.lines[index]}" if self.lines else ""
             where = f"{self.name}: row {index} (of {len(self)}, from 0{line})"
-            if value is None:
+            if values[index] is None:
                 odd = type(self.columns[column][index]).__name__
                 raise InputError(f"{where}: column {column!r} holds {odd}, not {kind}")
-            if not value or value.isspace():
-                raise InputError(f"{where} has no {kind.removesuffix('s')}")
-        return values  # type: ignore[return-value]
+            raise InputError(f"{where} has no {kind.removesuffix('s')}")
+        return known
 
 
 def _text(value: object) -> str | None:
@@ -96,33 +96,14 @@ def read(folder: Path) -> tuple[dict[str, list[Table]], list[str]]:
     Raises:
         InputError: files that cannot be read, or whose split cannot be told.
     """
-    held = files(folder)
-    paths = held.ending((".csv", ".parquet"))
+    listing = list_files(folder)
+    paths = listing.ending((".csv", ".parquet"))
     if not paths:
-        others = "; ".join(held.left_out([])) or "it is empty"
-        raise InputError(f"data_dir={str(folder)!r} holds neither CSV nor Parquet files ({others})")
+        others = "; ".join(listing.left_out([])) or "it is empty"
+        raise InputError(f"data_dir={str(folder)!r} holds neither CSV nor Parquet files: {others}")
     splits = by_split(paths, folder)
-    if copies := _copies(paths):
-        both = listed([str(path.relative_to(folder)) for path in copies])
-        raise InputError(
-            f"data_dir={str(folder)!r} has the same table twice: {both}; keep one of them"
-        )
     tables = {split: [_table(path) for path in found] for split, found in splits.items()}
-    return tables, held.left_out(paths)
-
-
-def _copies(paths: Sequence[Path]) -> tuple[Path, Path] | None:
-    """Two files of one name with different endings, or of the same bytes."""
-    seen: dict[object, list[Path]] = {}
-    for path in paths:
-        for other in seen.setdefault(path.with_suffix(""), []):
-            return other, path
-        for other in seen.setdefault(path.stat().st_size, []):
-            if filecmp.cmp(other, path, shallow=False):
-                return other, path
-        seen[path.with_suffix("")].append(path)
-        seen[path.stat().st_size].append(path)
-    return None
+    return tables, listing.left_out(paths)
 
 
 def _table(path: Path) -> Table:
@@ -174,12 +155,14 @@ def _csv(path: Path) -> Table:
         raise ValueError("No columns: it is empty")
     header, *rows = rows
     for index, row in enumerate(rows):
+        where = f"{path}: row {index} (of {len(rows)}, from 0; line {lines[index + 1]})"
         if len(row) != len(header):
             raise InputError(
-                f"{path}: row {index} (of {len(rows)}, from 0; line {lines[index + 1]}) has "
-                f"{count(len(row), 'field')}, the header has {len(header)}: a text with a comma "
-                "needs quotes around it"
+                f"{where} has {count(len(row), 'field')}, the header has {len(header)}: a text "
+                "with a comma needs quotes around it"
             )
+        if row == header:
+            raise InputError(f"{where} is the header again")
     columns = list(zip(*rows, strict=True)) or [()] * len(header)
     return Table(str(path), dict(zip(_header(str(path), header), columns, strict=True)), lines[1:])
 
@@ -192,25 +175,24 @@ def _header(name: str, columns: Iterable[object]) -> list[str]:
     return names
 
 
-def text_and_label(tables: Sequence[Table]) -> tuple[str, str]:
-    """Names of the text and the label column, as the first table has them.
+def text_and_label(table: Table) -> tuple[str, str]:
+    """Names of a table's text and label column.
 
     Raises:
-        InputError: they cannot be told, or another table lacks them.
+        InputError: they cannot be told.
     """
-    first = tables[0]
-    label = next((name for name in _LABEL if name in first.columns), None)
-    text = next((name for name in _TEXT if name in first.columns), None)
+    label = next((name for name in _LABEL if name in table.columns), None)
+    text = next((name for name in _TEXT if name in table.columns), None)
     if text is None:
-        others = [name for name in first.columns if name != label and not name.startswith("#")]
-        of_text = [name for name in others if _holds_text(first.columns[name])]
+        others = [name for name in table.columns if name != label and not name.startswith("#")]
+        of_text = [name for name in others if _holds_text(table.columns[name])]
         text = of_text[0] if len(of_text) == 1 else None
     if text is None or label is None:
         lacking = "text" if text is None else "label"
         usual = _TEXT if text is None else _LABEL
         raise InputError(
-            f"{first.name}: which column is the {lacking} cannot be told from "
-            f"{', '.join(first.columns)}: name it one of {', '.join(usual)}"
+            f"{table.name}: which column is the {lacking} cannot be told from "
+            f"{', '.join(table.columns)}: name it one of {', '.join(usual)}"
         )
     return text, label
 

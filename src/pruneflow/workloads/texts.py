@@ -207,7 +207,10 @@ def textfolder(data_dir: str | None) -> RawTexts:
     folder = existing(data_dir)
     splits, notes = tables.read(folder)
     if "train" not in roles(splits):
-        raise InputError(f"data_dir={data_dir!r} has test files but no training file (train*.csv)")
+        there = listed([table.name for found in splits.values() for table in found])
+        raise InputError(
+            f"data_dir={data_dir!r} has test files but no training file (train*.csv): {there}"
+        )
     return _raw(splits, str(folder.resolve()), notes)
 
 
@@ -240,7 +243,7 @@ def _raw(splits: Mapping[str, Sequence[Table]], source: str, notes: Sequence[str
     import numpy as np
 
     parts = roles(splits)
-    text, label = tables.text_and_label(splits[parts["train"]])
+    text, label = tables.text_and_label(splits[parts["train"]][0])
     read = []
     texts: dict[str, list[str]] = {}
     labels: dict[str, list[str]] = {}
