@@ -148,8 +148,8 @@ class Experiment(Generic[C]):
     def log_workload(self, run: Run) -> None:
         """Log the data set as an input of a run, and how the precision was chosen."""
         sizes = {name: len(getattr(self.data, name)) for name in ("train", "val", "test")}
-        profile = {**sizes, "summary": self.data.summary}
-        run.log_data(self.data_name, self.data.digest, self.data.source, profile)
+        run.log_data(self.data_name, self.data.digest, self.data.source, sizes)
+        run.set_tags({"pruneflow.data": self.data.summary})
         if self.measured is not None:
             run.set_tags({"pruneflow.precision": str(self.measured)})
 

@@ -133,7 +133,7 @@ class Run:
         """Set the Markdown text on the run's page."""
         self.set_tags({"mlflow.note.content": text[:TAG_LIMIT]})
 
-    def log_data(self, name: str, digest: str, source: str, profile: Mapping[str, object]) -> None:
+    def log_data(self, name: str, digest: str, source: str, profile: Mapping[str, int]) -> None:
         """Log the data set as an input of the run."""
         data = {
             "name": name,
