@@ -295,6 +295,16 @@ def test_texts_that_are_in_train_too_are_counted_and_change_no_digest(tmp_path: 
     assert again.digest == data.digest
 
 
+def test_what_was_read_is_one_short_line_whatever_the_labels_are(tmp_path: Path) -> None:
+    labels = ["two\nlines \x1b[2J", *(f"{number}{'x' * 9_999}" for number in range(20))]
+    write(tmp_path, "train.csv", table(labels * 4))  # type: ignore[arg-type]
+    summary = load_texts("textfolder", tmp_path).summary
+    assert summary.isprintable()
+    assert len(summary) < 4_000
+    assert summary.count("xxx...") == 10
+    assert "and 11 more" in summary
+
+
 def test_words_that_look_like_nothing_are_texts(tmp_path: Path) -> None:
     frame = pd.DataFrame({"text": ["null", "NA", "None", "nan"] * 10, "label": ["None", "b"] * 20})
     write(tmp_path, "train.csv", frame)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
-from pruneflow.errors import InputError
+from pruneflow.errors import InputError, one_line
 from pruneflow.workloads import images, texts
 from pruneflow.workloads.folders import count, listed
 from pruneflow.workloads.images import Raw as Raw
@@ -111,7 +111,7 @@ def _summary(raw: Raw | RawTexts, train: _Samples, val: _Samples, test: _Samples
     ]
     copies = [f"in train too: {', '.join(repeated)}"] if repeated else []
     classes = f"classes: {listed(raw.classes)}"
-    return "; ".join([f"read {read[0]}", *read[1:], classes, sizes, *copies])
+    return one_line("; ".join([f"read {read[0]}", *read[1:], classes, sizes, *copies]))
 
 
 def _contents(split: _Samples) -> Iterator[object]:

@@ -24,6 +24,7 @@ _SPLIT_WORD = re.compile(
     r"((?P<train>train|training)|(?P<validation>val|valid|validation|dev)|"
     r"(?P<test>test|testing|eval|evaluation))(set|data|split)?"
 )
+_LONG = 150
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 
 
@@ -196,9 +197,10 @@ def _shown(paths: Iterable[Path], folder: Path) -> str:
 
 
 def listed(names: Collection[str], most: int = 10) -> str:
-    """Names in one line, the first of them if they are many."""
+    """The first of some names, cut short where they are long, and how many more there are."""
+    shown = [name if len(name) <= _LONG else f"{name[:_LONG]}..." for name in list(names)[:most]]
     more = len(names) - most
-    return ", ".join(list(names)[:most]) + (f" and {more} more" if more > 0 else "")
+    return ", ".join(shown) + (f" and {more} more" if more > 0 else "")
 
 
 def count(number: int, thing: str) -> str:
