@@ -79,10 +79,10 @@ class _Published:
 
 def from_hub(name: str, hub: str, data_dir: str | None, size: int) -> Raw:
     """A data set from a folder, if one is given, else from the hub."""
-    import datasets
-
     if data_dir is not None:
         return from_folder(name, data_dir, size)
+    import datasets
+
     refused = f"{name} could not be read from the Hugging Face hub ({hub})"
     instead = "pass data_dir=<folder with the hub repository's layout, or an image folder>"
     splits = _load(lambda: datasets.load_dataset(hub), refused, instead)
@@ -91,8 +91,6 @@ def from_hub(name: str, hub: str, data_dir: str | None, size: int) -> Raw:
 
 def from_folder(name: str, data_dir: str, size: int) -> Raw:
     """A folder laid out as a hub repository (Parquet files), or of images in class folders."""
-    import datasets
-
     folder = existing(data_dir)
     listing = list_files(folder)
     tables = listing.ending((".parquet",))
@@ -107,6 +105,8 @@ def from_folder(name: str, data_dir: str, size: int) -> Raw:
     instead = "it should hold the hub repository's files"
 
     def load() -> Any:
+        import datasets
+
         features = None
         if (folder / "README.md").is_file():  # its card may say what the columns are
             features = datasets.load_dataset_builder(str(folder)).info.features
