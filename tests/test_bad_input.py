@@ -156,6 +156,8 @@ FILES: dict[str, Callable[[Path], object]] = {
     "empty_picture": lambda path: _with_picture(path, b""),
     "cut_picture": lambda path: _with_picture(path, _png(8, 8)[:40]),
     "vast_picture": lambda path: _with_picture(path, _png(100_000, 100_000)),
+    "float_picture": lambda path: Image.new("F", (8, 8)).save(_pictures(path) / "class1/x.tif"),
+    "two_trains": lambda path: (_pictures(path / "train"), _pictures(path / "Train")),
     "other_classes": lambda path: (
         _pictures(path / "train"),
         _pictures(path / "test", classes=3),
@@ -169,6 +171,16 @@ FILES: dict[str, Callable[[Path], object]] = {
     "onerow_csv": _table("text,label\nfine,1\n"),
     "latin_csv": _table("text,label\nsch\u00f6n,1\n".encode("latin-1") * 20),
     "blank_csv": _table("text,label\n,1\nbad,0\n" * 20),
+    "comma_csv": _table("text,label\n" + "fine,1\n" * 7 + "well, bad,0\n"),
+    "quote_csv": _table('text,label\nfine,1\n"bad,0\n'),
+    "mixed_csv": lambda path: (
+        path.mkdir(),
+        *(_write("text,label\na,1\n")(path / name) for name in ("train_test.csv", "x.csv")),
+    ),
+    "copied_csv": lambda path: (
+        path.mkdir(),
+        *(_write("text,label\na,1\n")(path / name) for name in ("train.csv", "train (1).csv")),
+    ),
     "test_csv": lambda path: (path.mkdir(), _write("text,label\na,1\n")(path / "test.csv")),
     "tag.yaml": _write("axes: !!python/object/apply:os.mkdir [it-ran]\n"),
     "object.yaml": _write("!!python/object/new:os.system [mkdir it-ran]\n"),
@@ -302,6 +314,8 @@ PRUNE: list[tuple[dict[str, object], str]] = [
     ({"dataset": "imagefolder", "data_dir": "empty_picture"}, "cannot be decoded"),
     ({"dataset": "imagefolder", "data_dir": "cut_picture"}, "cannot be decoded"),
     ({"dataset": "imagefolder", "data_dir": "vast_picture"}, "cannot be decoded"),
+    ({"dataset": "imagefolder", "data_dir": "float_picture"}, "class1/x.tif cannot be decoded"),
+    ({"dataset": "imagefolder", "data_dir": "two_trains"}, "cannot be told from Train, train"),
     ({"dataset": "imagefolder", "data_dir": "other_classes"}, "differ in their classes"),
     ({"dataset": "imagefolder", "data_dir": "bad_parquet"}, "could not be read as imagefolder"),
 ]
@@ -315,6 +329,10 @@ TEXTS: list[tuple[dict[str, object], str]] = [
     ({"data_dir": "onerow_csv"}, "class"),
     ({"data_dir": "latin_csv"}, "cannot be read"),
     ({"data_dir": "blank_csv"}, "text"),
+    ({"data_dir": "comma_csv"}, "train.csv: row 7 (of 8, from 0; line 9) has 3 fields"),
+    ({"data_dir": "quote_csv"}, "train.csv: the row that starts at line 3 cannot be read"),
+    ({"data_dir": "mixed_csv"}, "more than one of train, validation and test: train_test.csv"),
+    ({"data_dir": "copied_csv"}, "has the same table twice: train (1).csv, train.csv"),
     ({"data_dir": "test_csv"}, "has test files but no training file"),
     ({"data_dir": "bad_parquet"}, "cannot be read"),
 ]

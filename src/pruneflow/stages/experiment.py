@@ -144,6 +144,7 @@ class Experiment(Generic[C]):
         """Log the data set as an input of a run."""
         sizes = {name: len(getattr(self.data, name)) for name in ("train", "val", "test")}
         run.log_data(self.data_name, self.data.digest, self.data.source, sizes)
+        run.set_tags({"pruneflow.data": self.data.summary})
 
 
 def build(

@@ -123,6 +123,7 @@ def _prune(
     if config.base_run is not None:
         config = config.resolved(weights=base_weights(config.base_run))
     experiment, model = prepare(config, load=False)
+    reporter.say(experiment.data.summary)
     config, data = experiment.config, experiment.data
     state = _start(experiment, model)
     base = _base(experiment, model, reporter)
