@@ -180,10 +180,15 @@ def test_base_epochs_that_are_given_are_kept_to(job: tuple[Any, Run, Path]) -> N
     tags = MlflowClient().get_run(other.run_id).data.tags
     assert tags["pruneflow.base_run"] != job[1].data.tags["pruneflow.base_run"]
     newest = pruneflow.prune_direct(
-        **{k: v for k, v in SMALL.items() if k != "base_epochs"}, finetune_epochs=0
+        **{k: v for k, v in SMALL.items() if k != "base_epochs"},
+        finetune_epochs=0,
+        base_run="newest",
     )
     found = MlflowClient().get_run(newest.run_id).data.tags["pruneflow.base_run"]
     assert found == tags["pruneflow.base_run"]
+    # a later base run of other settings changes nothing for those that have theirs
+    again = pruneflow.prune_iterative(iterations=2, **SMALL)
+    assert again.run_id == job[0].run_id
 
 
 def test_without_fine_tuning_before_and_after_are_one(job: tuple[Any, Run, Path]) -> None:

@@ -122,10 +122,10 @@ def run(stage: str, parameters: Mapping[str, Any]) -> FinishedRun | None:
     import pandas as pd
 
     from pruneflow.stages.progress import Reporter
-    from pruneflow.tracking import store
+    from pruneflow.tracking import delivery, store
 
     store.check()
-    with Reporter() as reporter:
+    with Reporter() as reporter, delivery.in_a_line():
         done = STAGES[stage].start(config, reporter)
         for one in done:
             reporter.say(f"run {one.id} finished: {one.address}")
