@@ -293,8 +293,8 @@ def owner_of(folder: Path) -> Owner:
         InputError: none that can be read.
     """
     try:
-        values: dict[str, Any] = json.loads((folder / "run.json").read_text("utf-8"))
-        values.setdefault("writer", "")  # of the version before
+        said = json.loads((folder / "run.json").read_text("utf-8"))
+        values: dict[str, Any] = {"writer": ""} | said  # the version before had none
         return Owner(**{one.name: str(values[one.name]) for one in fields(Owner)})
     except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
         raise InputError(f"{folder} is no journal of a run: {first_line(error)}") from None

@@ -15,12 +15,11 @@ from pruneflow.errors import InputError, first_line
 from pruneflow.tracking import journal, store
 from pruneflow.tracking.run import (
     Ended,
-    check_handed_over,
     current_experiment,
     dismiss,
     read_levels,
 )
-from pruneflow.tracking.writers import HEARTBEAT, is_alive
+from pruneflow.tracking.writers import HEARTBEAT, check_handed_over, is_alive
 
 AUTO, NEVER = "auto", "never"
 
@@ -52,7 +51,7 @@ def earlier(wanted: str, fingerprint: str, experiment_id: str | None = None) -> 
     client = MlflowClient()
     handed_over = os.environ.get("MLFLOW_RUN_ID") if experiment_id is None else None
     if handed_over:
-        check_handed_over(client.get_run(handed_over), None, fingerprint)
+        check_handed_over(client.get_run(handed_over), fingerprint)
     if wanted == NEVER:
         return None
     if wanted != AUTO:

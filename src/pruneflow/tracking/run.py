@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from mlflow.entities import Run as MlflowRun
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from mlflow.tracking.context.registry import resolve_tags
@@ -441,7 +440,7 @@ def open_run(
     try:
         if handed_over is not None and interrupted is None:
             found = client.get_run(handed_over)
-            check_handed_over(found, stage, tags.get("pruneflow.fingerprint"))
+            writers.check_handed_over(found, tags.get("pruneflow.fingerprint", ""), stage)
         run_id, experiment_id = _identify(client, handed_over, interrupted, name, experiment_id)
         own = _take(client, run_id, experiment_id, name, stage)
     except MlflowException as error:
@@ -478,7 +477,8 @@ def _take(client: MlflowClient, run_id: str, experiment_id: str, name: str, stag
     One left here by a process whose run was taken over elsewhere is set aside.
     """
     folder = journal.folder_of(run_id)
-    writer = client.get_run(run_id).data.tags.get(writers.WRITER, "")
+    run = client.get_run(run_id)
+    writer = run.data.tags.get(writers.WRITER, "")
     if folder.exists() and writer not in ("", journal.writer_of(folder)):
         aside = journal.set_aside(folder)
         print(f"pruneflow: run {run_id} was written to elsewhere since: {aside}", file=sys.stderr)
@@ -486,7 +486,7 @@ def _take(client: MlflowClient, run_id: str, experiment_id: str, name: str, stag
     address = store.without_credentials(store.uri())
     own = Journal.make(Owner(run_id, experiment_id, address, name, stage, host))
     try:
-        writers.claim(client, run_id, own)
+        writers.claim(client, run, own)
     except BaseException:
         own.close(remove=False)
         raise
@@ -511,19 +511,6 @@ def _identify(
     experiment_id = experiment_id or current_experiment()
     made = client.create_run(experiment_id, tags=resolve_tags(), run_name=name)
     return str(made.info.run_id), experiment_id
-
-
-def check_handed_over(run: MlflowRun, stage: str | None, fingerprint: str | None) -> None:
-    """See that the run that MLFLOW_RUN_ID names is this process's to fill.
-
-    Raises:
-        InputError: it is deleted, finished, or another's.
-    """
-    reason = writers.why_not_free(run, stage, fingerprint)
-    if reason is not None:
-        raise InputError(
-            f"MLFLOW_RUN_ID={run.info.run_id} {reason}: unset it, or hand over a new run"
-        )
 
 
 def dismiss(handed_over: str | None, instead: str) -> None:
@@ -577,7 +564,7 @@ def refuse_handed_over(reason: str) -> None:
         return
     try:
         store.check()
-        check_handed_over(MlflowClient().get_run(run_id), None, None)
+        writers.check_handed_over(MlflowClient().get_run(run_id), "")
     except (InputError, MlflowException):
         return  # the reason has been told, and there is nowhere else to write it
     _end(MlflowClient(), run_id, "FAILED", reason)

@@ -49,7 +49,7 @@ def check() -> None:
     from filelock import FileLock
     from mlflow.tracking import MlflowClient
 
-    from pruneflow.tracking import journal, offline
+    from pruneflow.tracking import journal, offline, writers
 
     if offline.wanted():
         offline.use()
@@ -69,7 +69,7 @@ def check() -> None:
             client.search_experiments(max_results=1)
         if handed_over:
             asked = f"MLFLOW_RUN_ID={handed_over}"
-            client.get_run(handed_over)
+            writers.check_handed_over(client.get_run(handed_over))
         elif name:
             asked = f"MLFLOW_EXPERIMENT_NAME={name}"
             there = client.get_experiment_by_name(name)

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from mlflow.entities import Run as MlflowRun
 from mlflow.tracking import MlflowClient
 
+from pruneflow.errors import InputError
 from pruneflow.tracking.journal import Journal, folder_of, is_held, this_host, writer_of
 
 HEARTBEAT = "pruneflow.heartbeat"
@@ -24,13 +25,26 @@ class TakenOverError(Exception):
     """Another journal's process has taken a run over; its text says which."""
 
 
-def why_not_free(run: MlflowRun, stage: str | None, fingerprint: str | None) -> str | None:
-    """Why a run that was handed over is not this process's to fill; None if it is.
+def check_handed_over(
+    run: MlflowRun, fingerprint: str | None = None, stage: str | None = None
+) -> None:
+    """See that the run that MLFLOW_RUN_ID names is this process's to fill.
 
     Args:
-        run: that MLFLOW_RUN_ID names.
-        stage, fingerprint: of what is to be run, as far as they are known.
+        run: it.
+        fingerprint, stage: of what is to be run, as far as they are known.
+
+    Raises:
+        InputError: it is deleted, finished, or another's.
     """
+    reason = _why_not_free(run, fingerprint, stage)
+    if reason is not None:
+        raise InputError(
+            f"MLFLOW_RUN_ID={run.info.run_id} {reason}: unset it, or hand over a new run"
+        )
+
+
+def _why_not_free(run: MlflowRun, fingerprint: str | None, stage: str | None) -> str | None:
     tags, status = run.data.tags, run.info.status
     theirs = tags.get("pruneflow.fingerprint")
     measured = [name for name in run.data.metrics if not name.startswith("system/")]
@@ -40,7 +54,7 @@ def why_not_free(run: MlflowRun, stage: str | None, fingerprint: str | None) -> 
         return "is finished"
     if is_alive(run):
         return f"is written to by another process ({tags.get(HEARTBEAT, 'on this machine')})"
-    if fingerprint is not None and theirs == fingerprint:
+    if theirs is not None and fingerprint in (None, theirs):
         return None  # interrupted: it goes on
     if theirs is not None or WRITER in tags or measured:
         return "holds the records of another experiment"
@@ -72,9 +86,12 @@ def seconds_silent(run: MlflowRun) -> float | None:
         return None
 
 
-def claim(client: MlflowClient, run_id: str, journal: Journal) -> None:
+def claim(client: MlflowClient, run: MlflowRun, journal: Journal) -> None:
     """Mark a run as written from this journal: from others it is not written any more."""
-    client.set_tag(run_id, WRITER, journal.owner.writer)
+    client.set_tag(run.info.run_id, WRITER, journal.owner.writer)
+    client.set_tag(run.info.run_id, HEARTBEAT, heartbeat())
+    if run.info.status != "RUNNING":
+        client.update_run(run.info.run_id, "RUNNING")
 
 
 def check_writer(client: MlflowClient, run_id: str, journal: Journal) -> None:
