@@ -446,7 +446,7 @@ def open_run(
     except MlflowException as error:
         said = delivery.in_short(error)
         if not delivery.is_refusal(error):
-            said = f"{store.NO_ANSWER} ({said})"
+            said = f"MLflow {store.NO_ANSWER} ({said})"
         raise ExperimentError(f"no run can be made: {said}") from error
     run = Run(client, run_id, experiment_id, own)
     try:
