@@ -180,10 +180,27 @@ def test_base_epochs_that_are_given_are_kept_to(job: tuple[Any, Run, Path]) -> N
     tags = MlflowClient().get_run(other.run_id).data.tags
     assert tags["pruneflow.base_run"] != job[1].data.tags["pruneflow.base_run"]
     newest = pruneflow.prune_direct(
-        **{k: v for k, v in SMALL.items() if k != "base_epochs"}, finetune_epochs=0
+        **{k: v for k, v in SMALL.items() if k != "base_epochs"},
+        finetune_epochs=0,
+        base_run="newest",
     )
     found = MlflowClient().get_run(newest.run_id).data.tags["pruneflow.base_run"]
     assert found == tags["pruneflow.base_run"]
+    # a later base run of other settings changes nothing for those that have theirs
+    again = pruneflow.prune_iterative(iterations=2, **SMALL)
+    found = MlflowClient().get_run(again.run_id).data.tags
+    assert found["pruneflow.base_run"] == job[1].data.tags["pruneflow.base_run"]
+    assert found["pruneflow.fingerprint"] == job[1].data.tags["pruneflow.fingerprint"]
+
+
+def test_a_base_run_of_other_samples_is_refused_with_both_digests(
+    job: tuple[Any, Run, Path],
+) -> None:
+    base = MlflowClient().get_run(job[1].data.tags["pruneflow.base_run"])
+    (data,) = base.inputs.dataset_inputs
+    given = {k: v for k, v in SMALL.items() if k != "base_epochs"}
+    with pytest.raises(InputError, match=f"digest {data.dataset.digest}, not [0-9a-f]{{16}}"):
+        pruneflow.prune_direct(**given | {"train_limit": 90}, base_run=base.info.run_id)
 
 
 def test_without_fine_tuning_before_and_after_are_one(job: tuple[Any, Run, Path]) -> None:

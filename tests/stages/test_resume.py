@@ -20,7 +20,7 @@ from mlflow.tracking import MlflowClient
 import pruneflow
 from pruneflow.errors import InputError
 from pruneflow.stages import experiment
-from pruneflow.tracking import checkpoints, doctor, journal
+from pruneflow.tracking import checkpoints, doctor, fingerprints, journal
 from pruneflow.tracking.finished import load_checkpoint
 from pruneflow.tracking.run import Run
 from pruneflow.workloads import training
@@ -124,8 +124,8 @@ def test_a_run_that_goes_on_has_the_levels_of_one_that_never_stopped(
         assert torch.equal(states[1][name], tensor)
 
 
-def test_a_finished_run_is_reported_and_not_repeated(
-    folder: Path, capsys: pytest.CaptureFixture[str]
+def test_a_finished_run_is_reported_and_not_repeated_until_the_code_is_another(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = pruneflow.prune_direct(**SMALL)
     again = pruneflow.prune_direct(**SMALL)
@@ -138,6 +138,11 @@ def test_a_finished_run_is_reported_and_not_repeated(
     )
     tags = MlflowClient().get_run(first.run_id).data.tags
     assert base.run_id == tags["pruneflow.base_run"]
+    monkeypatch.setattr(fingerprints, "code", lambda: "edited")
+    edited = pruneflow.prune_direct(**SMALL)
+    tags = MlflowClient().get_run(edited.run_id).data.tags
+    assert edited.run_id != first.run_id
+    assert tags["pruneflow.base_run"] != base.run_id
 
 
 def test_a_run_handed_over_gives_way_to_the_one_that_is_continued(

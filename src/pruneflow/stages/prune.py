@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pruneflow.config import PruneConfig, base_config, given_for_base, short_model
+from pruneflow.config import NEWEST, PruneConfig, base_config, given_for_base, short_model
 from pruneflow.errors import InputError
 from pruneflow.pruning import compaction, cost, groups, schedule
 from pruneflow.pruning.compaction import Found
@@ -31,6 +31,7 @@ from pruneflow.tracking.finished import (
     base_weights,
     find_base,
     fingerprint_of,
+    newest_base,
     open_base,
 )
 from pruneflow.tracking.levels import Layer, Level, to_markdown
@@ -120,8 +121,8 @@ def _prune(
     reporter: Reporter,
     experiment_id: str | None = None,
 ) -> Ended:
-    if config.base_run is not None:
-        config = config.resolved(weights=base_weights(config.base_run))
+    if config.named_base is not None:
+        config = config.resolved(weights=base_weights(config.named_base))
     experiment, model = prepare(config, load=False)
     reporter.say(experiment.data.summary)
     config, data = experiment.config, experiment.data
@@ -294,7 +295,7 @@ def _channels(experiment: Experiment[PruneConfig], model: nn.Module, found: Foun
 
 
 def _base(experiment: Experiment[PruneConfig], model: nn.Module, reporter: Reporter) -> Base:
-    """Decide on the base run: the one named, else the newest that fits, else one to be made.
+    """Decide on the base run: the one asked for, else the exact one, there already or to be made.
 
     Args:
         experiment: the pruning run's.
@@ -305,16 +306,18 @@ def _base(experiment: Experiment[PruneConfig], model: nn.Module, reporter: Repor
         InputError: here, before any run is open, for all that can be refused.
     """
     config = experiment.config
-    made_by = base_config(config)
-    found = config.base_run or find_base(
-        workload_fingerprint(config, experiment.data.digest),
-        {name: getattr(made_by, name) for name in given_for_base(config)},
-    )
+    base = experiment.with_config(base_config(config))
+    digest = experiment.data.digest
+    exact = fingerprint("finetune", base.config, digest, None)
+    if config.base_run == NEWEST:
+        wanted = {name: getattr(base.config, name) for name in given_for_base(config)}
+        found = newest_base(workload_fingerprint(config, digest), wanted)
+    else:
+        found = config.base_run or find_base(exact)
     if found is not None:
-        checkpoint = open_base(found, config, experiment.structure)
+        checkpoint = open_base(found, config, experiment.structure, digest)
         return Base(fingerprint_of(found), lambda _experiment_id: (found, checkpoint))
 
-    base = experiment.with_config(made_by)
     untrained = model
     if config.weights != "none":
         untrained = build(
@@ -326,7 +329,7 @@ def _base(experiment: Experiment[PruneConfig], model: nn.Module, reporter: Repor
         # not read back: where the run was sent may not answer at the moment
         return run.id, Checkpoint(base.structure, untrained.state_dict(), {})
 
-    return Base(fingerprint("finetune", base.config, base.data.digest, None), make)
+    return Base(exact, make)
 
 
 def _level(
