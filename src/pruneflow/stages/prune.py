@@ -34,7 +34,7 @@ from pruneflow.tracking.finished import (
 )
 from pruneflow.tracking.levels import Layer, Level, to_markdown
 from pruneflow.tracking.run import Ended, Run, open_run
-from pruneflow.workloads import training
+from pruneflow.workloads import models, training
 
 # A shortfall that is told: further from the target than rounding to whole channels explains.
 _SHORTFALL = 0.005
@@ -146,7 +146,7 @@ def _prune(
         if last is None:
             experiment.log_workload(run)
             base_run, trained = base.open(run.experiment_id)
-            model.load_state_dict(trained.state)
+            models.load_state(model, trained.state)
             run.set_tags({"pruneflow.base_run": base_run})
             reporter.say(f"{stage} {name}: run {run.id}, from base run {base_run}")
         else:
@@ -205,7 +205,7 @@ def _restored(experiment: Experiment[PruneConfig], state: State, saved: Checkpoi
     if experiment.config.form == "compact":
         model = training.to_machine(checkpoints.restore(saved), experiment.machine)
         return _shrunk(experiment, state, model, units)
-    state.model.load_state_dict(saved.state)
+    models.load_state(state.model, saved.state)
     left = units if isinstance(state.granularity, Channels) else saved.masks
     for name, mask in state.kept.items():
         if name in left:
