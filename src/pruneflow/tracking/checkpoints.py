@@ -80,7 +80,7 @@ def save(folder: Path, checkpoint: Checkpoint, tokenizer: Any = None) -> int:
     for name, value in checkpoint.state.items():
         if name in tied:
             continue
-        tensor = value.detach().to("cpu", memory_format=torch.contiguous_format)
+        tensor = value.detach().cpu().contiguous()
         mask = checkpoint.masks.get(name)
         if mask is None or keeps_all(mask):
             # parts and views of one memory are stored each by itself

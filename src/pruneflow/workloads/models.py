@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from pruneflow.errors import InputError, first_line, unknown, user_path
 
-# Without these, the auxiliary heads of Inception-style models would train on nothing.
-_WITHOUT_HEADS = {"googlenet": {"aux_logits": False}, "inception_v3": {"aux_logits": False}}
+# Their auxiliary heads, for training on ImageNet, are left out: here they would train on nothing.
+_WITH_AUXILIARY_HEADS = ("googlenet", "inception_v3")
 # Arguments of torchvision's constructors that its builders set for some published weights, with
 # what they are otherwise: whether images are normalised anew, and the size of a vision transformer.
 _OPTIONS: dict[str, Any] = {"transform_input": False, "image_size": 224}
@@ -61,9 +61,9 @@ def build(name: str, classes: int, *, weights: str = "none", load: bool = True) 
 
 def _new(name: str, classes: int, options: Mapping[str, Any]) -> nn.Module:
     """A model with new weights."""
-    fixed: dict[str, Any] = _WITHOUT_HEADS.get(name, {})
-    if fixed:
-        fixed = fixed | {"init_weights": True}
+    fixed: dict[str, Any] = {}
+    if name in _WITH_AUXILIARY_HEADS:
+        fixed = {"aux_logits": False, "init_weights": True}
     model: nn.Module = torchvision.models.get_model(
         name, weights=None, num_classes=classes, **fixed, **options
     )
@@ -74,22 +74,25 @@ def _published(name: str, classes: int) -> nn.Module:
     """A model as torchvision's builder makes it with its ImageNet weights, and a new head."""
     try:
         with _no_pickles():
-            model: nn.Module = torchvision.models.get_model(
-                name, weights="DEFAULT", **_WITHOUT_HEADS.get(name, {})
-            )
+            model: nn.Module = torchvision.models.get_model(name, weights="DEFAULT")
     except Exception as error:  # torch.hub raises what network, disk or the file's bytes lead it to
         folder = Path(torch.hub.get_dir()) / "checkpoints"
         raise InputError(
             f"the ImageNet weights of {name} could not be downloaded ({first_line(error)}): "
             f"pass weights=none, weights=<file>, or put torchvision's file into {folder}"
         ) from None
+    if name in _WITH_AUXILIARY_HEADS:
+        model.aux_logits = False  # type: ignore[assignment]
+        for head in ("AuxLogits", "aux1", "aux2"):
+            if hasattr(model, head):
+                setattr(model, head, None)
     _replace(model, head_name(model), classes)
     return model
 
 
 def _published_options(name: str) -> dict[str, Any]:
     """What torchvision's builder sets for its ImageNet weights, without fetching them."""
-    if name in _WITHOUT_HEADS:
+    if name in _WITH_AUXILIARY_HEADS:
         return {"transform_input": True}
     if name.startswith("vit_"):
         size: int = torchvision.models.get_model_weights(name).DEFAULT.meta["min_size"][0]
