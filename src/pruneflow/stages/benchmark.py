@@ -197,7 +197,8 @@ def _size(run: PruningRun, structure: Mapping[str, Any], config: BenchmarkConfig
             f"{kind}: pass {name}, or nothing"
         )
     given: int | None = getattr(config, name)
-    longest = structure.get("config", {}).get("max_position_embeddings")
+    stated = structure.get("config", {}).get("max_position_embeddings")
+    longest = structure.get("positions", stated)
     if given is not None and longest is not None and given > longest:
         raise InputError(
             f"{name}={given} is not valid: the model of run {run.id} reads at most {longest} tokens"

@@ -36,7 +36,7 @@ from pruneflow.tracking.finished import (
 )
 from pruneflow.tracking.levels import Layer, Level, to_markdown
 from pruneflow.tracking.run import Ended, Run, open_run
-from pruneflow.workloads import training
+from pruneflow.workloads import models, training
 
 # A shortfall that is told: further from the target than rounding to whole channels explains.
 _SHORTFALL = 0.005
@@ -152,7 +152,7 @@ def _prune(
         if last is None:
             experiment.log_workload(run)
             base_run, trained = base.open(run.experiment_id)
-            model.load_state_dict(trained.state)
+            models.load_state(model, trained.state)
             run.set_tags({"pruneflow.base_run": base_run})
             reporter.say(f"{stage} {name}: run {run.id}, from base run {base_run}")
         else:
@@ -221,12 +221,11 @@ def _restored(experiment: Experiment[PruneConfig], state: State, saved: Checkpoi
         model = training.to_machine(checkpoints.restore(saved), experiment.machine)
         state = _shrunk(experiment, state, model, units)
         for name, mask in state.kept.items():
-            if (
-                f"{name}.weight" in saved.masks
-            ):  # of filters that masks prune, and nothing can remove
-                mask.copy_(saved.masks[f"{name}.weight"].flatten(1).any(1))
+            weight = f"{name}.weight"
+            if weight in saved.masks:  # of filters that masks prune, and nothing can remove
+                mask.copy_(saved.masks[weight].flatten(1).any(1))
         return state
-    state.model.load_state_dict(saved.state)
+    models.load_state(state.model, saved.state)
     left = units if isinstance(state.granularity, Channels) else saved.masks
     for name, mask in state.kept.items():
         if name in left:

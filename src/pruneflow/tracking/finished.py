@@ -104,6 +104,7 @@ def open_base(
     tokenizer, shape = structure.get("tokenizer"), structure.get("config", {})
     theirs_shape = checkpoint.structure.get("config", {})
     same_shape = all(theirs_shape.get(name) == value for name, value in shape.items())
+    same_shape &= checkpoint.structure.get("options", {}) == structure.get("options", {})
     if checkpoint.structure.get("tokenizer") != tokenizer or not same_shape:
         part = "architecture" if not same_shape else "tokenizer"
         raise InputError(

@@ -50,12 +50,14 @@ class Tokens:
         starts: where each text starts in it, and where the last one ends (N + 1,).
         labels: class numbers (N,).
         padding: the token number that fills up shorter texts of a batch.
+        at_start: whether it goes before a text and not after it.
     """
 
     ids: NDArray[np.int32]
     starts: NDArray[np.int64]
     labels: Labels
     padding: int
+    at_start: bool = False
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -76,6 +78,7 @@ class Tokens:
 
         lengths = self.lengths[index]
         mask = np.arange(int(lengths.max()))[None, :] < lengths[:, None]
+        mask = mask[:, ::-1] if self.at_start else mask
         ids = np.full(mask.shape, self.padding, dtype=np.int64)
         ids[mask] = np.concatenate([self.ids[self.starts[i] : self.starts[i + 1]] for i in index])
         return ids, mask.astype(np.int64)

@@ -336,7 +336,7 @@ def _go_on(
         parts[part][rest] = tensor
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     try:
-        model.load_state_dict(parts["model"])
+        models.load_state(model, parts["model"])
         moments: dict[int, dict[str, Tensor]] = {}
         for name, tensor in parts["optimizer"].items():
             index, _, moment = name.partition(".")
