@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch_pruning.pruner import function as cut
 
 from pruneflow.pruning.groups import BATCH_NORMS, CONVOLUTIONS, Group, Tie, entries, expand
+from pruneflow.workloads import models
 
 _LAYERS = (*CONVOLUTIONS, nn.Linear, *BATCH_NORMS)
 _TOLERANCE = 1e-7  # relative, in float64
@@ -77,9 +78,10 @@ def find_groups(
         The groups, tried: of a copy whose parameters are all disturbed, an uneven share of every
         group's units is masked and removed, and in float64 the logits have to agree.
     """
-    ties, left_out = _ties(model, forward, outputs)
-    groups = _groups(model, ties, _sequential(model, forward))
-    sound = _sound(model, forward, groups)
+    with models.looking(model):
+        ties, left_out = _ties(model, forward, outputs)
+        groups = _groups(model, ties, _sequential(model, forward))
+        sound = _sound(model, forward, groups)
     names = {group.name for group in sound}
     for group in groups:
         if group.name not in names:
@@ -381,7 +383,7 @@ def _sequential(model: nn.Module, forward: Callable[[nn.Module], Tensor]) -> set
     linear = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.Linear)]
     handles = [module.register_forward_hook(hook(name)) for name, module in linear]
     try:
-        with _evaluating(model), torch.no_grad():
+        with models.looking(model), torch.no_grad():
             forward(model)
     finally:
         for handle in handles:
@@ -573,7 +575,7 @@ def _unread_or_zero(
 
         return look
 
-    with _evaluating(model), torch.no_grad():
+    with models.looking(model), torch.no_grad():
         handles = [
             model.get_submodule(name).register_forward_pre_hook(hook(name)) for name in readers
         ]
@@ -583,13 +585,3 @@ def _unread_or_zero(
             for handle in handles:
                 handle.remove()
     return zero
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)

@@ -54,22 +54,20 @@ def positions(model: nn.Module, sample: Tensor | Mapping[str, Tensor]) -> dict[s
     """How often each prunable weight is used in one forward pass of one sample.
 
     Args:
-        model: any module; its mode is left as it was found.
+        model: any module; it is left as it was.
         sample: one image (1, 3, H, W), or one text as an encoder takes it.
 
     Returns:
         name of the weight -> number of output positions it is applied at.
     """
     weights = prunable_parameters(model, include=(), exclude=(), biases=False)
-    training = model.training
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # one opaque operation, where it applies
     try:
-        with torch.no_grad(), _Uses(weights) as uses:
-            models.logits(model.eval(), sample)
+        with models.looking(model), torch.no_grad(), _Uses(weights) as uses:
+            models.logits(model, sample)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-        model.train(training)
     return {name: round(count) for name, count in uses.counts.items()}
 
 

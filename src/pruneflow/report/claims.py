@@ -404,8 +404,8 @@ def masks_overstate(evidence: Evidence) -> Verdict:
 def latency_behaves(evidence: Evidence) -> Verdict:
     """Linear in the batch, masked as dense, compact faster the fewer parameters are left.
 
-    Of every pruning run, device and number of threads with BATCHES batch sizes and two pruned
-    levels. Linear: R squared of the dense median against batch size, at the largest level, at
+    Of every pruning run, machine, device and number of threads with BATCHES batch sizes and two
+    pruned levels. Linear: R squared of the dense median against batch size, at the largest level, at
     least LINEAR. As dense: the median of masked / dense within SAME_TIME of 1. Faster: compact /
     dense (median over batch sizes) below 1 at the last level, and its Spearman with parameters
     removed below 0, over levels.
@@ -413,7 +413,8 @@ def latency_behaves(evidence: Evidence) -> Verdict:
     rows = evidence.latencies
     rows = rows[(rows["engine"] == "eager") & rows["p50_ms"].notna() & rows["model"].notna()]
     found = []
-    for (_, device, threads), own in rows.groupby(["pruning_run", "device", "threads"]):
+    settings = ["pruning_run", "machine", "device", "threads"]
+    for (_, machine, device, threads), own in rows.groupby(settings, dropna=False):
         kept = ["level", "batch_size"]
         times = own.groupby([*kept, "form"])["p50_ms"].median().unstack("form")
         if not {"dense", "masked", "compact"} <= set(times.columns):
@@ -431,6 +432,7 @@ def latency_behaves(evidence: Evidence) -> Verdict:
         found.append(
             {
                 "model": short_model(str(own["model"].iloc[0])),
+                "machine": machine,
                 "device": device,
                 "threads": threads,
                 "batch_sizes": len(most),
@@ -453,7 +455,7 @@ def latency_behaves(evidence: Evidence) -> Verdict:
     faster = bool((table["compact_over_dense_last"] < 1).all())
     falls = bool((table["spearman"] < 0).all())
     told = "; ".join(
-        f"{row['model']} on {row['device']} ({row['threads']} threads): R2 "
+        f"{row['model']} on {row['device']} ({row['threads']} threads, {row['machine']}): R2 "
         f"{row['r_squared']:.3f} over {row['batch_sizes']} batch sizes, masked "
         f"{row['masked_over_dense']:.2f} of dense, compact {row['compact_over_dense_last']:.2f} "
         f"at {100 * row['params_left_last']:.1f} % of the parameters (Spearman "

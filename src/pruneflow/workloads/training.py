@@ -342,15 +342,15 @@ def recalibrate(model: nn.Module, data: Samples, recipe: Recipe, machine: Machin
         _to_model(data, order[batch], recipe.image_size, machine)[0]
         for batch in _batches(len(order), recipe.batch_size)
     )
-    torch.manual_seed(recipe.seed)  # dropout is active
-    with machine.autocast():
+    with models.same_random_state(), models.same_modes(model), machine.autocast():
+        torch.manual_seed(recipe.seed)  # dropout is active
         update_bn(batches, model)
 
 
 def accuracy(
     model: nn.Module, data: Samples, machine: Machine, *, image_size: int | None, batch_size: int
 ) -> float:
-    """Correct samples / samples, in eval mode; the model's mode is left as it was found."""
+    """Correct samples / samples, in eval mode; the model is left as it was."""
     if isinstance(data, Tokens):  # alike in length, so that hardly any of a batch is padding
         order, size = np.argsort(data.lengths, kind="stable"), max(batch_size, _EVALUATION_TEXTS)
     else:
@@ -358,16 +358,11 @@ def accuracy(
         order = np.arange(len(data))
         size = max(batch_size, min(512, _EVALUATION_PIXELS // image_size**2))
     correct = 0
-    training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode(), machine.autocast():
-            for start in range(0, len(data), size):
-                batch = order[start : start + size]
-                inputs, labels = _to_model(data, batch, image_size, machine)
-                correct += int((models.logits(model, inputs).argmax(1) == labels).sum())
-    finally:
-        model.train(training)
+    with models.looking(model), torch.inference_mode(), machine.autocast():
+        for start in range(0, len(data), size):
+            batch = order[start : start + size]
+            inputs, labels = _to_model(data, batch, image_size, machine)
+            correct += int((models.logits(model, inputs).argmax(1) == labels).sum())
     return correct / len(data)
 
 
