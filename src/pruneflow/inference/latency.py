@@ -209,7 +209,7 @@ def speedup(
     of consecutive rounds (Law & Carson 1979): the log ratio of the medians of each, both of the
     same rounds, as they were measured together. Times that follow each other resemble each other,
     so batches count for fewer than they are: by their autocorrelation, which is raised by
-    _UNSEEN / batches since few of them hide it. In simulation (`tests/inference/test_speedup.py`)
+    _UNSEEN / batches since few of them hide it. In simulation (`tests/inference/test_latency.py`)
     it covers 93 % or more wherever there is one, for independent times as for a first-order
     autocorrelation of 0.8 in each.
 

@@ -405,8 +405,8 @@ def latency_behaves(evidence: Evidence) -> Verdict:
     """Linear in the batch, masked as dense, compact faster the fewer parameters are left.
 
     Of every pruning run, machine, device and number of threads with BATCHES batch sizes and two
-    pruned levels. Linear: R squared of the dense median against batch size, at the largest level, at
-    least LINEAR. As dense: the median of masked / dense within SAME_TIME of 1. Faster: compact /
+    pruned levels. Linear: R squared of the dense median against batch size, at the largest level,
+    at least LINEAR. As dense: the median of masked / dense within SAME_TIME of 1. Faster: compact /
     dense (median over batch sizes) below 1 at the last level, and its Spearman with parameters
     removed below 0, over levels.
     """

@@ -353,9 +353,8 @@ _SETTING = ("machine", "device", "threads")  # times of two are never put togeth
 
 def _of_one(rows: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
     """The rows that have the values of these columns which most rows have."""
-    most = rows.groupby(list(columns), dropna=False)["level"].transform("size")
-    same = rows.groupby(list(columns), dropna=False).ngroup()
-    return rows[same == same[most.idxmax()]]
+    numbers = rows.groupby(list(columns), dropna=False).ngroup()
+    return rows[numbers == numbers.mode().iloc[0]]
 
 
 def _timed(evidence: Evidence, alexnet: bool) -> pd.DataFrame:

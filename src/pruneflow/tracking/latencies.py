@@ -24,6 +24,10 @@ class Latency:
             machines are never put together.
         level: of the pruning run.
         form: `dense`, `masked`, `compact` or `sparse`.
+        engine: what ran it: `eager` (PyTorch), `onnxruntime`, `openvino`.
+        status: `ok`; `out of memory`; `contended`: other work used the processors, so that too few
+            rounds count; or `outputs differ` by more than rounding from those of the form that it
+            stands for, so that its time would be of something else. Only `ok` has times.
         device: `cpu` or `cuda`.
         threads: CPU threads.
         batch_size: samples in a batch.
@@ -34,10 +38,6 @@ class Latency:
         peak_memory_bytes: weights, inputs and the most that one batch held at a time.
         params: stored parameters; of the sparse form those that are not left out.
         macs: multiply-accumulates of one sample as the form does them.
-        engine: what ran it: `eager` (PyTorch), `onnxruntime`, `openvino`.
-        status: `ok`; `out of memory`; `contended`: other work used the processors, so that too few
-            rounds count; or `outputs differ` by more than rounding from those of the form that it
-            stands for, so that its time would be of something else. Only `ok` has times.
         params_left: of the level, as in `levels.csv`.
         weight_bytes: of parameters and buffers, indices of sparse ones included.
         speedup: median time of the dense form, eager, in the same rounds / the form's own.
@@ -53,6 +53,8 @@ class Latency:
     machine: str
     level: int
     form: str
+    engine: str
+    status: str
     device: str
     threads: int
     batch_size: int
@@ -65,8 +67,6 @@ class Latency:
     peak_memory_bytes: int | None
     params: int
     macs: int
-    engine: str
-    status: str
     params_left: float
     weight_bytes: int
     speedup: float | None
