@@ -296,7 +296,9 @@ class BenchmarkConfig(Config):
         None, description="tokens of a text; the median of the run's data when not given"
     )
     rounds: Annotated[int, Field(ge=3, le=2000)] = Field(
-        20, description="least number of times that each form is timed, side by side"
+        40,
+        description="least number of times that each form is timed, side by side, while other work "
+        "leaves the processors alone; under 30 there is no interval",
     )
     seconds: Annotated[float, Field(gt=0)] = Field(
         20.0,

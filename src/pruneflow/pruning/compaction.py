@@ -11,7 +11,6 @@ import copy
 import random
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +25,7 @@ from torch_pruning.dependency import index_mapping, shape_infer
 from torch_pruning.pruner import function as cut
 
 from pruneflow.pruning.groups import BATCH_NORMS, CONVOLUTIONS, Group, Tie, entries, expand
+from pruneflow.workloads import models
 
 _LAYERS = (*CONVOLUTIONS, nn.Linear, *BATCH_NORMS)
 _TOLERANCE = 1e-7  # relative, in float64
@@ -78,9 +78,10 @@ def find_groups(
         The groups, tried: of a copy whose parameters are all disturbed, an uneven share of every
         group's units is masked and removed, and in float64 the logits have to agree.
     """
-    ties, left_out = _ties(model, forward, outputs)
-    groups = _groups(model, ties, _sequential(model, forward))
-    sound = _sound(model, forward, groups)
+    with models.looking(model):
+        ties, left_out = _ties(model, forward, outputs)
+        groups = _groups(model, ties, _sequential(model, forward))
+        sound = _sound(model, forward, groups)
     names = {group.name for group in sound}
     for group in groups:
         if group.name not in names:
@@ -464,7 +465,7 @@ def _sequential(model: nn.Module, forward: Callable[[nn.Module], Tensor]) -> set
     linear = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.Linear)]
     handles = [module.register_forward_hook(hook(name)) for name, module in linear]
     try:
-        with _evaluating(model), torch.no_grad():
+        with models.looking(model), torch.no_grad():
             forward(model)
     finally:
         for handle in handles:
@@ -657,7 +658,7 @@ def _unread_or_zero(
 
         return look
 
-    with _evaluating(model), torch.no_grad():
+    with models.looking(model), torch.no_grad():
         handles = [
             model.get_submodule(name).register_forward_pre_hook(hook(name)) for name in readers
         ]
@@ -667,13 +668,3 @@ def _unread_or_zero(
             for handle in handles:
                 handle.remove()
     return zero
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)

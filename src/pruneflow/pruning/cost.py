@@ -146,14 +146,13 @@ def positions(model: nn.Module, sample: Tensor | Mapping[str, Tensor]) -> dict[s
     """How often each weight is used in one forward pass of one sample.
 
     Args:
-        model: any module; its mode is left as it was found.
+        model: any module; it is left as it was.
         sample: one image (1, 3, H, W), or one text as an encoder takes it.
 
     Returns:
         name of each parameter that multiplies something -> MACs of the sample / its entries: the
         number of output positions that it is applied at.
     """
-    training = model.training
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # one opaque operation, where it applies
     try:
@@ -162,13 +161,13 @@ def positions(model: nn.Module, sample: Tensor | Mapping[str, Tensor]) -> dict[s
             warnings.catch_warnings(action="ignore"),
             torch.backends.mkldnn.flags(enabled=False),
             torch.backends.cudnn.flags(enabled=False),
+            models.looking(model),
             torch.no_grad(),
             _Uses(model) as uses,
         ):
-            models.logits(model.eval(), sample)
+            models.logits(model, sample)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-        model.train(training)
     return {name: macs / model.get_parameter(name).numel() for name, macs in uses.macs.items()}
 
 

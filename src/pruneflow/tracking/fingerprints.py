@@ -11,8 +11,9 @@ from importlib import metadata, resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
-from pruneflow.config import Config, PruneConfig, Settings, reads_texts
+from pruneflow.config import BenchmarkConfig, PruneConfig, Settings, reads_texts
 from pruneflow.errors import user_path
+from pruneflow.tracking import environment
 from pruneflow.version import __version__
 
 # What does not decide a run's result: the preset's values are there one by one, what a folder
@@ -92,10 +93,16 @@ def _versions(stage: str, config: Settings) -> dict[str, str]:
     return {name: metadata.version(name) for name in names}
 
 
-def benchmark_fingerprint(config: Config, pruned: str) -> str:
-    """Hash of what a benchmark times and how: its configuration, the pruning run's fingerprint."""
+def benchmark_fingerprint(config: BenchmarkConfig, pruned: str) -> str:
+    """Hash of what a benchmark times, how and where.
+
+    Args:
+        config: its own, devices resolved.
+        pruned: fingerprint of the pruning run.
+    """
+    machines = [environment.machine(device) for device in config.device]
     how = {k: v for k, v in config.model_dump().items() if k not in ("run", "study", "model")}
-    return _hash("benchmark_latency", __version__, how, pruned)
+    return _hash("benchmark_latency", __version__, how, pruned, machines)
 
 
 def workload_fingerprint(config: Settings, data_digest: str) -> str:

@@ -6,12 +6,14 @@ Every torchvision classifier works by its name; the study's four are listed for 
 from __future__ import annotations
 
 import os
+import random
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torchvision
 from safetensors import SafetensorError
@@ -123,6 +125,70 @@ def logits(model: nn.Module, inputs: Tensor | Mapping[str, Tensor]) -> Tensor:
     return result
 
 
+@contextmanager
+def same_random_state() -> Iterator[None]:
+    """Leave the global generators of PyTorch, NumPy and Python as they were."""
+    on_gpu = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    devices = range(torch.cuda.device_count()) if on_gpu else ()
+    of_numpy, of_python = np.random.get_state(), random.getstate()
+    try:
+        with torch.random.fork_rng(list(devices)):
+            yield
+    finally:
+        np.random.set_state(of_numpy)
+        random.setstate(of_python)
+
+
+@contextmanager
+def same_modes(model: nn.Module) -> Iterator[None]:
+    """Leave every submodule in training or eval mode, as it was; they need not be alike."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
+def looking(*observed: nn.Module) -> Iterator[None]:
+    """Put models into eval mode, to look at them; afterwards they are as they were.
+
+    So are the mode of every submodule, buffers, `requires_grad`, and the global random generators.
+    Whatever runs, traces, exports, counts or times a model does so in here. Weights are not kept
+    twice: nothing that only runs a model writes to them.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(same_random_state())
+        for model in observed:
+            stack.enter_context(same_modes(model))
+            stack.enter_context(_same_tensors(model))
+            model.eval()
+        yield
+
+
+@contextmanager
+def _same_tensors(model: nn.Module) -> Iterator[None]:
+    gradients = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    buffers = [
+        (module, name, buffer, buffer.clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None and buffer.layout == torch.strided
+    ]
+    try:
+        yield
+    finally:
+        for parameter, needed in gradients:
+            if parameter.requires_grad != needed:
+                parameter.requires_grad_(needed)
+        for module, name, buffer, value in buffers:
+            module._buffers[name] = buffer
+            if not torch.equal(buffer, value):
+                with torch.no_grad():
+                    buffer.copy_(value)
+
+
 def random_inputs(
     structure: Mapping[str, Any], batch: int, *, size: int, device: str
 ) -> Tensor | dict[str, Tensor]:
@@ -207,16 +273,13 @@ def check_image_size(model: nn.Module, name: str, size: int) -> Tensor:
     Raises:
         InputError: an image size that the model cannot take.
     """
-    training = model.training
     try:
         sample = torch.zeros(1, 3, size, size, device=next(model.parameters()).device)
-        with torch.inference_mode():
-            model.eval()(sample)
+        with looking(model), torch.inference_mode():
+            model(sample)
     except (RuntimeError, ValueError, AssertionError, MemoryError) as error:
         reason = first_line(error)
         raise InputError(f"image_size={size} does not work with {name}: {reason}") from None
-    finally:
-        model.train(training)
     return sample
 
 
