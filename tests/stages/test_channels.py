@@ -273,7 +273,6 @@ def test_bert_on_reviews_loses_heads_and_hidden_units(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "problem"),
     [
-        ({"model": "shufflenet_v2_x0_5"}, "no channels can be removed from shufflenet_v2_x0_5"),
         ({"targets": "heads"}, "targets=heads is not in this model"),
         ({"include": "nothing*"}, "matches no prunable layer"),
         ({"model": "bert", "dataset": "digits"}, "model=bert reads texts, dataset=digits is none"),

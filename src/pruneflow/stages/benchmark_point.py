@@ -351,7 +351,7 @@ def _bytes(inputs: Inputs) -> int:
 def _counts(model: nn.Module, dense: nn.Module, uses: Mapping[str, float]) -> tuple[int, int]:
     """Stored parameters of a form, and multiply-accumulates of one sample as it does them."""
     params = sum(p.numel() for p in model.parameters())
-    macs = 0
+    macs = 0.0
     for name, positions in uses.items():
         layer = model.get_submodule(name.rpartition(".")[0])
         weight = sparse.stored_weight(layer) if name.endswith(".weight") else None
