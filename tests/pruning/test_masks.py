@@ -165,7 +165,7 @@ def test_adamw_told_once_moves_what_is_kept_as_it_would_be_moved_with_masks(fuse
 
 OPTIMIZERS: dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = {
     "sgd": lambda p: torch.optim.SGD(p, 0.05, momentum=0.9, weight_decay=0.1, nesterov=True),
-    "sgd fused": lambda p: torch.optim.SGD(p, 0.05, momentum=0.9, weight_decay=0.1, fused=True),
+    "sgd loop": lambda p: torch.optim.SGD(p, 0.05, momentum=0.9, foreach=False),
     "adam": lambda p: torch.optim.Adam(p, 0.01, weight_decay=0.1),
     "adam fused": lambda p: torch.optim.Adam(p, 0.01, weight_decay=0.1, fused=True),
     "adamw": lambda p: torch.optim.AdamW(p, 0.01, weight_decay=0.1, foreach=False),

@@ -277,8 +277,6 @@ def _ties(
         root = [slot(names[maker], "out", row) for row in range(int(maker.weight.shape[0]))]
         if names[maker] in outputs:
             fixed.update(dict.fromkeys(root, "it makes the outputs"))
-        if getattr(maker, "transposed", False):
-            fixed.update(dict.fromkeys(root, "transposed convolutions are not supported"))
         try:
             reached = graph.follow(maker)
         except _LostError as error:
@@ -288,20 +286,21 @@ def _ties(
             if isinstance(module, _LAYERS):
                 layer = names[module]
                 edges += [(root[r], slot(layer, side, channel)) for channel, r in channels]
-            elif isinstance(module, nn.Module) and module in names:
-                if not _ignores_channels(module):
-                    reason = f"{type(module).__name__} mixes them"
-                    fixed.update((root[r], reason) for _, r in channels)
-            elif isinstance(module, nn.Parameter):
-                fixed.update((root[r], "a parameter of no layer goes in") for _, r in channels)
-            elif type(module).__name__ == "_OutputOp":
-                fixed.update((root[r], "they are the outputs") for _, r in channels)
-    for maker in makers:
-        if isinstance(maker, CONVOLUTIONS) and maker.groups > 1:
-            edges += _group_edges(names[maker], maker, slot)
-    for name, attention in traced.named_modules():
-        edges += _head_edges(name, attention, slot)
+            elif reason := _holds(module, names):
+                fixed.update((root[r], reason) for _, r in channels)
+    for name, module in traced.named_modules():
+        if isinstance(module, CONVOLUTIONS) and module.groups > 1:
+            edges += _group_edges(name, module, slot)
+        edges += _head_edges(name, module, slot)
+    return _components(slots, edges, fixed)
 
+
+def _components(
+    slots: Mapping[tuple[str, str, int], int],
+    edges: list[tuple[int, int]],
+    fixed: Mapping[int, str],
+) -> tuple[dict[tuple[str, str, int], int], dict[str, str]]:
+    """What `_ties` returns, from what is tied to what, and what has to stay, with the reason."""
     pairs = np.asarray(edges, dtype=np.int64).reshape(-1, 2)
     matrix = coo_array((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), (len(slots), len(slots)))
     _, numbers = connected_components(matrix, directed=False)
@@ -313,6 +312,18 @@ def _ties(
     }
     units = {key: int(numbers[index]) for key, index in slots.items()}
     return {key: unit for key, unit in units.items() if unit not in stays}, left_out
+
+
+def _holds(reached: Any, names: Mapping[nn.Module, str]) -> str:
+    """Why channels that reach what is no layer of `_LAYERS` have to stay; "" if they need not."""
+    if isinstance(reached, nn.Parameter):
+        return "a parameter of no layer goes in"
+    kind = type(reached).__name__
+    if reached not in names:  # an operation
+        return "they are the outputs" if kind == "_OutputOp" else ""
+    if isinstance(reached, nn.InstanceNorm1d | nn.InstanceNorm2d) and not reached.affine:
+        return ""  # works on each channel by itself
+    return f"{kind} mixes them"
 
 
 class _LostError(Exception):
@@ -407,11 +418,6 @@ def _channels_of(layer: Any) -> tuple[int, int]:
     if isinstance(layer, nn.Linear):
         return layer.in_features, layer.out_features
     return layer.num_features, layer.num_features
-
-
-def _ignores_channels(module: nn.Module) -> bool:
-    """Whether a module works on each channel by itself."""
-    return isinstance(module, nn.InstanceNorm1d | nn.InstanceNorm2d) and not module.affine
 
 
 def _group_edges(

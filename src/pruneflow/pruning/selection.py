@@ -43,10 +43,8 @@ def prunable_parameters(
     and the parameter's. No `include` means all.
 
     Args:
-        model: any module.
-        include, exclude: patterns.
-        biases: whether to take biases.
-        products: parameters that were seen to be operands of products (`cost.positions`).
+        model, include, exclude, biases: of what, matching what, and whether biases are taken.
+        products: parameters that were seen to multiply something (`cost.positions`).
 
     Raises:
         InputError: a pattern that matches nothing, or nothing left to prune.

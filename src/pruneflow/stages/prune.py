@@ -134,20 +134,18 @@ def _prune(
         return report_finished(before, reporter, experiment_id)
 
     name = config.run_name(stage)
-    tags = {
-        "pruneflow.workload": workload_fingerprint(config, data.digest),
-        "pruneflow.fingerprint": digest,
-    }
     with open_run(
         stage,
         config,
         name=name,
-        tags=tags,
+        tags={
+            "pruneflow.workload": workload_fingerprint(config, data.digest),
+            "pruneflow.fingerprint": digest,
+        },
         experiment_id=experiment_id,
         interrupted=None if before is None else before.id,
     ) as run:
         whole = _measure_whole(experiment, state)
-        notes = [_not_pruned(state, whole), *state.notes]
         last = None if before is None else run.go_on()
         if last is None:
             experiment.log_workload(run)
@@ -158,15 +156,13 @@ def _prune(
         else:
             state = _restored(experiment, state, last)
             reporter.say(f"{stage} {name}: run {run.id} goes on after level {len(run.levels) - 1}")
-        for note in notes:
-            reporter.say(f"  {note}")
+        reporter.say("\n".join(f"  {note}" for note in _notes(state, whole)))
         reporter.plan(len(steps) * config.finetune_epochs)
 
         for step in [schedule.UNPRUNED, *steps][len(run.levels) :]:
             state, level = _level(experiment, state, whole, step, run, reporter)
             _tell(level, _warnings(config, whole, state, level, run), len(steps), reporter)
-        warnings = _warnings(config, whole, state, run.levels[-1], run)
-        _summarise(stage, experiment, whole, warnings, notes, run)
+        _summarise(stage, experiment, whole, state, run)
     reporter.console.print(levels_table(run.levels))
     return run.ended
 
@@ -199,7 +195,7 @@ def _start(experiment: Experiment[PruneConfig], model: nn.Module) -> State:
         )
         weights = Weights(parameters)
         return State(model, weights, weights.everything(), lambda: found().groups, {})
-    channels = _channels(experiment, model, found())
+    channels = _channels(experiment, model, found)
     units = {group.name: torch.ones(group.units, dtype=torch.bool) for group in found().groups}
     notes = (_left_out(found().left_out),) if found().left_out else ()
     return State(model, channels, channels.everything(), lambda: found().groups, units, notes)
@@ -266,22 +262,24 @@ def _shrunk(
     for name, mask in left.items():
         if name in units:
             units[name][units[name].clone()] = mask.cpu()
-    return State(smaller, granularity, kept, lambda: renumbered, units)
+    return State(smaller, granularity, kept, lambda: renumbered, units, state.notes)
 
 
-def _channels(experiment: Experiment[PruneConfig], model: nn.Module, found: Found) -> Channels:
+def _channels(
+    experiment: Experiment[PruneConfig], model: nn.Module, found: Callable[[], Found]
+) -> Channels:
     """The channels that may be pruned, by the configuration."""
     config = experiment.config
     independent = config.coupling == "independent"
     heads = [experiment.head]
-    candidates = groups.filters(model, outputs=heads) if independent else found.groups
+    candidates = groups.filters(model, outputs=heads) if independent else found().groups
     if not candidates and independent:
         raise InputError(
             f"coupling=independent prunes Conv2d filters, and {config.model} has none to prune: "
             "pass coupling=group"
         )
     if not candidates:
-        reasons = "; ".join(sorted(set(found.left_out.values()))) or "it has no such layers"
+        reasons = "; ".join(sorted(set(found().left_out.values()))) or "it has no such layers"
         raise InputError(f"no channels can be removed from {config.model}: {reasons}")
     chosen = groups.choose(
         model,
@@ -489,6 +487,11 @@ def _measure_whole(experiment: Experiment[PruneConfig], state: State) -> Whole:
     return Whole(params, prunable, _units(state), macs)
 
 
+def _notes(state: State, whole: Whole) -> list[str]:
+    """What of a model is not pruned, and which channels cannot be removed, with the reasons."""
+    return [_not_pruned(state, whole), *state.notes]
+
+
 def _not_pruned(state: State, whole: Whole) -> str:
     """What is not pruned, by kind of layer, with its share of the model's parameters."""
     rest: dict[str, int] = {}
@@ -622,8 +625,7 @@ def _summarise(
     stage: str,
     experiment: Experiment[PruneConfig],
     whole: Whole,
-    warnings: list[str],
-    notes: list[str],
+    state: State,
     run: Run,
 ) -> None:
     """The run's own figures, and the text on its page."""
@@ -636,14 +638,15 @@ def _summarise(
     for name, figure in RUN_FIGURES.items():
         run.log_figure(f"figures/{name}.png", static.draw(figure(run.levels, pruned, title)))
     first, last = run.levels[0], run.levels[-1]
-    told = "".join(f"{text[0].upper()}{text[1:]}.\n\n" for text in notes)
+    warnings = _warnings(config, whole, state, run.levels[-1], run)
+    notes = "".join(f"{text[0].upper()}{text[1:]}.\n\n" for text in _notes(state, whole))
     bold = "".join(f"**{text[0].upper()}{text[1:]}**\n\n" for text in warnings)
     run.describe(
         f"**{config.model}** on **{experiment.data_name}**: `{stage}`, {', '.join(how)}, "
         f"seed {config.seed}.\n\n"
         f"{100 * last.params_left:.3g} % of the parameters left: test accuracy "
         f"{first.test_after:.4f} -> {last.test_after:.4f} after fine-tuning.\n\n"
-        f"{bold}{to_markdown(run.levels)}\n\n{told}"
+        f"{bold}{to_markdown(run.levels)}\n\n{notes}"
         "Sparsity is zeros / prunable parameters; MACs left counts weights that are not zero, "
         "MACs compact what a dense kernel does in the compact form."
     )
