@@ -268,7 +268,7 @@ def test_a_download_that_fails_is_one_line_with_the_ways_out(
     assert "\n" not in text
 
 
-def as_published(name: str) -> dict[str, Tensor]:
+def as_published(name: str) -> Mapping[str, Tensor]:
     """A state dict with random values, in the format of torchvision's files."""
     torch.manual_seed(0)
     given = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
@@ -277,9 +277,8 @@ def as_published(name: str) -> dict[str, Tensor]:
         given["image_size"] = size
     state = torchvision.models.get_model(name, weights=None, **given).state_dict()
     if name.startswith("densenet"):  # of a time with dots in names, and with no counts of batches
-        state = {
-            re.sub(r"(layer\d+\.(?:norm|conv))(\d)\.", r"\1.\2.", k): v for k, v in state.items()
-        }
+        old = re.compile(r"(denselayer\d+\.(?:norm|conv))(?=\d)")
+        return {old.sub(r"\1.", k): v for k, v in state.items() if "num_batches" not in k}
     return state
 
 

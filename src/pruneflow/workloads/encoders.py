@@ -196,9 +196,12 @@ def encode(tokenizer: Any, texts: Texts, *, longest: int, config: Any = None) ->
     padding = getattr(config, "pad_token_id", None)
     if padding is None:
         padding = tokenizer.pad_token_id or 0
-    # XLNet reads its summary at the last place
-    at_start = getattr(config, "summary_type", None) == "last"
-    return Tokens(ids, starts, texts.labels, int(padding), at_start)
+    return Tokens(ids, starts, texts.labels, int(padding), pads_at_start(config))
+
+
+def pads_at_start(config: Any) -> bool:
+    """Whether padding goes before a text: XLNet reads its summary at the last place."""
+    return getattr(config, "summary_type", None) == "last"
 
 
 def positions(model: nn.Module) -> int | None:
