@@ -7,10 +7,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 import pruneflow
-from pruneflow.config import FinetuneConfig, PruneConfig, Settings, resolve
-from pruneflow.tracking import fingerprints
+from pruneflow.config import BenchmarkConfig, FinetuneConfig, PruneConfig, Settings, resolve
+from pruneflow.tracking import environment, fingerprints
 
 
 def test_fingerprint_follows_what_decides_the_result_and_nothing_else() -> None:
@@ -27,6 +28,22 @@ def test_fingerprint_follows_what_decides_the_result_and_nothing_else() -> None:
     assert fingerprints.fingerprint("finetune", config, "other data", None) != same
     assert fingerprints.fingerprint("finetune", config, "data", "base") != same
     assert fingerprints.fingerprint("prune_direct", config, "data", None) != same
+
+
+def test_a_benchmarks_fingerprint_is_of_its_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    def both() -> list[str]:
+        configs = (resolve(BenchmarkConfig, {"device": device}) for device in ("cpu", "cuda"))
+        return [fingerprints.benchmark_fingerprint(config, "pruned") for config in configs]
+
+    monkeypatch.setattr(environment, "cpu", lambda: "a processor")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    cpu, cuda = both()
+    assert both() == [cpu, cuda]
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "another")
+    assert both()[0] == cpu
+    assert both()[1] != cuda
+    monkeypatch.setattr(environment, "cpu", lambda: "another")
+    assert both()[0] != cpu
 
 
 def test_fingerprints_follow_the_content_of_a_weights_file(tmp_path: Path) -> None:

@@ -499,7 +499,7 @@ _READ = {"int": int, "float": float, "str": str}
 
 
 def _field_kinds(record: type[Any]) -> dict[str, str]:
-    """Field of a dataclass -> `int`, `float` or `str`; each may be missing but the first."""
+    """Field of a dataclass -> `int`, `float` or `str`; each may be missing but the level."""
     return {field.name: str(field.type).removesuffix(" | None") for field in fields(record)}
 
 
@@ -510,8 +510,7 @@ def _columns_of(table: Mapping[str, Sequence[Any]], record: type[Any]) -> dict[s
         ValueError, TypeError, LookupError, AttributeError, ArithmeticError: they are not.
     """
     kinds = _field_kinds(record)
-    first = next(iter(kinds))
-    count = len(table[first])
+    count = len(table["level"])  # which every record has
     columns = {}
     for name, kind in kinds.items():
         values = table.get(name)
@@ -520,8 +519,8 @@ def _columns_of(table: Mapping[str, Sequence[Any]], record: type[Any]) -> dict[s
         if not isinstance(values, list) or len(values) != count:
             raise ValueError(f"{name} is no list as long as the others")
         columns[name] = [None if value is None else _as_kind(value, kind) for value in values]
-    if None in columns[first]:
-        raise ValueError(f"{first} is missing")
+    if None in columns["level"]:
+        raise ValueError("level is missing")
     return columns
 
 
