@@ -285,6 +285,14 @@ def lose_folder(folder: Path) -> None:
     shutil.rmtree(folder)
 
 
+@pytest.fixture(scope="module")
+def undisturbed(folder: Path) -> pruneflow.FinishedRun:
+    """A run that never stopped, and that none is found to be the same as."""
+    whole = pruneflow.prune_iterative(**SMALL | {"seed": 3}, resume="never")
+    MlflowClient().delete_run(whole.run_id)
+    return whole
+
+
 @pytest.mark.parametrize(
     ("harm", "redone"),
     [
@@ -300,13 +308,11 @@ def test_what_is_damaged_is_seen_and_the_level_before_is_used(
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    undisturbed: pruneflow.FinishedRun,
     harm: Callable[[Path], None],
     redone: int,
 ) -> None:
-    given = SMALL | {"seed": 3}
-    whole = pruneflow.prune_iterative(**given, resume="never")
-    client = MlflowClient()
-    client.delete_run(whole.run_id)
+    given, whole, client = SMALL | {"seed": 3}, undisturbed, MlflowClient()
     with pytest.MonkeyPatch.context() as patch:
         stop_at(patch, 2, "recorded")
         with pytest.raises(Stop):
@@ -384,7 +390,7 @@ def test_a_run_that_another_process_has_is_left_to_it(folder: Path) -> None:
 
 
 def test_a_killed_process_leaves_a_run_that_goes_on(folder: Path) -> None:
-    given = SMALL | {"seed": 8, "finetune_epochs": 1, "iterations": 4}
+    given = SMALL | {"seed": 8, "finetune_epochs": 1, "iterations": 2}
     whole = pruneflow.prune_iterative(**given, resume="never")
     client = MlflowClient()
     client.delete_run(whole.run_id)
@@ -395,7 +401,7 @@ def test_a_killed_process_leaves_a_run_that_goes_on(folder: Path) -> None:
             command, stdout=output, stderr=output, start_new_session=True, env=os.environ
         )
         deadline = time.monotonic() + 120
-        while "level 1/4" not in (folder / "output.txt").read_text():
+        while "level 1/2" not in (folder / "output.txt").read_text():
             assert process.poll() is None, (folder / "output.txt").read_text()
             assert time.monotonic() < deadline
             time.sleep(0.05)

@@ -90,13 +90,6 @@ def open_base(
             raise InputError(
                 f"base_run={run_id!r} has {name}={theirs}, not {ours}: they must agree"
             )
-    for theirs in (one.dataset.digest for one in run.inputs.dataset_inputs):
-        if theirs != data_digest:
-            raise InputError(
-                f"base_run={run_id!r} was trained on other samples of {config.dataset} than are "
-                f"read here (digest {theirs}, not {data_digest}): pass the same data_dir and "
-                "train_limit, or another base_run"
-            )
     checkpoint = load_checkpoint(run_id, 0)
     found, classes = checkpoint.structure.get("classes"), structure["classes"]
     if found != classes:
@@ -111,6 +104,13 @@ def open_base(
             f"base_run={run_id!r} was trained with another {part} than {config.model} has here: "
             "pass the same weights and train_limit, or another base_run"
         )
+    for theirs in (one.dataset.digest for one in run.inputs.dataset_inputs):
+        if theirs != data_digest:
+            raise InputError(
+                f"base_run={run_id!r} was trained on other samples of {config.dataset} than are "
+                f"read here (digest {theirs}, not {data_digest}): pass the same data_dir and "
+                "train_limit, or another base_run"
+            )
     return checkpoint
 
 
