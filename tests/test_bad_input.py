@@ -170,7 +170,7 @@ FILES: dict[str, Callable[[Path], object]] = {
     "oneclass_csv": _table("text,label\n" + "fine,1\n" * 50),
     "onerow_csv": _table("text,label\nfine,1\n"),
     "latin_csv": _table("text,label\nsch\u00f6n,1\n".encode("latin-1") * 20),
-    "blank_csv": _table("text,label\n,1\nbad,0\n" * 20),
+    "blank_csv": _table("text,label\n" + ",1\nbad,0\n" * 20),
     "comma_csv": _table("text,label\n" + "fine,1\n" * 7 + "well, bad,0\n"),
     "quote_csv": _table('text,label\nfine,1\n"bad,0\n'),
     "mixed_csv": lambda path: (
@@ -328,7 +328,7 @@ TEXTS: list[tuple[dict[str, object], str]] = [
     ({"data_dir": "oneclass_csv"}, "class"),
     ({"data_dir": "onerow_csv"}, "class"),
     ({"data_dir": "latin_csv"}, "cannot be read"),
-    ({"data_dir": "blank_csv"}, "text"),
+    ({"data_dir": "blank_csv"}, "train.csv: row 0 (of 40, from 0; line 2) has no text"),
     ({"data_dir": "comma_csv"}, "train.csv: row 7 (of 8, from 0; line 9) has 3 fields"),
     ({"data_dir": "quote_csv"}, "train.csv: the row that starts at line 3 cannot be read"),
     ({"data_dir": "mixed_csv"}, "more than one of train, validation and test: train_test.csv"),

@@ -162,7 +162,7 @@ def _csv(path: Path) -> Table:
                 "with a comma needs quotes around it"
             )
         if row == header:
-            raise InputError(f"{where} is the header again")
+            raise InputError(f"{where} is the header again: {', '.join(header)}")
     columns = list(zip(*rows, strict=True)) or [()] * len(header)
     return Table(str(path), dict(zip(_header(str(path), header), columns, strict=True)), lines[1:])
 
