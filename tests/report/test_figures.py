@@ -68,6 +68,7 @@ TIMES = [
     latency(2, "sparse", 64, None),
     latency(2, "dense", 1, 3.0, engine="openvino"),
     latency(2, "dense", 1, 30.0, threads=1),
+    latency(2, "dense", 1, 300.0, machine="another"),
 ]
 
 
@@ -78,7 +79,7 @@ def drawn(chart: Chart, number: int = 0) -> dict[str, tuple[list[float], list[fl
 def test_latency_by_batch_size_has_a_line_a_form_of_the_last_level() -> None:
     chart = LATENCY_FIGURES["latency_by_batch_size"](TIMES, "title")
     assert drawn(chart) == {"dense": ([1, 4], [10.0, 40.0]), "sparse": ([1, 4], [2.5, 10.0])}
-    assert chart.title == "title; cpu, 2 threads"
+    assert chart.title == "title; cpu, 2 threads, a processor"
     assert panel(chart).title == "level 2, 25 % of the parameters left"
     assert (panel(chart).x.scale, panel(chart).y.scale) == ("log2", "log")
 
@@ -122,6 +123,33 @@ def test_a_run_that_is_timed_twice_is_one_seed(name: str) -> None:
             runs.benchmark(pruned, [latency(1, "dense", 1, p50)])
     (line,) = panel(FIGURES[name].draw(runs.evidence(), Overlay())).lines
     assert (list(line.y), list(line.n or ())) == ([4.0], [2])  # of 3 and 5
+
+
+def on_two_machines() -> Frames:
+    """Times of one run on a machine, and faster ones on another, which has one row less."""
+    runs = Frames()
+    pruned = runs.prune()
+    slow = [latency(n, "dense", 1, 8.0, machine="slow", speedup=1.0) for n in (0, 1)]
+    slow.append(latency(1, "masked", 1, 8.0, machine="slow", speedup=2.0))
+    fast = [latency(n, "dense", 1, 2.0, machine="fast", speedup=8.0) for n in (0, 1)]
+    runs.benchmark(pruned, fast)
+    runs.benchmark(pruned, slow)
+    return runs
+
+
+@pytest.mark.parametrize("name", LATENCY_FIGURES)
+def test_a_figure_of_times_is_of_one_machine_and_names_it(name: str) -> None:
+    chart = FIGURES[name].draw(on_two_machines().evidence(), Overlay())
+    assert chart is not None
+    assert chart.title.endswith("cpu, 2 threads, slow")
+    assert {y for line in panel(chart).lines for y in line.y} == {8.0}
+
+
+def test_the_front_of_times_is_of_one_machine() -> None:
+    chart = FIGURES["pareto"].draw(on_two_machines().evidence(), Overlay())
+    assert chart is not None
+    (of_time,) = [panel(chart, i) for i, p in enumerate(chart.panels) if p.title.startswith("time")]
+    assert min(x for line in of_time.lines for x in line.x) == 0.5
 
 
 def test_a_front_has_no_point_that_another_beats() -> None:

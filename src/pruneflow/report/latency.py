@@ -20,14 +20,13 @@ from pruneflow.report.charts import (
 from pruneflow.report.curves import MOST_PANELS, Overlay, by_configuration, curve, left
 from pruneflow.report.evidence import Evidence, where
 
-_PLACE = ("machine", "device", "threads")  # times of different ones are not compared
+SETTING = ["machine", "device", "threads"]  # times of two are never put together
 
 
 def on_one_machine(rows: pd.DataFrame) -> pd.DataFrame:
     """Times in eager PyTorch of one machine, device and number of threads: those with most rows."""
     rows = rows[(rows["engine"] == "eager") & rows["p50_ms"].notna()]
-    place = [name for name in _PLACE if name in rows]
-    groups = rows.groupby(place, dropna=False, sort=False)
+    groups = rows.groupby(SETTING, dropna=False, sort=False)
     return max((part for _, part in groups), key=len, default=rows)
 
 
@@ -37,8 +36,7 @@ def _timed(evidence: Evidence) -> pd.DataFrame:
     Of several benchmarks of it the median, since a run that is timed twice is one sample.
     """
     rows = on_one_machine(evidence.latencies[evidence.latencies["configuration"].notna()])
-    keys = ["configuration", "model", "seed", "base_run", "device", "threads"]
-    keys += ["level", "form", "batch_size"]
+    keys = ["configuration", "model", "seed", "base_run", *SETTING, "level", "form", "batch_size"]
     columns = ["p50_ms", "params_left", "channels_left"]
     return rows.groupby(keys, dropna=False)[columns].median().reset_index()
 
@@ -47,8 +45,9 @@ def ran_on(rows: pd.DataFrame) -> str:
     """What times were taken on, as the end of a title."""
     if rows.empty:
         return ""
-    device, threads = str(rows["device"].iloc[0]), int(rows["threads"].iloc[0])
-    return f"; {device}" + (f", {threads} thread{'s' * (threads > 1)}" if device == "cpu" else "")
+    machine, device, threads = (rows[name].iloc[0] for name in SETTING)
+    of_cpu = f", {threads} thread{'s' * bool(threads > 1)}" if device == "cpu" else ""
+    return f"; {device}{of_cpu}, {machine}"
 
 
 def _form_lines(rows: pd.DataFrame, x: str, *, of_one_run: bool) -> list[Line]:

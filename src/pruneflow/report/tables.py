@@ -112,7 +112,7 @@ def latencies(evidence: Evidence) -> pd.DataFrame:
     """Every measured time."""
     labels = evidence.configurations["label"]
     table = evidence.latencies.assign(configuration=evidence.latencies["configuration"].map(labels))
-    return table[[name for name in _OF_LATENCY if name in table]]
+    return table[_OF_LATENCY]
 
 
 # name -> title, and what makes it; a page shows as many rows as are readable, the CSV has all
