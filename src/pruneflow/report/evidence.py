@@ -62,8 +62,7 @@ class Evidence:
 
     def label(self, configuration: object) -> str:
         """The name of a configuration, by its number."""
-        labels = dict(self.configurations["label"].items())
-        return str(labels[configuration])
+        return str(dict(self.configurations["label"].items())[configuration])
 
     def of(self, **values: object) -> pd.DataFrame:
         """Levels of the runs that have these values; a list or tuple means any of its own."""
@@ -128,23 +127,20 @@ def with_configuration(runs: pd.DataFrame) -> pd.DataFrame:
 
 def _labels(configurations: pd.DataFrame) -> pd.Series[str]:
     """A name for each configuration: its model, and whatever is not the same for all."""
-    told = ["model", "dataset", "schedule", "criterion", "granularity", "coupling", "form", "scope"]
-    others = [name for name in DECIDING if name in configurations and name not in told]
-    # what every configuration of a model has follows from the model, and its name is told
+    bare = ["schedule", "criterion", "granularity", "coupling", "form", "scope"]
+    others = [name for name in DECIDING if name in configurations and name not in bare]
+    # what every configuration of a model has follows from the model, which is named
     of_model = configurations.groupby(["model", "dataset"], dropna=False)
-    columns = (*told[2:], *others)
+    columns = [*bare, *(name for name in others if name not in ("model", "dataset"))]
     varying = [n for n in columns if (of_model[n].nunique(dropna=False) > 1).any()]
-    if configurations["dataset"].nunique() > 1:
-        varying.insert(0, "dataset")
+    varying = ["dataset"] * (configurations["dataset"].nunique() > 1) + varying
     labels = []
     for _, row in configurations.iterrows():
         parts = [short_model(str(row["model"]))]
         for name in varying:
-            value = row[name]
-            if pd.isna(value) or value == "":
-                continue
-            text = f"{value:g}" if isinstance(value, float | np.floating) else str(value)
-            parts.append(text if name in told else f"{name} {text}")
+            value = f"{row[name]:g}" if isinstance(row[name], float) else str(row[name])
+            if not pd.isna(row[name]) and value:
+                parts.append(value if name in [*bare, "dataset"] else f"{name} {value}")
         labels.append(", ".join(parts))
     names = pd.Series(labels, index=configurations.index, dtype=object)
     # models of one short name, and a control made by either pruning stage
@@ -169,11 +165,8 @@ def summary(frame: pd.DataFrame, by: Sequence[str], column: str) -> pd.DataFrame
     known = frame[frame[column].notna()]
     found = known.groupby(list(by), dropna=False, sort=True)[column].agg(["mean", "std", "count"])
     found = found.rename(columns={"std": "sd", "count": "n"}).reset_index()
-    half = np.full(len(found), np.nan)
-    several = (found["n"] > 1).to_numpy()
-    n = found["n"].to_numpy(dtype=float)[several]
-    quantile = stats.t.ppf(0.5 + CONFIDENCE / 2, n - 1)
-    half[several] = quantile * found["sd"].to_numpy(dtype=float)[several] / np.sqrt(n)
+    n = found["n"].to_numpy(dtype=float)
+    half = stats.t.ppf(0.5 + CONFIDENCE / 2, n - 1) * found["sd"].astype(float) / np.sqrt(n)
     found["low"], found["high"] = found["mean"] - half, found["mean"] + half
     return found[[*by, "mean", "sd", "low", "high", "n"]]
 
