@@ -20,7 +20,7 @@ from pruneflow.paper.samples import (
     since_start,
     spearman,
 )
-from pruneflow.paper.verdicts import Answer, Comparison, decided, joint, missing
+from pruneflow.paper.verdicts import Answer, Comparison, above, below, decided, joint, missing
 from pruneflow.report.evidence import Evidence, differences, places, where
 
 EIGHTH = 0.875  # sparsity of claim 1
@@ -48,7 +48,7 @@ def keeps_accuracy(evidence: Evidence) -> Answer:
     off = (at["target_sparsity"] - EIGHTH).abs()
     at = at.loc[off.groupby(at["run_id"]).idxmin()]
     what = f"change of test accuracy of {named('alexnet', at['dataset'].iloc[0])} at 12.5 % left"
-    change = Comparison.of(what, by_seed(at, "change"), -KEPT, above=True)
+    change = above(what, by_seed(at, "change"), -KEPT)
     return decided([change], f"Test accuracy then {at['test_after'].mean():.3f}")
 
 
@@ -69,9 +69,7 @@ def beats_random(evidence: Evidence) -> Answer:
         both = differences(of_l1, of_random, "target_sparsity", "test_after")
         for place, rows in both.groupby("target_sparsity"):
             what = f"L1 - random, {named(*values[:2])} at {percent(place)} sparsity"
-            comparisons.append(
-                Comparison.of(what, by_seed(rows, "difference"), FAR, above=True)
-            )  # fmt: skip
+            comparisons.append(above(what, by_seed(rows, "difference"), FAR))
     command = f"{ALEXNET} --criterion random"
     if not comparisons:
         return missing("runs by L1 and at random from one base", command)
@@ -100,8 +98,7 @@ def iterative_beats_direct(evidence: Evidence) -> Answer:
                         f"iterative (fraction {fraction:g}) - direct {when} fine-tuning, "
                         f"{named(model, dataset)} at {percent(place)} sparsity"
                     )
-                    values = by_seed(here, "difference")
-                    comparisons.append(Comparison.of(what, values, edge, above=True))
+                    comparisons.append(above(what, by_seed(here, "difference"), edge))
     if len({comparison.edge for comparison in comparisons}) < 2:
         return missing(
             "iterative and direct runs by L1 of one base that meet at one sparsity",
@@ -137,23 +134,15 @@ def regularises(evidence: Evidence) -> Answer:
             lambda run: spearman(run["level"].tolist(), run["gap"].tolist())
         )  # fmt: skip
         comparisons += [
-            Comparison.of(
-                f"gap at the last level - unpruned, {name}",
-                by_seed(last, "change"),
-                0.0,
-                above=False,
-            ),
-            Comparison.of(
-                f"Spearman of gap and level, {name}", trend, 0.0, above=False, points=False
-            ),
+            below(f"gap at the last level - unpruned, {name}", by_seed(last, "change")),
+            below(f"Spearman of gap and level, {name}", trend, points=False),
         ]
         control = evidence.control_of(last)
         control = control.assign(gap=control["train_after"] - control["test_after"])
         beside = differences(last, control, "level", "gap")
         if len(beside):
-            values = by_seed(beside, "difference")
             what = f"gap at the last level - dense control's, {name}"
-            comparisons.append(Comparison.of(what, values, 0.0, above=False))
+            comparisons.append(below(what, by_seed(beside, "difference")))
         else:
             notes.append(f"no dense control of {name} to tell it from training")
     if not comparisons:
@@ -176,16 +165,17 @@ def structured_falls_faster(evidence: Evidence) -> Answer:
         weights = most_seeds(l1(evidence, model=model, dataset=dataset)).dropna(subset=columns)
         falls, rises = [], []
         for base, run in most_seeds(every).dropna(subset=columns).groupby("base_run"):
-            below = _below_weights(run, where(weights, base_run=base))
-            if below is not None:
-                falls.append(below)
+            difference = _below_weights(run, where(weights, base_run=base))
+            if difference is not None:
+                falls.append(difference)
                 rises.append(float(run.sort_values("level")["test_before"].diff().max()))
         if falls:
             name = named(model, dataset)
-            what = f"filters - weights at equal parameters, {name}"
-            comparisons.append(Comparison.of(what, falls, 0.0, above=False))
             what = f"largest rise from a level to the next before fine-tuning, {name}"
-            comparisons.append(Comparison.of(what, rises, CLEARLY, above=True))
+            comparisons += [
+                below(f"filters - weights at equal parameters, {name}", falls),
+                above(what, rises, CLEARLY),
+            ]
     if not comparisons:
         return missing(
             "single weights by L1 and filters pruned independently, from one base run, at "
@@ -244,21 +234,16 @@ def bert_is_fragile(evidence: Evidence) -> Answer:
         commands = " && ".join(f"{ITERATIVE} {name}" for name in lacking)
         return missing(f"{' and '.join(lacking.values())}, pruned by L1", commands)
     comparisons: list[Comparison | None] = []
-    for (encoder, texts), ours in bert.groupby(["model", "dataset"]):
-        comparisons.append(_small_steps(named(encoder, texts), ours))
-        for (cnn, images), theirs in cnns.groupby(["model", "dataset"]):
-            common = set(ours["at"]) & set(theirs["at"])
-            at = max(common, default=None)
+    for encoder, ours in bert.groupby(["model", "dataset"]):
+        comparisons.append(_small_steps(named(*encoder), ours))
+        for cnn, theirs in cnns.groupby(["model", "dataset"]):
+            at = max(set(ours["at"]) & set(theirs["at"]), default=None)
+            what = f"lost by {named(*encoder)} - by {named(*cnn)}"
+            losses_there = [by_seed(where(part, at=at), "loss") for part in (ours, theirs)]
             comparisons.append(
-                None
-                if at is None
-                else Comparison.between(
-                    f"lost by {named(encoder, texts)} - by {named(cnn, images)} at "
-                    f"{percent(at)} sparsity",
-                    by_seed(where(ours, at=at), "loss"),
-                    by_seed(where(theirs, at=at), "loss"),
-                    above=True,
-                )
+                Comparison.between(f"{what} at {percent(at)} sparsity", *losses_there, above=True)
+                if at is not None
+                else None
             )
     known = [comparison for comparison in comparisons if comparison is not None]
     if len(known) < len(comparisons) and (not known or joint(known) != "refuted"):
@@ -285,7 +270,7 @@ def _small_steps(name: str, losses: pd.DataFrame) -> Comparison | None:
     chosen = by_rank.iloc[0]
     here = where(pairs, at=chosen["at"], at_large=chosen["at_large"])
     what = f"lost by fraction {small:g} - by {large:g}, {name} at {percent(chosen['at'])} sparsity"
-    return Comparison.of(what, here["loss"] - here["loss_large"], 0.0, above=False)
+    return below(what, here["loss"] - here["loss_large"])
 
 
 def vgg_holds_best(evidence: Evidence) -> Answer:
@@ -301,17 +286,12 @@ def vgg_holds_best(evidence: Evidence) -> Answer:
         common = set.intersection(*(set(part["at"]) for _, part in rows.groupby("model")))
         if "vgg16" not in set(rows["model"]) or len(models) < 2 or not common:
             continue
-        here = where(rows, at=max(common))
+        here, at = where(rows, at=max(common)), percent(max(common))
+        vgg = by_seed(where(here, model="vgg16"), "loss")
         for model in models:
-            comparisons.append(
-                Comparison.between(
-                    f"lost by vgg16 - by {named(model, dataset)} at {percent(max(common))} "
-                    "sparsity",
-                    by_seed(where(here, model="vgg16"), "loss"),
-                    by_seed(where(here, model=model), "loss"),
-                    above=False,
-                )
-            )
+            what = f"lost by vgg16 - by {named(model, dataset)} at {at} sparsity"
+            theirs = by_seed(where(here, model=model), "loss")
+            comparisons.append(Comparison.between(what, vgg, theirs, above=False))
     if not comparisons:
         there = ", ".join(sorted(losses["model"].unique())) or "none"
         lacking = [m for m in ("vgg16", "alexnet", "resnet18") if m not in set(losses["model"])]

@@ -17,7 +17,7 @@ from pruneflow.paper.samples import (
     percent,
     spearman,
 )
-from pruneflow.paper.verdicts import Answer, Comparison, decided, missing
+from pruneflow.paper.verdicts import Answer, Comparison, above, below, decided, missing
 from pruneflow.report.evidence import Evidence, where
 from pruneflow.report.latency import SETTING
 
@@ -49,8 +49,8 @@ def first_linears(evidence: Evidence) -> Answer:
     share = (two.groupby("seed")["zeros"].sum().astype(float) / every).fillna(0.0)
     of_params = two["params"].sum() / layers["params"].sum()
     what = f"share of alexnet's zeros in classifier.1 and classifier.4 at level {last}"
-    comparison = Comparison.of(what, share, MOST, above=True, points=False)
-    return decided([comparison], f"They hold {percent(of_params)} of the parameters")
+    note = f"They hold {percent(of_params)} of the parameters"
+    return decided([above(what, share, MOST, points=False)], note)
 
 
 def masks_overstate(evidence: Evidence) -> Answer:
@@ -63,14 +63,13 @@ def masks_overstate(evidence: Evidence) -> Answer:
     masked, compact = (levels[name].astype(float) for name in counts)
     levels = levels.assign(ratio=masked / compact.clip(lower=1.0))
     comparisons = [
-        Comparison.of(
-            f"masked / removed of {named(*values[:2])} at {percent(values[2])}",
+        above(
+            f"masked / removed of {named(model, dataset)} at {percent(at)}",
             by_seed(rows, "ratio"),
             1.0,
-            above=True,
             points=False,
         )
-        for values, rows in levels.groupby(["model", "dataset", "target_sparsity"])
+        for (model, dataset, at), rows in levels.groupby(["model", "dataset", "target_sparsity"])
     ]
     low, high = levels["ratio"].min(), levels["ratio"].max()
     return decided(comparisons, f"From {low:.2f} to {high:.2f} times in all")
@@ -97,17 +96,15 @@ def latency_behaves(evidence: Evidence) -> Answer:
         if behaviour.empty:
             continue
         name = f"{short_model(str(model))} on {device} ({threads} threads, {machine})"
-        for what, column, edge, above in (
-            ("R squared of time and batch size", "r_squared", LINEAR, True),
-            ("masked / dense", "masked", 1 - SAME_TIME, True),
-            ("masked / dense", "masked", 1 + SAME_TIME, False),
-            ("compact / dense at the last level", "compact", 1.0, False),
-            ("Spearman of that and parameters removed", "spearman", 0.0, False),
+        for what, column, side, edge in (
+            ("R squared of time and batch size", "r_squared", above, LINEAR),
+            ("masked / dense", "masked", above, 1 - SAME_TIME),
+            ("masked / dense", "masked", below, 1 + SAME_TIME),
+            ("compact / dense at the last level", "compact", below, 1.0),
+            ("Spearman of that and parameters removed", "spearman", below, 0.0),
         ):
             values = by_seed(behaviour, column)
-            comparisons.append(
-                Comparison.of(f"{what}, {name}", values, edge, above=above, points=False)
-            )
+            comparisons.append(side(f"{what}, {name}", values, edge, points=False))
     if not comparisons:
         return missing(
             f"times of dense, masked and compact at {BATCHES} batch sizes and two pruned levels",
@@ -162,13 +159,7 @@ def skips_cost_more(evidence: Evidence) -> Answer:
         )
     at = near.loc[near["off"].groupby(near["run_id"]).idxmin()]
     comparisons = [
-        Comparison.of(
-            f"removed / masked of {named(*values)}",
-            by_seed(rows, "ratio"),
-            MOST,
-            above=False,
-            points=False,
-        )
-        for values, rows in at.groupby(["model", "dataset"])
+        below(f"removed / masked of {named(*kind)}", by_seed(rows, "ratio"), MOST, points=False)
+        for kind, rows in at.groupby(["model", "dataset"])
     ]
     return decided(comparisons)

@@ -140,6 +140,20 @@ def _half_interval(sd: float, n: int, freedom: float) -> float:
     return float(stats.t.ppf(0.5 + CONFIDENCE / 2, freedom)) * sd / math.sqrt(n)
 
 
+def above(
+    what: str, values: Iterable[float], edge: float = 0.0, *, points: bool = True
+) -> Comparison:
+    """The statement that the mean of a value a seed is above an edge."""
+    return Comparison.of(what, values, edge, above=True, points=points)
+
+
+def below(
+    what: str, values: Iterable[float], edge: float = 0.0, *, points: bool = True
+) -> Comparison:
+    """The statement that the mean of a value a seed is below an edge."""
+    return Comparison.of(what, values, edge, above=False, points=points)
+
+
 def joint(comparisons: Sequence[Comparison]) -> Outcome:
     """The outcome of a statement that says all of these: one that is refuted refutes it.
 
