@@ -91,7 +91,7 @@ def latency_behaves(evidence: Evidence) -> Answer:
     for (model, machine, device, threads), every in rows.groupby(apart, dropna=False):
         runs = every.groupby(["seed", "pruning_run"])
         behaviour = pd.DataFrame([
-            {"seed": seed} | found for (seed, _), run in runs if (found := _behaviour(run))
+            {"seed": seed} | row for (seed, _), run in runs if (row := _behaviour(run))
         ])  # fmt: skip
         if behaviour.empty:
             continue

@@ -55,10 +55,10 @@ class Evidence:
         says all in which it differs from the others.
         """
         first = self.pruning.groupby("configuration", sort=True)
-        found = first.first()
-        found["n"] = first["seed"].nunique()
-        found["label"] = _labels(found)
-        return found
+        table = first.first()
+        table["n"] = first["seed"].nunique()
+        table["label"] = _labels(table)
+        return table
 
     def label(self, configuration: object) -> str:
         """The name of a configuration, by its number."""
@@ -116,13 +116,13 @@ def gather(
 def with_configuration(runs: pd.DataFrame) -> pd.DataFrame:
     """The finished pruning runs of a frame of runs, with their `configuration` and `schedule`."""
     of_pruning = runs["stage"].str.startswith("prune_").fillna(False).astype(bool)
-    found = runs[of_pruning & (runs["status"] == "FINISHED")].copy()
-    columns = ["stage", *(name for name in DECIDING if name in found)]
-    found["configuration"] = found.groupby(columns, dropna=False, sort=False).ngroup()
-    direct = found["stage"] == "prune_direct"
-    found["schedule"] = np.where(direct, "direct", "iterative")
-    found.loc[found["fraction"] == 0, "schedule"] = "dense"
-    return found
+    pruning = runs[of_pruning & (runs["status"] == "FINISHED")].copy()
+    columns = ["stage", *(name for name in DECIDING if name in pruning)]
+    pruning["configuration"] = pruning.groupby(columns, dropna=False, sort=False).ngroup()
+    direct = pruning["stage"] == "prune_direct"
+    pruning["schedule"] = np.where(direct, "direct", "iterative")
+    pruning.loc[pruning["fraction"] == 0, "schedule"] = "dense"
+    return pruning
 
 
 def _labels(configurations: pd.DataFrame) -> pd.Series[str]:
@@ -163,12 +163,12 @@ def summary(frame: pd.DataFrame, by: Sequence[str], column: str) -> pd.DataFrame
         NaN for one run.
     """
     known = frame[frame[column].notna()]
-    found = known.groupby(list(by), dropna=False, sort=True)[column].agg(["mean", "std", "count"])
-    found = found.rename(columns={"std": "sd", "count": "n"}).reset_index()
-    n = found["n"].to_numpy(dtype=float)
-    half = stats.t.ppf(0.5 + CONFIDENCE / 2, n - 1) * found["sd"].astype(float) / np.sqrt(n)
-    found["low"], found["high"] = found["mean"] - half, found["mean"] + half
-    return found[[*by, "mean", "sd", "low", "high", "n"]]
+    means = known.groupby(list(by), dropna=False, sort=True)[column].agg(["mean", "std", "count"])
+    means = means.rename(columns={"std": "sd", "count": "n"}).reset_index()
+    n = means["n"].to_numpy(dtype=float)
+    half = stats.t.ppf(0.5 + CONFIDENCE / 2, n - 1) * means["sd"].astype(float) / np.sqrt(n)
+    means["low"], means["high"] = means["mean"] - half, means["mean"] + half
+    return means[[*by, "mean", "sd", "low", "high", "n"]]
 
 
 def differences(one: pd.DataFrame, other: pd.DataFrame, on: str, column: str) -> pd.DataFrame:
@@ -213,14 +213,14 @@ def places(values: pd.Series[float]) -> dict[float, float]:
 
     Rounding to fewer would part values that differ in their last digit: 0.9375 lies on an edge.
     """
-    found: dict[float, float] = {}
+    least: dict[float, float] = {}
     previous = place = -math.inf
     for value in np.unique(values.astype(float).dropna().round(6)):
         if value - previous > SAME_PLACE:
             place = float(value)
-        found[float(value)] = place
+        least[float(value)] = place
         previous = float(value)
-    return found
+    return least
 
 
 def read(

@@ -301,7 +301,7 @@ def _heat_maps(chart: Chart, maps: Sequence[HeatMap]) -> Figure:
 
 def _heat_map(axes: Axes, heat: HeatMap, *, letters: float, numbers: bool) -> None:
     table = np.array(heat.values, dtype=float).reshape(len(heat.rows), len(heat.columns))
-    axes.imshow(table, aspect="auto", cmap="viridis", vmin=0, vmax=1)
+    axes.imshow(table, aspect="auto", cmap="viridis", vmin=0, vmax=1, interpolation="none")
     axes.set_xticks(range(len(heat.columns)), list(heat.columns), fontsize=8)
     axes.set_yticks(range(len(heat.rows)), list(heat.rows), fontsize=letters)
     axes.tick_params(length=2)

@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import matplotlib
@@ -42,7 +43,8 @@ def save(chart: Chart, folder: Path, name: str) -> str:
     FigureCanvasAgg(figure).print_png(folder / f"{name}.png")  # type: ignore[no-untyped-call]
     figure.set_layout_engine("none")  # laid out once: both files and the tooltips agree
     text = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}):
+    style: dict[Any, Any] = {"svg.hashsalt": name, "svg.fonttype": "none"}
+    with matplotlib.rc_context(style | {"font.sans-serif": ["DejaVu Sans"]}):
         # no date in the file, so that the same runs give the same bytes
         FigureCanvasSVG(figure).print_svg(text, metadata={"Date": None})  # type: ignore[no-untyped-call]
     figure.dpi = 72  # an SVG's unit is a point
@@ -74,8 +76,8 @@ def _inline(text: str, figure: Figure, chart: Chart, name: str) -> str:
         root, f"{{{_SVG}}}g", {"fill": "none", "pointer-events": "all"}
     )
     for axes, panel in zip(figure.axes, chart.panels, strict=False):
-        found = _cells(axes, panel) if isinstance(panel, HeatMap) else _points(axes, panel)
-        for (left, bottom, right, top), shown in found:
+        boxes = _cells(axes, panel) if isinstance(panel, HeatMap) else _points(axes, panel)
+        for (left, bottom, right, top), shown in boxes:
             shape = {"x": left, "y": height - top, "width": right - left, "height": top - bottom}
             attributes = {key: f"{value:.1f}" for key, value in shape.items()}
             target = ElementTree.SubElement(targets, f"{{{_SVG}}}rect", attributes)
