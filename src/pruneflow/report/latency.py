@@ -99,7 +99,8 @@ def params_left_panels(
         lines = _form_lines(here, x, of_one_run=of_one_run) + overlay.times(here, "params_left")
         title = ", ".join(filter(None, (label, f"batch size {size}")))
         panels.append(Panel(title, axis, BATCH_MS, lines))
-    return panels
+    # a figure of nothing still says what it would be of
+    return panels or [Panel(label, PARAMS_LEFT, BATCH_MS, [])]
 
 
 def latency_by_batch_size(evidence: Evidence, overlay: Overlay) -> Chart | None:
