@@ -19,7 +19,7 @@ from pruneflow.config import FinetuneConfig, resolve
 from pruneflow.errors import InputError
 from pruneflow.stages.experiment import Experiment, prepare
 from pruneflow.workloads import encoders, models, training
-from tests.test_every_model import ENCODERS, END, encoder, tokenizer
+from tests.test_every_model import ENCODERS, END, SOME_ENCODERS, encoder, tokenizer
 
 LONG = "film " * 100
 # Fourier transforms over all places, and landmarks that are means of neighbours.
@@ -181,7 +181,13 @@ def test_weights_of_half_precision_are_loaded_as_float32(
         assert torch.equal(value, halves[name].float())
 
 
-@pytest.mark.parametrize("kind", sorted({*ENCODERS} - MIX_PADDING_IN))
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(kind, marks=[] if kind in SOME_ENCODERS else pytest.mark.slow)
+        for kind in sorted({*ENCODERS} - MIX_PADDING_IN)
+    ],
+)
 def test_padding_does_not_change_logits_of_any_encoder(kind: str) -> None:
     model, reads = encoder(kind).eval(), tokenizer()
     ids = [reads(text)["input_ids"] for text in ("good film", "a bad film was a bad story")]
