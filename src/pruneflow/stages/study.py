@@ -154,7 +154,7 @@ def read(name: str) -> Study:
         raise unknown("study", name, shipped())
     check_name("study", path.stem)
     try:
-        values = yaml.load(text, _Loader)
+        values = _Loader(text).get_single_data()
     except (yaml.YAMLError, RecursionError, ValueError) as error:  # dates that are none, too
         raise InputError(f"study={name!r} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
