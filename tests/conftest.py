@@ -11,6 +11,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from pruneflow.inference import latency, sparse
+from pruneflow.inference.load import Load
+
 # Read by the libraries when they are first used, which is after this file.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
@@ -28,6 +31,15 @@ settings.load_profile("short")
 ROOT = Path(__file__).resolve().parents[1]
 
 
+class Quiet(Load):
+    """Nobody else uses the processors: no test hangs on what else the machine does."""
+
+    window_seconds = 0.0
+
+    def others(self) -> float | None:
+        return 0.0
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _quiet_machine(tmp_path_factory: pytest.TempPathFactory) -> None:
     import datasets
@@ -35,6 +47,7 @@ def _quiet_machine(tmp_path_factory: pytest.TempPathFactory) -> None:
     datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("datasets")
     os.environ["PRUNEFLOW_STATE"] = str(tmp_path_factory.mktemp("state"))
     torch.set_num_threads(1)
+    latency.Load = sparse.Load = Quiet  # type: ignore[misc]
 
 
 @pytest.fixture(scope="session")

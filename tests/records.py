@@ -43,6 +43,7 @@ def level(number: int, left: float, after: float, **given: Any) -> Level:
 
 def latency(level: int, form: str, batch: int, p50: float | None, **given: object) -> Latency:
     row: dict[str, object] = {
+        "machine": "a processor",
         "level": level,
         "form": form,
         "device": "cpu",

@@ -8,6 +8,7 @@ later except what only the machine can tell (`device` left to `auto`, `threads` 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -32,11 +33,13 @@ from pruneflow.pruning.criteria import CRITERIA
 from pruneflow.workloads.datasets import DATASETS, IMAGES, TEXTS
 
 PRESET = "preset"  # what MLproject passes for a parameter that was not given
+NEWEST = "newest"  # of base_run, in place of an id
 
 
 def short_model(model: str) -> str:
-    """A model's name without where it comes from."""
-    return model.removeprefix("hf:").rstrip("/").rpartition("/")[2]
+    """A model's name without where it comes from, as runs and files can be called."""
+    name = model.removeprefix("hf:").rstrip("/").rpartition("/")[2]
+    return re.sub(r"[^\w.\-]+", "-", name)[:100]
 
 
 def reads_texts(model: str) -> bool:
@@ -212,7 +215,9 @@ class PruneConfig(Settings):
         description="re-estimate BatchNorm's statistics on training samples after each pruning"
     )
     base_run: str | None = Field(
-        None, description="id of the finetune run to prune; by default the newest that fits"
+        None,
+        description="id of the finetune run to prune, or newest (the newest that fits); by default "
+        "the one trained exactly as this configuration would train it, made if there is none",
     )
 
     @model_validator(mode="before")
@@ -230,6 +235,11 @@ class PruneConfig(Settings):
         one = iterations == 1
         fraction = target if one else -math.expm1(math.log1p(-target) / iterations)
         return values | {"fraction": fraction}
+
+    @property
+    def named_base(self) -> str | None:
+        """Id of the base run, where the configuration names one."""
+        return None if self.base_run == NEWEST else self.base_run
 
     def run_name(self, stage: str) -> str:
         """What its run is called: what tells it from others first."""
@@ -286,7 +296,9 @@ class BenchmarkConfig(Config):
         None, description="tokens of a text; the median of the run's data when not given"
     )
     rounds: Annotated[int, Field(ge=3, le=2000)] = Field(
-        20, description="least number of times that each form is timed, side by side"
+        40,
+        description="least number of times that each form is timed, side by side, while other work "
+        "leaves the processors alone; under 30 there is no interval",
     )
     seconds: Annotated[float, Field(gt=0)] = Field(
         20.0,
@@ -388,7 +400,7 @@ def resolve(kind: type[C], given: Mapping[str, Any]) -> C:
             "say how far to prune: give one of them"
         )
     ignored = sorted({"weights", "base_epochs"} & values.keys())
-    if "base_run" in values and ignored:
+    if values.get("base_run", NEWEST) != NEWEST and ignored:
         raise InputError(
             f"{ignored[0]}={values[ignored[0]]} has no effect with base_run, whose model is taken "
             "as it is: leave one of them out"
@@ -472,7 +484,7 @@ _OF_BASE = {"batch_size", "lr_schedule", "optimizer", "weight_decay"}
 
 
 def given_for_base(config: PruneConfig) -> list[str]:
-    """Names of what the caller gave that says how a base run has to have been trained."""
+    """Names of what the caller gave that the newest base run has to have been trained with."""
     epochs = ["epochs"] if "base_epochs" in config.given else []
     return sorted(config.given & _OF_BASE) + epochs
 

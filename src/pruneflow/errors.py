@@ -14,17 +14,17 @@ class InputError(ValueError):
     """Input that cannot be used. Its text is one line: the value, why, and what is valid."""
 
     def __init__(self, text: str) -> None:
-        super().__init__(_one_line(text))
+        super().__init__(one_line(text))
 
 
 class ExperimentError(RuntimeError):
     """An experiment that cannot go on (a loss that is not finite, say); its text is one line."""
 
     def __init__(self, text: str) -> None:
-        super().__init__(_one_line(text))
+        super().__init__(one_line(text))
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
     """Without line breaks, or anything else that a terminal would obey."""
     words = " ".join(text.split())
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in words)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 import torch
 from torch import nn
@@ -36,26 +34,29 @@ def test_the_largest_estimate_bounds_unless_most_time_is_in_unpruned_layers(
 
 
 class Slow(nn.Module):
+    """Sets a clock forward by ten milliseconds."""
+
+    now = 0.0
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        time.sleep(0.01)
+        Slow.now += 0.01
         return x
 
 
 def test_layers_are_timed_without_those_that_hold_others_and_calls_add_up() -> None:
     slow = Slow()
     model = nn.Sequential(slow, nn.Sequential(nn.ReLU(), slow))
-    times = {t.layer: t for t in layer_times(model, lambda m: m(torch.ones(4)), "cpu")}
+    found = layer_times(model, lambda m: m(torch.ones(4)), "cpu", counter=lambda: Slow.now)
+    times = {t.layer: t for t in found}
     assert set(times) == {"0", "1.0"}
-    assert 20 <= times["0"].ms < 200
+    assert times["0"].ms == pytest.approx(20)
     assert times["0"].kind == "Slow"
     assert times["0"].output_bytes == 32
-    assert times["1.0"].ms < times["0"].ms / 2
+    assert times["1.0"].ms == 0
     assert not model[0]._forward_hooks
 
 
 def test_a_machine_is_measured_and_remembered() -> None:
     one = machine("cpu", 1, 1 << 20)
-    assert 1e8 < one.macs_per_second < 1e13
-    assert 1e8 < one.bytes_per_second < 1e13
-    assert 1e-8 < one.call_seconds < 1e-2
+    assert min(one.macs_per_second, one.bytes_per_second, one.call_seconds) > 0
     assert machine("cpu", 1, 1 << 20) is one

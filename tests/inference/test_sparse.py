@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,6 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from pruneflow.inference import sparse as kernels
+from pruneflow.inference.latency import Rounds
+from pruneflow.inference.load import Unwatched
 from pruneflow.inference.sparse import REPRESENTATIONS, Csr, Dropped, sparse
 
 
@@ -110,23 +114,77 @@ def network(sparsity: float) -> nn.Sequential:
     return model.eval()
 
 
+@pytest.fixture
+def timed(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """Seconds that every layer takes by how it is stored, and `form`, the model as chosen."""
+    seconds = {"dense": 1.0, "csr": 0.2, "dropped": 0.5, "form": 0.4}
+
+    def of_layers(model: object, ways: Any, *rest: object, **more: object) -> Any:
+        return {
+            name: {way: seconds[way] for way in ("dense", *made)} for name, made in ways.items()
+        }
+
+    def of_models(calls: Any, *rest: object, **more: object) -> Rounds:
+        return Rounds({name: np.array([seconds[name]]) for name in calls}, 1, None, True)
+
+    monkeypatch.setattr(kernels, "_layer_seconds", of_layers)
+    monkeypatch.setattr(kernels, "interleaved", of_models)
+    monkeypatch.setattr(kernels, "Load", Unwatched)
+    return seconds
+
+
 def run(model: nn.Module) -> Tensor:
     with torch.inference_mode():
         logits: Tensor = model(torch.ones(2, 3, 8, 8))
     return logits
 
 
-def test_a_layer_that_is_nearly_empty_is_stored_sparse_and_dense_ones_are_shared() -> None:
+@pytest.mark.parametrize(
+    ("given", "chosen"),
+    [
+        ({}, "csr"),
+        ({"csr": 0.96, "dropped": 0.97}, "dense"),  # within what noise is worth
+        ({"csr": 0.9}, "dropped"),
+        ({"csr": 4.0}, "dropped"),  # hopeless at first sight
+        ({"csr": 4.0, "dropped": 2.0}, "dense"),
+        ({"form": 1.1}, "dense"),  # what a layer gains, another loses
+    ],
+)
+def test_a_layer_is_stored_in_what_takes_least_and_dense_ones_are_shared(
+    timed: dict[str, float], given: dict[str, float], chosen: str
+) -> None:
+    timed.update(given)
     model = network(0.995)
-    form, chosen = sparse(model, run, batch="2")
-    assert chosen == {"3": "csr"} or chosen == {"3": "dropped"}
+    form, ways = sparse(model, run, batch="2")
+    assert ways == {"3": chosen}
+    kind = {"csr": Csr, "dropped": Dropped, "dense": nn.Linear}[chosen]
+    assert isinstance(form[3], kind)  # type: ignore[index]
     assert form[0].weight is model[0].weight  # type: ignore[index]
     assert isinstance(model[3], nn.Linear)
     torch.testing.assert_close(run(form), run(model))
 
 
+def test_layers_are_timed_by_how_they_are_stored() -> None:
+    model = network(0.995)
+    made = REPRESENTATIONS["csr"](model[3])  # type: ignore[arg-type]
+    assert made is not None
+    seconds = kernels._layer_seconds(model, {"3": {"csr": made}}, run, rounds=2)
+    assert seconds.keys() == {"3"}
+    assert seconds["3"].keys() == {"dense", "csr"}
+    assert min(seconds["3"].values()) > 0
+
+
+@pytest.mark.parametrize("quiet", [True, False])
+def test_what_was_measured_beside_other_work_is_not_remembered(
+    quiet: bool, timed: dict[str, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Unwatched, "others", lambda self: 0.0 if quiet else 0.5)
+    sparse(network(0.995), run, batch="2", cache=tmp_path / "kernels.json")
+    assert (tmp_path / "kernels.json").exists() is quiet
+
+
 def test_measurements_are_remembered_and_a_spoilt_cache_is_measured_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, timed: dict[str, float]
 ) -> None:
     cache = tmp_path / "deep" / "kernels.json"
     model = network(0.995)

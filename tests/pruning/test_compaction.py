@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import sys
+import time
 from collections.abc import Callable
 
 import pytest
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 from pruneflow.pruning import compaction
 from pruneflow.pruning.compaction import find_groups
 from pruneflow.pruning.groups import expand
+from pruneflow.workloads import models
 from tests.pruning.networks import (
     Grouped,
     Normalised,
@@ -128,18 +131,129 @@ def test_what_a_group_norm_mixes_and_what_makes_the_outputs_stays() -> None:
     assert found.left_out == {"first": "GroupNorm mixes them", "last": "it makes the outputs"}
 
 
+class Untraceable(nn.Module):
+    """Logits that autograd knows nothing of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.last(x.mean((2, 3))).detach()
+        return logits
+
+
 def test_a_model_that_cannot_be_traced_has_no_groups_and_says_why() -> None:
+    found = find_groups(Untraceable(), FORWARD, outputs=["last"])
+    assert found.groups == []
+    assert found.left_out == {"last": "nothing was found that reads its channels"}
+
+
+def test_an_operation_that_cannot_be_followed_takes_only_its_own_layers_with_it() -> None:
     model = torchvision.models.shufflenet_v2_x0_5(num_classes=3)
     found = find_groups(model, images(32), outputs=["fc"])
-    assert found.groups == []
-    assert "could not be traced" in found.left_out["conv1.0"]
+    assert len(found.groups) == 18
+    stuck = {name for name, reason in found.left_out.items() if "ZeroDivisionError" in reason}
+    assert stuck
+    assert all(name.startswith("stage") for name in stuck)  # there channels are shuffled
 
 
-def test_tracing_that_does_not_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compaction, "_TRACING_SECONDS", -1.0)
-    found = find_groups(plain(), FORWARD, outputs=["8"])
-    assert found.groups == []
-    assert "TimeoutError" in found.left_out["0"]
+class Windows(nn.Module):
+    """Shifted windows, as in Swin: pixels that tracing takes for channels, more at every step."""
+
+    def __init__(self, blocks: int) -> None:
+        super().__init__()
+        torch.manual_seed(6)
+        self.first = nn.Conv2d(3, 6, 1)
+        self.norms = nn.ModuleList(nn.LayerNorm(6) for _ in range(blocks))
+        self.wide = nn.ModuleList(nn.Linear(6, 12) for _ in range(blocks))
+        self.narrow = nn.ModuleList(nn.Linear(12, 6) for _ in range(blocks))
+        self.last = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).permute(0, 2, 3, 1)
+        for norm, wide, narrow in zip(self.norms, self.wide, self.narrow, strict=True):
+            windows = torch.roll(norm(x), (-2, -2), (1, 2)).view(-1, 2, 4, 2, 4, 6)
+            windows = windows.permute(0, 1, 3, 2, 4, 5).reshape(-1, 16, 6)
+            windows = narrow(torch.relu(wide(windows))).view(-1, 2, 2, 4, 4, 6)
+            windows = windows.permute(0, 1, 3, 2, 4, 5).reshape(-1, 8, 8, 6)
+            x = x + torch.roll(windows, (2, 2), (1, 2))
+        logits: Tensor = self.last(x.mean((1, 2)))
+        return logits
+
+
+def test_tracing_is_bounded_by_work_that_the_model_alone_decides(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def no_clock() -> float:
+        raise AssertionError("tracing looked at a clock")
+
+    for name in ("time", "monotonic", "perf_counter", "process_time"):
+        monkeypatch.setattr(time, name, no_clock)
+    found = find_groups(Windows(6), FORWARD, outputs=["last"])
+    assert [g.name for g in found.groups] == [f"wide.{number}" for number in range(6)]
+    assert set(found.left_out) == {"first", "last", *(f"narrow.{n}" for n in range(6))}
+
+
+def test_tracing_leaves_a_profiler_in_force() -> None:
+    def profiler(frame: object, event: str, argument: object) -> None:
+        assert sys.getprofile() is profiler
+
+    sys.setprofile(profiler)
+    try:
+        find_groups(plain(), FORWARD, outputs=["8"])
+        assert sys.getprofile() is profiler
+    finally:
+        sys.setprofile(None)
+
+
+def test_ties_are_in_model_order_and_not_in_that_of_a_set_of_names() -> None:
+    for model, head in ((Grouped(), "last"), (Residual(), "fc")):
+        order = [name for name, _ in model.named_modules()]
+        for group in find_groups(model, FORWARD, outputs=[head]).groups:
+            keys = [(order.index(tie.layer), tie.side) for tie in group.ties]
+            assert keys == sorted(keys)
+
+
+# A model of every family of torchvision's classifiers, how many groups it has, and its images.
+FAMILIES = {
+    "alexnet": (7, 64),
+    "vgg11": (10, 32),
+    "squeezenet1_1": (25, 64),
+    "resnet18": (12, 32),
+    "resnext50_32x4d": (21, 32),
+    "wide_resnet50_2": (37, 32),
+    "densenet121": (120, 32),
+    "googlenet": (57, 32),
+    "inception_v3": (94, 96),
+    "mobilenet_v2": (25, 32),
+    "mobilenet_v3_small": (27, 32),
+    "mnasnet0_5": (25, 32),
+    "shufflenet_v2_x0_5": (18, 32),
+    "efficientnet_b0": (40, 32),
+    "efficientnet_v2_s": (75, 32),
+    "regnet_y_400mf": (37, 32),
+    "regnet_x_400mf": (27, 32),
+    "convnext_tiny": (18, 32),
+    "vit_b_16": (12, 224),
+    "swin_t": (12, 64),
+    "swin_v2_t": (12, 64),
+    "maxvit_t": (47, 224),
+}
+QUICK = ("mnasnet0_5", "shufflenet_v2_x0_5", "squeezenet1_1", "regnet_x_400mf")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in FAMILIES]
+)
+def test_every_family_has_its_groups(name: str) -> None:
+    groups, size = FAMILIES[name]
+    model = models.build(name, 4)
+    found = find_groups(model, images(size), outputs=[models.head_name(model)])
+    assert len(found.groups) == groups
+    makers = {layer for group in found.groups for layer in group.makers(model)}
+    layers = {n for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
+    assert layers - makers <= set(found.left_out)  # what is left out, is with a reason
 
 
 def test_finding_groups_leaves_the_model_as_it_was() -> None:

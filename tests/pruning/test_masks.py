@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -160,6 +161,73 @@ def test_adamw_told_once_moves_what_is_kept_as_it_would_be_moved_with_masks(fuse
             assert torch.equal(one, other)
     state = optimizers[0].state[models[0].get_parameter("4.weight")]
     assert torch.equal(state["exp_avg_sq"].isinf(), ~masks["4.weight"])
+
+
+OPTIMIZERS: dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = {
+    "sgd": lambda p: torch.optim.SGD(p, 0.05, momentum=0.9, weight_decay=0.1, nesterov=True),
+    "sgd loop": lambda p: torch.optim.SGD(p, 0.05, momentum=0.9, foreach=False),
+    "adam": lambda p: torch.optim.Adam(p, 0.01, weight_decay=0.1),
+    "adam fused": lambda p: torch.optim.Adam(p, 0.01, weight_decay=0.1, fused=True),
+    "adamw": lambda p: torch.optim.AdamW(p, 0.01, weight_decay=0.1, foreach=False),
+    "adamw foreach": lambda p: torch.optim.AdamW(p, 0.01, weight_decay=0.1, foreach=True),
+    "adamw fused": lambda p: torch.optim.AdamW(p, 0.01, weight_decay=0.1, fused=True),
+    "adamw amsgrad": lambda p: torch.optim.AdamW(p, 0.01, fused=True, amsgrad=True),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, 0.01, momentum=0.9, weight_decay=0.1),
+}
+
+
+@settings(max_examples=120)
+@given(
+    name=st.sampled_from(sorted(OPTIMIZERS)),
+    seed=st.integers(0, 2**31),
+    events=st.lists(
+        st.sampled_from(
+            ["step", "step", "freeze", "thaw", "save", "load", "infinite", "nan", "weights"]
+        ),
+        min_size=4,
+        max_size=16,
+    ),
+)
+def test_pruned_entries_stay_zero_whatever_happens_between_the_steps(
+    name: str, seed: int, events: list[str]
+) -> None:
+    """Frozen and thawed layers, state and weights loaded, gradients that are not finite."""
+    generator = torch.Generator().manual_seed(seed)
+    weights = [nn.Parameter(torch.randn(5, 3, generator=generator)) for _ in range(3)]
+    model = nn.Module()
+    for number, weight in enumerate(weights):
+        model.register_parameter(f"w{number}", weight)
+    masks = {n: torch.rand(5, 3, generator=generator) > 0.5 for n, _ in model.named_parameters()}
+    optimizer = OPTIMIZERS[name](weights)
+    dense = {n: torch.randn(5, 3, generator=generator) for n in masks}
+    keep = Masks(masks, masks).keeper(model)
+    keep()
+    unused: set[int] = {0}
+    saved = copy.deepcopy(optimizer.state_dict())
+
+    for event in events:
+        which = int(torch.randint(3, (1,), generator=generator))
+        if event in ("freeze", "thaw"):
+            (unused.add if event == "freeze" else unused.discard)(which)
+        elif event == "save":
+            saved = copy.deepcopy(optimizer.state_dict())
+        elif event == "load":
+            optimizer.load_state_dict(copy.deepcopy(saved))
+        elif event == "weights":
+            model.load_state_dict(dense)
+        for number, weight in enumerate(weights):
+            weight.grad = None
+            if number not in unused:
+                weight.grad = torch.randn(5, 3, generator=generator)
+        gradient = weights[which].grad
+        if event in ("infinite", "nan") and gradient is not None:
+            gradient[~masks[f"w{which}"]] = torch.inf if event == "infinite" else torch.nan
+        optimizer.step()
+        keep(optimizer)
+        for number, weight in enumerate(weights):
+            mask = masks[f"w{number}"]
+            assert weight.detach()[~mask].tolist() == [0.0] * int((~mask).sum()), event
+            assert bool(weight.isfinite().all()), event
 
 
 def test_infinities_and_not_a_number_are_pruned_to_plain_zero() -> None:

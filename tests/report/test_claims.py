@@ -216,6 +216,21 @@ def test_8_is_linear_masked_as_dense_and_compact_faster(
     assert judge(runs, 8).verdict == verdict
 
 
+def test_8_puts_times_of_two_machines_side_by_side_and_never_together(runs: Frames) -> None:
+    pruned = runs.prune()
+    for machine, factor in (("slow", 10.0), ("fast", 1.0)):
+        rows = times(1.0, lambda n: 0.8**n)
+        # on the faster one the dense model was not timed with the largest batch
+        rows = [r for r in rows if machine == "slow" or r.batch_size < 16]
+        rows += [replace(r, batch_size=8) for r in rows if machine == "fast" and r.batch_size == 4]
+        runs.benchmark(
+            pruned, [replace(r, machine=machine, p50_ms=factor * (r.p50_ms or 0)) for r in rows]
+        )
+    found = judge(runs, 8)
+    assert "(2 threads, slow)" in found.reason
+    assert "(2 threads, fast)" in found.reason
+
+
 @pytest.mark.parametrize(
     ("small", "bert", "verdict"),
     [(0.75, 0.6, "confirmed"), (0.5, 0.6, "refuted"), (0.75, 0.88, "refuted")],

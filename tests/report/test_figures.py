@@ -58,6 +58,7 @@ TIMES = [
     latency(2, "sparse", 64, None),
     latency(2, "dense", 1, 3.0, engine="openvino"),
     latency(2, "dense", 1, 30.0, threads=1),
+    latency(2, "dense", 1, 300.0, machine="another"),
 ]
 
 
@@ -68,7 +69,7 @@ def drawn(chart: Chart, number: int = 0) -> dict[str, tuple[list[float], list[fl
 def test_latency_by_batch_size_has_a_line_a_form_of_the_last_level() -> None:
     chart = figures.latency_by_batch_size(TIMES, "title")
     assert drawn(chart) == {"dense": ([1, 4], [10.0, 40.0]), "sparse": ([1, 4], [2.5, 10.0])}
-    assert "level 2, 25 % of the parameters left; cpu, 2 threads" in chart.title
+    assert "level 2, 25 % of the parameters left; cpu, 2 threads, a processor" in chart.title
     assert (panel(chart).x.scale, panel(chart).y.scale) == ("log2", "log")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ from mlflow.tracking import MlflowClient
 
 import pruneflow
 from pruneflow.errors import InputError
-from pruneflow.inference import ENGINES, FORMS, engines, forms
+from pruneflow.inference import ENGINES, FORMS, engines, forms, latency
+from pruneflow.inference.load import Load
 from pruneflow.pruning import cost
 from pruneflow.stages import benchmark
+from pruneflow.tracking import environment
 from pruneflow.workloads import models
 
 SMALL: dict[str, Any] = {
@@ -116,11 +119,13 @@ def test_counts_are_of_the_form_as_it_is_stored(
 def test_rows_say_how_they_were_measured_and_hang_together(timed: Any) -> None:
     rows = timed.latencies
     assert (rows["status"] == "ok").all()
+    assert (rows["machine"] == environment.cpu()).all()
     assert (rows["n"] >= 3).all()
     assert (rows["p50_ms"] <= rows["p95_ms"]).all()
-    assert (
-        (rows["speedup_low"] <= rows["speedup"]) & (rows["speedup"] <= rows["speedup_high"])
-    ).all()
+    few, many = rows[rows["n"] < 30], rows[rows["n"] >= 30]
+    assert few[["speedup_low", "speedup_high"]].isna().all(axis=None)
+    assert (many["speedup_low"] <= many["speedup"]).all()
+    assert (many["speedup"] <= many["speedup_high"]).all()
     dense = rows[rows["form"] == "dense"]
     assert (dense["speedup"] == 1).all()
     expected = 1e3 * rows["batch_size"] / rows["p50_ms"]
@@ -146,7 +151,7 @@ def test_the_run_has_the_contract(timed: Any, weights: Any, tmp_path: Path) -> N
     folder = Path(client.download_artifacts(run.info.run_id, "", str(tmp_path)))
     table = pd.read_csv(folder / "latency.csv")
     contract = (
-        "level,form,device,threads,batch_size,n,p50_ms,p95_ms,mean_ms,sd_ms,samples_per_second,"
+        "machine,level,form,engine,status,device,threads,batch_size,n,p50_ms,p95_ms,mean_ms,sd_ms,samples_per_second,"
         "peak_memory_bytes,params,macs"
     )
     assert ",".join(table.columns).startswith(contract)
@@ -240,21 +245,79 @@ def test_engines_give_the_same_outputs_and_absent_ones_are_skipped_with_a_line(
     done = pruneflow.benchmark_latency(
         run=channels["masked"].run_id,
         levels=1,
-        batch_sizes=2,
+        batch_sizes="1,2",
+        forms="compact",
         engines="onnxruntime,openvino",
         **QUICK,
     )
     said = capsys.readouterr().out
+    eager = done.latencies[done.latencies["engine"] == "eager"]
+    assert eager["difference"].max() < 1e-5  # nothing has changed the models' mode
+    assert (done.latencies["status"] == "ok").all()
     for engine in ("onnxruntime", "openvino"):
         rows = done.latencies[done.latencies["engine"] == engine]
         if engines.missing(engine) is None:
-            assert sorted(rows["form"]) == ["compact", "dense"]
+            assert sorted(rows["form"]) == ["compact", "compact", "dense", "dense"]
             assert rows["difference"].max() < 1e-4
             metrics = MlflowClient().get_run(done.run_id).data.metrics
             assert f"latency/compact_{engine}_b2_p50_ms" in metrics
         else:
             assert rows.empty
             assert f"engine {engine} is skipped" in said
+
+
+def test_beside_other_work_there_are_no_times_and_a_sweep_measures_again(
+    channels: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Busy(Load):
+        window_seconds = 0.0
+
+        def others(self) -> float:
+            return 0.4
+
+    given = QUICK | {"run": channels["compact"].run_id, "levels": 1, "batch_sizes": 1}
+    quiet = pruneflow.benchmark_latency(**given)
+    monkeypatch.setattr(latency, "Load", Busy)
+    busy = pruneflow.benchmark_latency(**given)
+    rows = busy.latencies
+    assert sorted(rows["form"]) == ["compact", "dense"]
+    assert (rows["status"] == "contended").all()
+    assert (rows["n"] == 0).all()
+    times = ["p50_ms", "p95_ms", "mean_ms", "speedup", "speedup_low", "speedup_high"]
+    assert rows[times].isna().all(axis=None)
+    assert (rows["macs"] == quiet.latencies["macs"]).all()
+    said = capsys.readouterr().out
+    assert "contended: other work took 40 % of the processors, and 0 of" in said
+    assert "taskset" in said
+    one, other = (MlflowClient().get_run(done.run_id).data for done in (quiet, busy))
+    assert one.tags["pruneflow.fingerprint"] != other.tags["pruneflow.fingerprint"]
+    assert not any(name.startswith("latency/") for name in other.metrics)
+
+
+def test_a_form_that_computes_something_else_has_no_speed_up(
+    channels: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(level: forms.PrunedLevel, run: object, batch: str) -> torch.nn.Module:
+        model = copy.deepcopy(level.model)
+        with torch.no_grad():
+            next(reversed(list(model.parameters()))).add_(1.0)
+        return model
+
+    monkeypatch.setitem(forms.FORMS, "sparse", wrong)
+    done = pruneflow.benchmark_latency(
+        run=channels["masked"].run_id, levels=1, batch_sizes=1, forms="masked,sparse", **QUICK
+    )
+    rows = done.latencies.set_index("form")
+    assert rows["status"].to_dict() == {
+        "dense": "ok",
+        "masked": "ok",
+        "sparse": "outputs differ",
+    }
+    assert rows.loc["sparse", ["p50_ms", "speedup"]].isna().all()
+    assert rows.loc["sparse", "difference"] > 1e-3
+    assert "level 1, sparse, batch 1 on cpu, threads 1: its logits differ by" in (
+        capsys.readouterr().out
+    )
 
 
 def test_an_encoder_is_timed_at_its_own_length_or_the_given_one(folder: Path) -> None:

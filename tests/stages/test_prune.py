@@ -180,10 +180,27 @@ def test_base_epochs_that_are_given_are_kept_to(job: tuple[Any, Run, Path]) -> N
     tags = MlflowClient().get_run(other.run_id).data.tags
     assert tags["pruneflow.base_run"] != job[1].data.tags["pruneflow.base_run"]
     newest = pruneflow.prune_direct(
-        **{k: v for k, v in SMALL.items() if k != "base_epochs"}, finetune_epochs=0
+        **{k: v for k, v in SMALL.items() if k != "base_epochs"},
+        finetune_epochs=0,
+        base_run="newest",
     )
     found = MlflowClient().get_run(newest.run_id).data.tags["pruneflow.base_run"]
     assert found == tags["pruneflow.base_run"]
+    # a later base run of other settings changes nothing for those that have theirs
+    again = pruneflow.prune_iterative(iterations=2, **SMALL)
+    found = MlflowClient().get_run(again.run_id).data.tags
+    assert found["pruneflow.base_run"] == job[1].data.tags["pruneflow.base_run"]
+    assert found["pruneflow.fingerprint"] == job[1].data.tags["pruneflow.fingerprint"]
+
+
+def test_a_base_run_of_other_samples_is_refused_with_both_digests(
+    job: tuple[Any, Run, Path],
+) -> None:
+    base = MlflowClient().get_run(job[1].data.tags["pruneflow.base_run"])
+    (data,) = base.inputs.dataset_inputs
+    given = {k: v for k, v in SMALL.items() if k != "base_epochs"}
+    with pytest.raises(InputError, match=f"digest {data.dataset.digest}, not [0-9a-f]{{16}}"):
+        pruneflow.prune_direct(**given | {"train_limit": 90}, base_run=base.info.run_id)
 
 
 def test_without_fine_tuning_before_and_after_are_one(job: tuple[Any, Run, Path]) -> None:
@@ -233,3 +250,57 @@ def test_a_layer_that_is_emptied_is_named(
     assert "nothing is left of fc.weight" in capsys.readouterr().out
     note = MlflowClient().get_run(done.run_id).data.tags["mlflow.note.content"]
     assert "Nothing is left of fc.weight" in note
+
+
+@pytest.fixture(scope="module")
+def gpt2(folder: Path) -> str:
+    """A tiny GPT-2, whose layers are no `nn.Linear`: their weights are (inputs, outputs)."""
+    from transformers import BertTokenizer, GPT2Config
+
+    path = folder / "gpt2"
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad", "the", "film", "is"]
+    vocabulary = {word: number for number, word in enumerate(words)}
+    BertTokenizer(vocab=vocabulary, model_max_length=64).save_pretrained(path)
+    sizes = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64}
+    GPT2Config(vocab_size=len(words), pad_token_id=0, **sizes).save_pretrained(path)
+    return f"hf:{path}"
+
+
+def test_matrix_products_of_any_library_are_pruned_and_counted(
+    gpt2: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = pruneflow.prune_direct(
+        model=gpt2,
+        weights="none",
+        dataset="reviews",
+        train_limit=40,
+        base_epochs=1,
+        finetune_epochs=1,
+        threads=1,
+        precision="fp32",
+        target_sparsity=0.9,
+        scope="layer",
+        exclude="transformer.wpe",
+    )
+    layers = pd.read_csv(MlflowClient().download_artifacts(done.run_id, "layers.csv"))
+    rows = layers[(layers["kind"] == "Conv1D") & layers["layer"].str.endswith("weight")]
+    assert len(rows) == 2 * 2 * 4
+    assert rows.query("level == 1")["sparsity"].tolist() == pytest.approx([0.9] * 8, abs=0.01)
+    products = rows.query("level == 0")["params"].sum()
+    tokens, rest = divmod(done.levels["macs"][0], products + 16 * 2)  # and the head
+    assert (tokens > 1, rest) == (True, 0)
+    assert done.levels["macs_left"][1] == pytest.approx(0.1, abs=0.02)
+    output = capsys.readouterr().out
+    note = MlflowClient().get_run(done.run_id).data.tags["mlflow.note.content"]
+    share = 100 * 64 * 16 / layers.query("level == 0")["params"].sum()
+    assert f"not pruned: {share:.3g} % of the parameters: Embedding {share:.3g} %" in output
+    assert "Not pruned: " in note
+
+
+def test_channels_of_layers_that_tracing_does_not_know_are_refused_with_the_reason(
+    gpt2: str,
+) -> None:
+    with pytest.raises(InputError, match="no channels can be removed from hf:"):
+        pruneflow.prune_direct(
+            model=gpt2, weights="none", dataset="reviews", train_limit=40, granularity="channel"
+        )

@@ -20,7 +20,7 @@ from mlflow.tracking import MlflowClient
 import pruneflow
 from pruneflow.errors import InputError
 from pruneflow.stages import experiment
-from pruneflow.tracking import checkpoints, doctor, journal
+from pruneflow.tracking import checkpoints, doctor, fingerprints, journal
 from pruneflow.tracking.finished import load_checkpoint
 from pruneflow.tracking.run import Run
 from pruneflow.workloads import training
@@ -92,6 +92,9 @@ BERT = {"model": "bert", "dataset": "reviews", "image_size": None}
         pytest.param(CHANNELS | {"form": "compact"}, id="compact"),
         pytest.param(INDEPENDENT, id="independent", marks=SLOW),
         pytest.param(INDEPENDENT | {"form": "compact"}, id="compact-independent", marks=SLOW),
+        pytest.param(
+            INDEPENDENT | {"form": "compact", "model": "shufflenet_v2_x0_5"}, id="not-removable"
+        ),
         pytest.param(CHANNELS | BERT | {"form": "compact"}, id="bert"),
     ],
 )
@@ -121,8 +124,8 @@ def test_a_run_that_goes_on_has_the_levels_of_one_that_never_stopped(
         assert torch.equal(states[1][name], tensor)
 
 
-def test_a_finished_run_is_reported_and_not_repeated(
-    folder: Path, capsys: pytest.CaptureFixture[str]
+def test_a_finished_run_is_reported_and_not_repeated_until_the_code_is_another(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = pruneflow.prune_direct(**SMALL)
     again = pruneflow.prune_direct(**SMALL)
@@ -135,6 +138,11 @@ def test_a_finished_run_is_reported_and_not_repeated(
     )
     tags = MlflowClient().get_run(first.run_id).data.tags
     assert base.run_id == tags["pruneflow.base_run"]
+    monkeypatch.setattr(fingerprints, "code", lambda: "edited")
+    edited = pruneflow.prune_direct(**SMALL)
+    tags = MlflowClient().get_run(edited.run_id).data.tags
+    assert edited.run_id != first.run_id
+    assert tags["pruneflow.base_run"] != base.run_id
 
 
 def test_a_run_handed_over_gives_way_to_the_one_that_is_continued(
@@ -277,6 +285,14 @@ def lose_folder(folder: Path) -> None:
     shutil.rmtree(folder)
 
 
+@pytest.fixture(scope="module")
+def undisturbed(folder: Path) -> pruneflow.FinishedRun:
+    """A run that never stopped, and that none is found to be the same as."""
+    whole = pruneflow.prune_iterative(**SMALL | {"seed": 3}, resume="never")
+    MlflowClient().delete_run(whole.run_id)
+    return whole
+
+
 @pytest.mark.parametrize(
     ("harm", "redone"),
     [
@@ -292,13 +308,11 @@ def test_what_is_damaged_is_seen_and_the_level_before_is_used(
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    undisturbed: pruneflow.FinishedRun,
     harm: Callable[[Path], None],
     redone: int,
 ) -> None:
-    given = SMALL | {"seed": 3}
-    whole = pruneflow.prune_iterative(**given, resume="never")
-    client = MlflowClient()
-    client.delete_run(whole.run_id)
+    given, whole, client = SMALL | {"seed": 3}, undisturbed, MlflowClient()
     with pytest.MonkeyPatch.context() as patch:
         stop_at(patch, 2, "recorded")
         with pytest.raises(Stop):
@@ -376,7 +390,7 @@ def test_a_run_that_another_process_has_is_left_to_it(folder: Path) -> None:
 
 
 def test_a_killed_process_leaves_a_run_that_goes_on(folder: Path) -> None:
-    given = SMALL | {"seed": 8, "finetune_epochs": 1, "iterations": 4}
+    given = SMALL | {"seed": 8, "finetune_epochs": 1, "iterations": 2}
     whole = pruneflow.prune_iterative(**given, resume="never")
     client = MlflowClient()
     client.delete_run(whole.run_id)
@@ -387,7 +401,7 @@ def test_a_killed_process_leaves_a_run_that_goes_on(folder: Path) -> None:
             command, stdout=output, stderr=output, start_new_session=True, env=os.environ
         )
         deadline = time.monotonic() + 120
-        while "level 1/4" not in (folder / "output.txt").read_text():
+        while "level 1/2" not in (folder / "output.txt").read_text():
             assert process.poll() is None, (folder / "output.txt").read_text()
             assert time.monotonic() < deadline
             time.sleep(0.05)

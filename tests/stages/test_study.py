@@ -131,6 +131,11 @@ def test_the_papers_study_has_its_models_criteria_and_fractions() -> None:
         ("[1, 2]", "a mapping"),
         ("a: [", "is not YAML"),
         ("settings: !!python/object/apply:os.system ['true']", "is not YAML"),
+        ("axes: {seed: [1]}\naxes: {seed: [2]}", "'axes' stands twice"),
+        ("axes: {seed: [1], seed: [2]}", "'seed' stands twice"),
+        ("include: [{seed: 1, fraction: 0, 'seed': 2}]", "'seed' stands twice"),
+        ("axes: {seed: [1]}\nbenchmarks: [{of: {seed: 1, seed: 1}}]", "'seed' stands twice"),
+        ("settings: {seed: 1}\naxes: {seed: [2]}", "seed stands in settings and in axes"),
     ],
 )
 def test_what_is_no_study_is_refused_in_a_line(tmp_path: Path, text: str, said: str) -> None:
@@ -142,6 +147,22 @@ def test_what_is_no_study_is_refused_in_a_line(tmp_path: Path, text: str, said: 
         lay_out()
     assert said in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["it's", 'say "x"', "a`b", "a;b", "x" * 201, " a", "a\tb", "☃"])
+def test_a_name_that_runs_cannot_be_tagged_with_is_refused(tmp_path: Path, name: str) -> None:
+    path = tmp_path / f"{name}.yaml"
+    path.write_text("axes: {seed: [1]}", "utf-8")
+    with pytest.raises(InputError, match="is not a name that MLflow can take") as refused:
+        study.read(str(path))
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["mine", "größer v2.1", "a_b-c"])
+def test_other_names_are_fine(tmp_path: Path, name: str) -> None:
+    path = tmp_path / f"{name}.yaml"
+    path.write_text("axes: {seed: [1]}", "utf-8")
+    assert study.read(str(path)).name == name
 
 
 @pytest.mark.parametrize(

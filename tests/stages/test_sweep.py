@@ -4,28 +4,72 @@ from __future__ import annotations
 
 import csv
 import io
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import requests
 from mlflow.artifacts import load_text
+from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 import pruneflow
 from pruneflow import query
 from pruneflow.errors import ExperimentError, InputError
+from pruneflow.stages import sweep
+from pruneflow.tracking import delivery
+from pruneflow.tracking import run as tracking_run
 
 STUDY = """
 settings:
   {train_limit: 60, batch_size: 20, base_epochs: 1, iterations: 1, finetune_epochs: 0,
    threads: 1, precision: fp32, device: cpu, model: resnet18}
-axes: {criterion: [l1, random]}
+axes: {criterion: [l1]}
 include:
   - {include: "nothing*"}
 """
 
 
-def test_a_sweep_shares_bases_goes_on_past_failures_and_skips_what_is_finished(
-    store: str, tmp_path: Path
+class Outages:
+    """MLflow's client of this process, without the server: the next `failing` calls fail."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.failing, self.failed = 0, 0
+        for name in ("search_runs", "get_run", "create_run", "set_tag", "log_batch"):
+            patch.setattr(MlflowClient, name, self._cut(getattr(MlflowClient, name)))
+
+    def _cut(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **named: Any) -> Any:
+            if self.failing > 0:
+                self.failing -= 1
+                self.failed += 1
+                raise MlflowException("API request to http://x failed")
+            return method(*args, **named)
+
+        return call
+
+    def at_every_process(self, patch: pytest.MonkeyPatch, calls: int) -> None:
+        """Let them begin whenever the process of a job has begun."""
+
+        def start(command: Any, *args: Any, **named: Any) -> Any:
+            process = popen(command, *args, **named)
+            if "pruneflow" in command:
+                self.failing = calls
+            return process
+
+        popen = subprocess.Popen
+        patch.setattr(sweep.subprocess, "Popen", start)
+
+
+def test_a_sweep_shares_bases_goes_on_past_failures_and_outages_and_skips_what_is_finished(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "tiny.yaml"
     path.write_text(STUDY, "utf-8")
@@ -33,30 +77,130 @@ def test_a_sweep_shares_bases_goes_on_past_failures_and_skips_what_is_finished(
     assert pruneflow.sweep(study=str(path), dry_run=True) is None
     assert query.runs().empty
 
-    with pytest.raises(ExperimentError, match=r"1 of 4 runs .*nothing\*"):
-        pruneflow.sweep(study=str(path))
+    monkeypatch.setattr(sweep, "_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(delivery, "_LONGEST_PAUSE", 0.05)
+    with monkeypatch.context() as patch:
+        outages = Outages(patch)
+        outages.at_every_process(patch, 12)
+        with pytest.raises(ExperimentError, match=r"1 of 3 runs .*nothing\*"):
+            pruneflow.sweep(study=str(path))
+        assert outages.failed == 36
+    assert "MLflow does not answer" in capsys.readouterr().out
     runs = query.runs(study="tiny")
     by_stage = runs.groupby("stage")["status"].apply(sorted).to_dict()
     assert by_stage == {
         "finetune": ["FINISHED"],
-        "prune_iterative": ["FAILED", "FINISHED", "FINISHED"],
+        "prune_iterative": ["FAILED", "FINISHED"],
         "sweep": ["FAILED"],
     }
     base = runs.loc[runs["stage"] == "finetune", "run_id"].iloc[0]
     pruned = runs[(runs["stage"] == "prune_iterative") & (runs["status"] == "FINISHED")]
     assert set(pruned["base_run"]) == {base}
-    assert set(pruned["criterion"]) == {"l1", "random"}
 
-    sweep = runs[runs["stage"] == "sweep"].iloc[0]
-    uri = MlflowClient().get_run(sweep["run_id"]).info.artifact_uri
+    its = runs[runs["stage"] == "sweep"].iloc[0]
+    uri = MlflowClient().get_run(its["run_id"]).info.artifact_uri
     plan = list(csv.DictReader(io.StringIO(load_text(f"{uri}/plan.csv"))))
-    assert [row["state"] for row in plan] == ["finished", "finished", "finished", "failed"]
+    assert [row["state"] for row in plan] == ["finished", "finished", "failed"]
     assert "nothing*" in plan[-1]["failure"]
 
     path.write_text(STUDY.replace('- {include: "nothing*"}', "- {}"), "utf-8")
     done = pruneflow.sweep(study=str(path))  # all that is left is finished already
     assert done is not None
     assert len(query.runs()) == len(runs) + 1  # the sweep's own run
+
+    # a server that is gone at the end: what its process says has become of the last one
+    path.write_text(STUDY.replace('- {include: "nothing*"}', "- {scope: layer}"), "utf-8")
+    monkeypatch.setitem(tracking_run._PATIENCE_SECONDS, "FINISHED", 0.1)
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        Outages(patch).at_every_process(patch, 10**9)
+        pruneflow.sweep(study=str(path))
+    said = capsys.readouterr()
+    assert "3 runs: 3 finished" in said.out
+    assert "pruneflow sync" in said.err  # its own records
+    assert set(query.runs(study="tiny")["base_run"].dropna()) == {base}
+
+
+def test_a_sweep_does_not_wait_for_ever(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "tiny.yaml"
+    path.write_text("settings: {device: cpu, threads: 1}\naxes: {seed: [0, 1]}", "utf-8")
+    monkeypatch.setattr(sweep, "_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(sweep, "_OUTAGE_SECONDS", 0.2)
+    monkeypatch.setitem(tracking_run._PATIENCE_SECONDS, "FAILED", 0.1)
+    outages, run_all = Outages(monkeypatch), sweep._run_all
+
+    def gone(*args: Any) -> Any:
+        outages.failing = 10**9
+        return run_all(*args)
+
+    monkeypatch.setattr(sweep, "_run_all", gone)
+    with pytest.raises(ExperimentError, match=r"4 of 4 runs .*MLflow did not answer"):
+        pruneflow.sweep(study=str(path))
+
+
+def port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def serve(folder: Path, number: int) -> subprocess.Popen[bytes]:
+    """MLflow's server on a SQLite file, once it answers."""
+    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--port", str(number)]
+    command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db"]
+    command += ["--artifacts-destination", str(folder / "kept")]
+    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    environment.pop("MLFLOW_TRACKING_URI", None)
+    with (folder / "server.txt").open("a") as output:
+        process = subprocess.Popen(
+            command, env=environment, stdout=output, stderr=output, start_new_session=True
+        )
+    while True:
+        assert process.poll() is None, (folder / "server.txt").read_text()
+        try:
+            if requests.get(f"http://127.0.0.1:{number}/health", timeout=2).ok:
+                return process
+        except requests.RequestException:
+            time.sleep(0.3)
+
+
+def stop(server: subprocess.Popen[bytes]) -> None:
+    os.killpg(server.pid, signal.SIGKILL)
+    server.wait()
+
+
+@pytest.mark.slow
+def test_a_sweep_outlives_its_server(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, output = tmp_path / "tiny.yaml", tmp_path / "output.txt"
+    path.write_text(STUDY.replace('- {include: "nothing*"}', "- {scope: layer}"), "utf-8")
+    number = port()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{number}")
+    monkeypatch.setenv("PRUNEFLOW_STATE", str(tmp_path / "state"))
+    server = serve(tmp_path, number)
+    command = [sys.executable, "-m", "pruneflow", "sweep", f"--study={path}"]
+    with output.open("w") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=file)
+    try:
+        for run in ("1/3", "3/3"):  # while the base is trained, and in the midst of the others
+            while f"[{run}]" not in output.read_text():
+                assert process.poll() is None, output.read_text()
+                time.sleep(0.2)
+            stop(server)
+            time.sleep(20)
+            assert process.poll() is None, output.read_text()
+            server = serve(tmp_path, number)
+        assert process.wait(600) == 0, output.read_text()
+        assert "3 runs: 3 finished" in output.read_text()
+        runs = query.runs(study="tiny")
+        assert set(runs["status"]) == {"FINISHED"}
+        assert sorted(runs["stage"]) == ["finetune", *["prune_iterative"] * 2, "sweep"]
+    finally:
+        process.kill()
+        stop(server)
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import resource
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +18,7 @@ from hypothesis import strategies as st
 from pruneflow.errors import InputError
 from pruneflow.tracking import checkpoints
 from pruneflow.tracking.checkpoints import Checkpoint
+from pruneflow.workloads import models
 
 
 def state(seed: int = 0) -> dict[str, torch.Tensor]:
@@ -126,3 +130,100 @@ def test_what_the_system_refuses_to_write_is_an_error_of_the_system(tmp_path: Pa
     (tmp_path / "model.safetensors").mkdir()
     with pytest.raises(OSError, match="I/O error"):
         checkpoints.save(tmp_path, Checkpoint({}, state(), {}))
+
+
+def test_tied_tensors_are_stored_once_and_come_back_under_every_name(tmp_path: Path) -> None:
+    weight = torch.randn(50, 40)
+    mask = weight > 0
+    weight.mul_(mask)
+    saved = {"a": weight, "b": weight, "transposed": weight.t(), "row": weight[3]}
+    saved["flat"] = weight.view(-1)
+    checkpoint = Checkpoint({}, saved, {"b": mask})
+    for one in (checkpoint, checkpoint.copy()):
+        checkpoints.save(tmp_path, one)
+        found = checkpoints.load(tmp_path)
+        assert found.state.keys() == saved.keys()
+        assert all(torch.equal(found.state[name], value) for name, value in saved.items())
+        assert found.state["a"].data_ptr() == found.state["b"].data_ptr()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        torch.tensor(7),
+        torch.tensor(2.5),
+        torch.tensor([True, False]),
+        torch.arange(6, dtype=torch.int32).view(2, 3).t(),
+        torch.zeros(0, 3),
+        torch.tensor([1.5, 0.0, -2.0], dtype=torch.bfloat16),
+        torch.arange(4.0).expand(3, 4),
+    ],
+    ids=lambda value: f"{value.dtype}-{tuple(value.shape)}",
+)
+def test_tensors_of_every_kind_come_back(tmp_path: Path, value: torch.Tensor) -> None:
+    mask = value != 0
+    masks = {"v": mask} if value.is_floating_point() and value.dim() == 1 else {}
+    checkpoints.save(tmp_path, Checkpoint({}, {"v": value, "w": value.clone()}, masks))
+    found = checkpoints.load(tmp_path).state
+    for name in ("v", "w"):
+        assert found[name].dtype == value.dtype
+        assert torch.equal(found[name], value)
+
+
+def test_a_checkpoint_of_the_first_format_without_later_fields_is_restored(tmp_path: Path) -> None:
+    model = models.build("mnasnet0_5", 3).eval()
+    structure = {"builder": "torchvision", "model": "mnasnet0_5", "classes": 3}
+    checkpoints.save(tmp_path, Checkpoint(structure, model.state_dict(), {}))
+    written = json.loads((tmp_path / "structure.json").read_text())
+    assert written == {"format": 1, "packed": {}, **structure}
+    again = checkpoints.restore(checkpoints.load(tmp_path))
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor)
+
+
+TINY = {
+    "builder": "transformers",
+    "config": {
+        "model_type": "bert",
+        "vocab_size": 20,
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 8,
+        "max_position_embeddings": 16,
+    },
+}
+VISION = {"builder": "torchvision", "model": "shufflenet_v2_x0_5", "classes": 3}
+
+
+@pytest.mark.parametrize(
+    ("structure", "hostile"),
+    [
+        *(
+            (TINY, {"config": TINY["config"] | {name: 2**40}})  # type: ignore[operator]
+            for name in (
+                "vocab_size",
+                "hidden_size",
+                "num_hidden_layers",
+                "intermediate_size",
+                "max_position_embeddings",
+                "type_vocab_size",
+            )
+        ),
+        (TINY, {"config": TINY["config"] | {"intermediate_size": 10**9}}),  # type: ignore[operator]
+        (VISION, {"classes": 2**40}),
+        (VISION, {"sizes": {"fc": {"in_features": 10**7, "out_features": 10**7}}}),
+        (VISION, {"options": {"transform_input": True}}),
+        (VISION, {"options": {"weights": "DEFAULT"}}),
+        (VISION, {"model": "vit_b_32", "options": {"image_size": 2**30}}),
+    ],
+)
+def test_a_structure_beyond_its_tensors_is_refused_before_it_takes_memory(
+    structure: dict[str, Any], hostile: dict[str, Any]
+) -> None:
+    state = models.rebuild(structure).state_dict()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(InputError, match="does not fit its structure") as refused:
+        checkpoints.restore(Checkpoint(structure | hostile, state, {}))
+    assert "\n" not in str(refused.value)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2_000_000  # KiB

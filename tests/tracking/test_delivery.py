@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import socket
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
+import sqlalchemy
+import urllib3
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
+from mlflow.protos.databricks_pb2 import (
+    INVALID_PARAMETER_VALUE,
+    PERMISSION_DENIED,
+    REQUEST_LIMIT_EXCEEDED,
+    RESOURCE_DOES_NOT_EXIST,
+    TEMPORARILY_UNAVAILABLE,
+)
 from mlflow.tracking import MlflowClient
 
 from pruneflow.config import FinetuneConfig, resolve
 from pruneflow.errors import ExperimentError
-from pruneflow.tracking import delivery, journal, run, sync
+from pruneflow.tracking import delivery, journal, run, sync, writers
 from pruneflow.tracking.run import Run, open_run
 
 CONFIG = resolve(FinetuneConfig, {"model": "resnet18"})
@@ -142,11 +154,135 @@ def test_a_run_that_was_deleted_under_its_process_fails(store: str) -> None:
         work()
 
 
-def test_refusals_are_told_from_outages() -> None:
-    assert delivery.is_refusal(MlflowException("no", error_code=RESOURCE_DOES_NOT_EXIST))
-    assert delivery.is_refusal(OSError(28, "No space left on device"))
-    assert not delivery.is_refusal(LOST)
-    assert not delivery.is_refusal(ConnectionError())
+def answer(status: int) -> requests.HTTPError:
+    """What requests raises for a status."""
+    response = requests.Response()
+    response.status_code = status
+    return requests.HTTPError(f"{status}", response=response)
+
+
+def by_status(kind: str, status: int) -> Exception:
+    """What other drivers raise for a status: of a name like theirs, and as they hold it."""
+    error = type(kind, (Exception,), {})(f"{kind}: {status}")
+    if kind == "ClientError":  # botocore
+        error.response = {"ResponseMetadata": {"HTTPStatusCode": status}}
+    elif kind == "HttpResponseError":  # azure
+        error.status_code = status
+    else:  # google
+        error.code = status
+    return error
+
+
+def caused(error: BaseException, cause: BaseException) -> BaseException:
+    error.__cause__ = cause
+    return error
+
+
+def database(text: str) -> BaseException:
+    """What MLflow raises where its database fails."""
+    said = sqlalchemy.exc.OperationalError("INSERT ...", {}, Exception(text))
+    return caused(MlflowException(str(said), error_code=TEMPORARILY_UNAVAILABLE), said)
+
+
+REFUSALS: list[BaseException] = [
+    MlflowException("no", error_code=RESOURCE_DOES_NOT_EXIST),
+    MlflowException("no", error_code=INVALID_PARAMETER_VALUE),
+    MlflowException("no", error_code=PERMISSION_DENIED),
+    MlflowException("API request to endpoint /api failed with error code 413 != 200"),
+    *(answer(status) for status in (400, 401, 403, 404, 405, 413, 501, 507)),
+    *(by_status(k, 403) for k in ("ClientError", "HttpResponseError", "Forbidden")),
+    caused(Exception("upload failed"), by_status("ClientError", 403)),
+    type("NoCredentialsError", (Exception,), {})("Unable to locate credentials"),
+    ModuleNotFoundError("No module named 'boto3'"),
+    ImportError("cannot import name 'x'"),
+    caused(MlflowException("cannot upload"), ModuleNotFoundError("No module named 'azure'")),
+    PermissionError(errno.EACCES, "Permission denied"),
+    FileNotFoundError(errno.ENOENT, "No such file or directory"),
+    NotADirectoryError(errno.ENOTDIR, "Not a directory"),
+    OSError(errno.ENOSPC, "No space left on device"),
+    OSError(errno.EROFS, "Read-only file system"),
+    OSError(errno.EDQUOT, "Disk quota exceeded"),
+    database("attempt to write a readonly database"),
+    database("database or disk is full"),
+    database("no such table: runs"),
+    TypeError("unexpected keyword"),
+]
+OUTAGES: list[BaseException] = [
+    LOST,
+    ConnectionError(),
+    ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"),
+    TimeoutError(),
+    socket.gaierror(-3, "Temporary failure in name resolution"),
+    OSError(errno.EHOSTUNREACH, "No route to host"),
+    OSError(errno.ESTALE, "Stale file handle"),
+    requests.ConnectionError(),
+    requests.ReadTimeout(),
+    requests.exceptions.ChunkedEncodingError(),
+    urllib3.exceptions.ProtocolError("broken"),
+    *(answer(status) for status in (408, 429, 500, 502, 503, 504)),
+    *(by_status(k, 503) for k in ("ClientError", "HttpResponseError", "ServiceUnavailable")),
+    MlflowException("API request to endpoint /api failed with error code 502 != 200"),
+    MlflowException("busy", error_code=REQUEST_LIMIT_EXCEEDED),
+    caused(MlflowException("API request to http://credentials failed"), requests.Timeout()),
+    database("database is locked"),
+    database("server closed the connection unexpectedly"),
+    type("EndpointConnectionError", (Exception,), {})("Could not connect to the endpoint URL"),
+]
+
+
+@pytest.mark.parametrize("error", REFUSALS, ids=repr)
+def test_what_trying_again_does_not_help_is_a_refusal(error: BaseException) -> None:
+    assert delivery.is_refusal(error)
+
+
+@pytest.mark.parametrize("error", OUTAGES, ids=repr)
+def test_what_may_pass_is_an_outage(error: BaseException) -> None:
+    assert not delivery.is_refusal(error)
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [("s3://bucket/x", "boto3"), ("file:///dev/null/x", "Not a directory")],
+)
+def test_artifacts_that_cannot_be_kept_end_a_run_as_it_begins(
+    store: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    place: str,
+    said: str,
+) -> None:
+    monkeypatch.setitem(sys.modules, "boto3", None)
+    client = MlflowClient()
+    experiment = client.create_experiment("elsewhere", artifact_location=place)
+    begun = False
+    with (
+        pytest.raises(ExperimentError, match=said),
+        open_run("finetune", CONFIG, name="n", tags={}, experiment_id=experiment),
+    ):
+        begun = True
+    assert not begun
+    (run,) = client.search_runs([experiment])
+    assert run.info.status == "FAILED"
+    assert said in run.data.tags["pruneflow.failure"]
+    assert "pruneflow sync" in capsys.readouterr().err
+    assert journal.folder_of(run.info.run_id).exists()
+
+
+def test_what_is_refused_at_the_end_fails_the_run(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refusing(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    def work() -> None:
+        with open_run("finetune", CONFIG, name="n", tags={}) as one:
+            monkeypatch.setattr(MlflowClient, "log_artifact", refusing)
+            one.log_text("last.txt", "x")
+
+    with pytest.raises(ExperimentError, match="Permission denied"):
+        work()
+    (run,) = MlflowClient().search_runs(["0"])
+    assert run.info.status == "FAILED"
 
 
 def test_a_heart_beats(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,7 +291,7 @@ def test_a_heart_beats(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
         seen = set()
         deadline = time.monotonic() + 20
         while len(seen) < 2 and time.monotonic() < deadline:
-            seen.add(MlflowClient().get_run(one.id).data.tags.get(delivery.HEARTBEAT))
+            seen.add(MlflowClient().get_run(one.id).data.tags.get(writers.HEARTBEAT))
             time.sleep(0.1)
         assert any(beat and str(os.getpid()) in beat for beat in seen)
 
@@ -164,11 +300,12 @@ def test_numbers_are_sent_in_few_requests(store: str, monkeypatch: pytest.Monkey
     own = journal.Journal.make(
         journal.Owner(MlflowClient().create_run("0").info.run_id, "0", "", "", "", "")
     )
-    for step in range(1500):
+    monkeypatch.setitem(delivery._MOST, "metrics", 20)
+    for step in range(30):
         own.append(journal.Entry(metrics=(("m", 1.0, 1, step),)))
     seen = outage(monkeypatch, set(), BATCH, after=False)
     while delivery.send(MlflowClient(), own.owner.run_id, own):
         pass
     assert len(seen) == 2
-    assert len(MlflowClient().get_metric_history(own.owner.run_id, "m")) == 1500
+    assert len(MlflowClient().get_metric_history(own.owner.run_id, "m")) == 30
     own.close(remove=True)

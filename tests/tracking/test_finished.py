@@ -27,7 +27,7 @@ def finished_base(config: FinetuneConfig, workload: str, stage: str = "finetune"
 def test_the_newest_finished_base_of_the_workload_is_found(
     store: str, config: FinetuneConfig
 ) -> None:
-    assert finished.find_base("w", {}) is None
+    assert finished.newest_base("w", {}) is None
     finished_base(config, "w")
     time.sleep(0.01)
     newest = finished_base(config, "w")
@@ -39,9 +39,9 @@ def test_the_newest_finished_base_of_the_workload_is_found(
         open_run("finetune", config, name="n", tags={"pruneflow.workload": "w"}),
     ):
         raise RuntimeError
-    assert finished.find_base("w", {}) == newest
-    assert finished.find_base("w", {"epochs": 3, "batch_size": 64}) == newest
-    assert finished.find_base("w", {"epochs": 3, "batch_size": 65}) is None
+    assert finished.newest_base("w", {}) == newest
+    assert finished.newest_base("w", {"epochs": 3, "batch_size": 64}) == newest
+    assert finished.newest_base("w", {"epochs": 3, "batch_size": 65}) is None
 
 
 def test_a_base_that_cannot_be_used_is_refused(store: str, config: FinetuneConfig) -> None:
@@ -62,7 +62,7 @@ def test_a_base_that_cannot_be_used_is_refused(store: str, config: FinetuneConfi
         (empty, "no checkpoint of level 0"),
     ]:
         with pytest.raises(InputError, match=said) as refused:
-            finished.open_base(run_id, config, {"classes": 10})
+            finished.open_base(run_id, config, {"classes": 10}, "d")
         assert "\n" not in str(refused.value)
 
 

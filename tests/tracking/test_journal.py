@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -40,7 +41,7 @@ def test_what_was_written_is_read_back(state: Path) -> None:
     filled().close(remove=False)
     again = Journal.make(OWNER)
     assert again.pending() == ENTRIES
-    assert again.owner == OWNER
+    assert replace(again.owner, writer="") == OWNER
     assert again.last_status == "FINISHED"
     again.close(remove=False)
 

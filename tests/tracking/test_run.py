@@ -123,6 +123,12 @@ def test_the_current_experiment_is_used(
     assert MlflowClient().get_experiment(run.experiment_id).name == "mine"
 
 
+@pytest.mark.parametrize("model", ['hf:/a/it\'s "x" #1/', f"hf:{'x' * 300}", "hf:x/a:b?c=d%2f"])
+def test_names_of_runs_are_what_files_and_databases_can_hold(model: str) -> None:
+    name = resolve(FinetuneConfig, {"model": model, "weights": "none"}).run_name
+    assert re.fullmatch(r"[\w.\-]{1,200}", name)
+
+
 @pytest.mark.parametrize(
     ("address", "shown"),
     [
@@ -144,11 +150,15 @@ def test_credentials_are_not_shown(address: str, shown: str) -> None:
         ("MLFLOW_TRACKING_URI", "http://me:secret@[bad", "does not answer"),
         ("MLFLOW_RUN_ID", "deadbeef", "MLFLOW_RUN_ID=deadbeef"),
         ("MLFLOW_EXPERIMENT_ID", "999", "MLFLOW_EXPERIMENT_ID=999"),
+        ("MLFLOW_EXPERIMENT_ID", "1", "MLFLOW_EXPERIMENT_ID=1 is deleted"),
+        ("MLFLOW_EXPERIMENT_NAME", "gone", "MLFLOW_EXPERIMENT_NAME='gone' is deleted"),
+        ("MLFLOW_EXPERIMENT_NAME", "x" * 300, "has 300 characters"),
     ],
 )
 def test_a_store_that_cannot_be_used_is_refused(
     store: str, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, said: str
 ) -> None:
+    MlflowClient().delete_experiment(MlflowClient().create_experiment("gone"))
     monkeypatch.setenv(variable, value)
     with pytest.raises(InputError, match=re.escape(said)) as refused:
         stores.check()

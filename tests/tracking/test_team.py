@@ -16,7 +16,7 @@ import pytest
 import requests
 from mlflow.tracking import MlflowClient
 
-WORKERS, RUNS = 4, 3
+WORKERS, RUNS = 3, 2
 WORK = f"""
 import sys
 from pruneflow.tracking import store

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -277,7 +278,7 @@ def test_grey_and_transparent_images_are_read_as_rgb(tmp_path: Path) -> None:
         Image.new(mode, (6, 6), colour).save(tmp_path / "test" / name / "0.png")
     data = load_folder(tmp_path)
     pixels = dict(zip(data.test.labels.tolist(), data.test.images[:, 0, 0].tolist(), strict=True))
-    assert pixels == {0: [77, 77, 77], 1: [10, 20, 30]}
+    assert pixels == {0: [77, 77, 77], 1: [132, 137, 142]}  # half of it over white
 
 
 def test_a_folder_without_a_test_set_holds_out_a_fifth(tmp_path: Path) -> None:
@@ -360,7 +361,127 @@ def test_an_image_that_cannot_be_decoded_is_one_line(
         write_pictures(tmp_path / "train" / name, 5, seed=number)
     broken = tmp_path / "train" / "a" / f"{index}.png"
     broken.write_bytes(content or broken.read_bytes()[:100])
+    assert f"{broken} cannot be decoded" in one_line(tmp_path)
+
+
+def test_grey_of_16_bits_differs_by_its_brightness(tmp_path: Path) -> None:
+    for number, name in enumerate(("dark", "light")):
+        (tmp_path / name).mkdir()
+        for index in range(6):
+            grey = np.full((4, 4), 257 * (10 + 100 * number + index), dtype=np.uint16)
+            Image.fromarray(grey).save(tmp_path / name / f"{index}.png")
+    data = load_folder(tmp_path)
+    means = {
+        (int(image.mean()), int(label))
+        for split in (data.train, data.val, data.test)
+        for image, label in zip(split.images, split.labels, strict=True)
+    }
+    assert means == {(10 + 100 * n + index, n) for n in (0, 1) for index in range(6)}
+
+
+@pytest.mark.parametrize("mode", ["F", "I", "LAB"])
+def test_a_picture_of_unknown_range_is_refused_by_its_path(tmp_path: Path, mode: str) -> None:
+    write_pictures(tmp_path / "a", 4, seed=0)
+    write_pictures(tmp_path / "b", 4, seed=1)
+    Image.new(mode, (8, 8)).save(tmp_path / "b" / "9.tif")
+    assert f"{tmp_path / 'b' / '9.tif'} cannot be decoded: its mode is {mode}" in one_line(tmp_path)
+
+
+def test_pictures_are_turned_before_their_sizes_are_compared(tmp_path: Path) -> None:
+    for number, name in enumerate(("a", "b")):
+        write_pictures(tmp_path / name, 5, seed=number, size=(4, 6))
+        tags = Image.Exif()
+        tags[0x0112] = 6
+        noise(90 + number, 6, 4).save(tmp_path / name / "turned.png", exif=tags)
+    data = load_folder(tmp_path, size=32)
+    assert data.train.images.shape[1:] == (6, 4, 3)
+
+
+def test_of_several_frames_the_first_is_read_and_that_is_told(tmp_path: Path) -> None:
+    for number, name in enumerate(("a", "b")):
+        write_pictures(tmp_path / name, 5, seed=number)
+    noise(77).save(tmp_path / "a" / "9.tif", save_all=True, append_images=[noise(78), noise(79)])
+    data = load_folder(tmp_path)
+    assert noise(77).tobytes() + bytes([0]) in together(data)
+    assert len(together(data)) == 11
+    assert "of several frames, the first is read: 1 image" in data.summary
+
+
+@pytest.mark.parametrize(
+    "names", [("train", "test"), ("Train", "TEST"), ("seg_train", "seg_test"), ("training", "eval")]
+)
+def test_split_folders_are_known_by_a_word_of_their_name(
+    tmp_path: Path, names: tuple[str, str]
+) -> None:
+    for part, name in enumerate(names):
+        for number, label in enumerate(("a", "b")):
+            write_pictures(tmp_path / name / label, 10 - 5 * part, seed=2 * part + number)
+    data = load_folder(tmp_path)
+    assert (len(data.train) + len(data.val), len(data.test)) == (20, 10)
+    assert data.summary.startswith("read train: 20 images; test: 10 images; classes: a, b; ")
+
+
+def test_a_validation_folder_beside_a_test_folder_is_the_validation_set(tmp_path: Path) -> None:
+    for part, name in enumerate(("train", "valid", "test")):
+        for number, label in enumerate(("a", "b")):
+            write_pictures(tmp_path / name / label, 4 + part, seed=2 * part + number)
+    data = load_folder(tmp_path)
+    assert (len(data.train), len(data.val), len(data.test)) == (8, 10, 12)
+    assert "validation: 10 images" in data.summary
+
+
+@pytest.mark.parametrize(
+    "folders",
+    [
+        ["test/a", "test/b", "other/x/a"],
+        ["train/a", "train/b", "Train/a", "Train/b"],
+        ["train/a", "train/b", "test"],
+        ["train/a", "train/b", "test/a", "eval/a"],
+        ["train-test/a", "train-test/b"],
+        ["a/train", "a/test", "b/train", "b/test"],
+        ["train/a/test", "train/b"],
+    ],
+)
+def test_folders_whose_split_cannot_be_told_are_refused(tmp_path: Path, folders: list[str]) -> None:
+    for number, name in enumerate(folders):
+        write_pictures(tmp_path / name, 2, seed=number)
     assert str(tmp_path) in one_line(tmp_path)
+
+
+def test_what_is_no_data_is_no_class_and_is_told(tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        for number, name in enumerate(("a", "b", ".ipynb_checkpoints", "__MACOSX", "~c")):
+            write_pictures(tmp_path / part / name, 5, seed=10 * len(part) + number)
+        noise(1).save(tmp_path / part / "a" / "._0.png")
+        noise(1).save(tmp_path / part / "loose.PNG")
+        (tmp_path / part / "a" / "notes.txt").write_text("x")
+        (tmp_path / part / "b" / "0.png").rename(tmp_path / part / "b" / "0.PNG")
+    (tmp_path / "train" / "empty").mkdir()
+    data = load_folder(tmp_path)
+    assert data.classes == ("a", "b")
+    assert (len(data.train) + len(data.val), len(data.test)) == (10, 10)
+    assert "left out: 4 files (.png, .txt), 8 hidden (" in data.summary
+    assert "no classes, as they hold no image: train/empty;" in data.summary
+
+
+def test_pictures_that_are_in_train_too_are_counted(tmp_path: Path) -> None:
+    for number, name in enumerate(("a", "b")):
+        write_pictures(tmp_path / "train" / name, 10, seed=number)
+        write_pictures(tmp_path / "valid" / name, 5, seed=number + 10)
+        write_pictures(tmp_path / "test" / name, 5, seed=number + 20)
+    assert "in train too" not in load_folder(tmp_path).summary
+    noise(3).save(tmp_path / "test" / "a" / "x.bmp")  # the pixels of train/a/3.png
+    noise(1004).save(tmp_path / "test" / "a" / "y.png")
+    noise(5).save(tmp_path / "valid" / "b" / "x.png")
+    repeated = "in train too: 1 of 11 validation samples, 2 of 12 test samples"
+    assert load_folder(tmp_path).summary.endswith(repeated)
+
+
+def test_bundled_data_says_what_was_read() -> None:
+    assert load_digits().summary == (
+        "read 1,797 samples; classes: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9; "
+        "1,294 to train, 144 to validate, 359 to test"
+    )
 
 
 # --------------------------------------------------------------------------------------- Parquet
@@ -370,7 +491,13 @@ TEN = ("plane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "t
 
 
 def write_table(
-    folder: Path, split: str, labels: list[int | None], *, seed: int, classes: bool = True
+    folder: Path,
+    split: str,
+    labels: list[int | None],
+    *,
+    seed: int,
+    classes: bool = True,
+    change: tuple[int, Image.Image | None] | None = None,
 ) -> None:
     import datasets as hugging_face
 
@@ -382,7 +509,10 @@ def write_table(
             else hugging_face.Value("int64"),
         }
     )
-    rows = {"img": [noise(seed + i, 6, 5) for i in range(len(labels))], "label": labels}
+    shown: list[Image.Image | None] = [noise(seed + i, 6, 5) for i in range(len(labels))]
+    if change is not None:
+        shown[change[0]] = change[1]
+    rows = {"img": shown, "label": labels}
     (folder / "plain_text").mkdir(exist_ok=True)
     table = hugging_face.Dataset.from_dict(rows, features=features)
     table.to_parquet(str(folder / "plain_text" / f"{split}-00000-of-00001.parquet"))
@@ -425,6 +555,47 @@ def test_pictures_of_a_table_are_decoded_once(
     write_table(tmp_path, "test", [2, 1, 0, 0], seed=700)
     monkeypatch.undo()
     assert load_folder(tmp_path, name="cifar10").digest != first.digest
+
+
+def test_parquet_files_are_split_by_their_names_and_hidden_ones_are_never_read(
+    tmp_path: Path,
+) -> None:
+    write_table(tmp_path, "train", [0, 1, 2] * 10, seed=0)
+    write_table(tmp_path, "val", [0, 1, 2], seed=300)
+    write_table(tmp_path, "test", [2, 1, 0, 0], seed=500)
+    folder = tmp_path / "plain_text"
+    for name in ("train", "test"):
+        path = folder / f"{name}-00000-of-00001.parquet"
+        path.rename(folder / f"CIFAR_{name.upper()}.PARQUET")
+    (tmp_path / ".cache").mkdir()
+    shutil.copy(folder / "CIFAR_TRAIN.PARQUET", tmp_path / ".cache" / "train.parquet")
+    data = load_folder(tmp_path, name="cifar10")
+    assert pictures(data.train) == expected_rows([0, 1, 2] * 10, 0)
+    assert pictures(data.val) == expected_rows([0, 1, 2], 300)
+    assert pictures(data.test) == expected_rows([2, 1, 0, 0], 500)
+    assert data.summary.startswith(
+        "read train: 30 images; validation: 3 images; test: 4 images; left out: 1 hidden (.cache);"
+    )
+
+
+@pytest.mark.parametrize(
+    ("odd", "problem"),
+    [
+        (Image.new("F", (6, 5)), "its mode is F"),
+        (None, "there is none"),
+    ],
+)
+def test_a_picture_of_a_table_that_cannot_be_used_is_refused_by_its_row(
+    tmp_path: Path, odd: Image.Image | None, problem: str
+) -> None:
+    write_table(tmp_path, "train", [0, 1, 2, 0], seed=0, change=(2, odd))
+    assert f"split 'train', row 2 cannot be decoded: {problem}" in one_line(tmp_path)
+
+
+def test_grey_of_16_bits_in_a_table_is_scaled(tmp_path: Path) -> None:
+    grey = Image.fromarray(np.full((5, 6), 257 * 40, dtype=np.uint16))
+    write_table(tmp_path, "train", [0, 1, 2] * 4, seed=0, change=(2, grey))
+    assert bytes([40] * 90) + bytes([2]) in together(load_folder(tmp_path))
 
 
 def test_parquet_without_a_class_label_column_is_refused_with_its_columns(tmp_path: Path) -> None:

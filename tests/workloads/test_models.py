@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import os
 import pickle
+import re
 import urllib.error
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +19,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pruneflow.errors import InputError
-from pruneflow.workloads.models import build, check_image_size, names
+from pruneflow.workloads.models import (
+    build,
+    check_image_size,
+    describe,
+    head_name,
+    load_state,
+    names,
+    rebuild,
+)
 
 HEADS = {"alexnet": "classifier.6", "squeezenet1_1": "classifier.1", "resnet18": "fc"}
 
@@ -257,32 +268,95 @@ def test_a_download_that_fails_is_one_line_with_the_ways_out(
     assert "\n" not in text
 
 
-@pytest.mark.parametrize("name", sorted(HEADS))
-def test_pretrained_weights_are_taken_whole_but_for_a_new_head(
+def as_published(name: str) -> Mapping[str, Tensor]:
+    """A state dict with random values, in the format of torchvision's files."""
+    torch.manual_seed(0)
+    given = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
+    size = torchvision.models.get_model_weights(name).DEFAULT.meta["min_size"][0]
+    if name.startswith("vit_"):
+        given["image_size"] = size
+    state = torchvision.models.get_model(name, weights=None, **given).state_dict()
+    if name.startswith("densenet"):  # of a time with dots in names, and with no counts of batches
+        old = re.compile(r"(denselayer\d+\.(?:norm|conv))(?=\d)")
+        return {old.sub(r"\1.", k): v for k, v in state.items() if "num_batches" not in k}
+    return state
+
+
+PUBLISHED = [
+    *("alexnet", "densenet121", "efficientnet_b0", "googlenet", "inception_v3", "mnasnet0_5"),
+    *("mobilenet_v3_small", "regnet_y_400mf", "resnet18", "shufflenet_v2_x0_5", "squeezenet1_1"),
+]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *PUBLISHED,
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("maxvit_t", "swin_t", "vit_b_32")),
+    ],
+)
+def test_pretrained_is_the_librarys_own_model_with_a_new_head_and_is_rebuilt_so(
     monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    torch.manual_seed(0)
-    published = torchvision.models.get_model(name, weights=None)
-    state = {key: value.clone() for key, value in published.state_dict().items()}
+    state = as_published(name)
     asked: list[dict[str, object]] = []
 
     def download(url: str, **options: object) -> Mapping[str, Tensor]:
-        asked.append({"url": url, **options})
-        return published.state_dict()
+        safe = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
+        asked.append({"url": url, "safe": safe, **options})
+        return copy.copy(state)
 
     weights = torchvision.models.get_model_weights(name).DEFAULT
     monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", download)
-    model = build(name, 6, weights="pretrained")
-    assert asked == [
-        {"url": weights.url, "progress": True, "check_hash": True, "weights_only": True}
-    ]
-    head = {f"{HEADS[name]}.weight", f"{HEADS[name]}.bias"}
-    loaded = model.state_dict()
-    assert loaded[f"{HEADS[name]}.weight"].shape[0] == 6
-    assert loaded[f"{HEADS[name]}.bias"].shape == (6,)
-    assert_equal_states(
-        {n: v for n, v in loaded.items() if n not in head},
-        {n: v for n, v in state.items() if n not in head},
-    )
+    model = build(name, 6, weights="pretrained").eval()
+    assert asked == [{"url": weights.url, "safe": "1", "progress": True, "check_hash": True}]
+    assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
+
+    library = torchvision.models.get_model(name, weights="DEFAULT").eval()
+    head = head_name(model)
+    size = max(64, *weights.meta["min_size"])
+    images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1))
+    expected, found = features(library, head, images), features(model, head, images)
+    assert torch.equal(expected, found)
+
+    json_values = json.loads(json.dumps({"model": name, "classes": 6, **describe(model)}))
+    again = rebuild(json_values).eval()
+    load_state(again, model.state_dict())
     with torch.inference_mode():
-        assert model.eval()(torch.zeros(1, 3, 64, 64)).shape == (1, 6)
+        logits = model(images)
+        assert logits.shape == (2, 6)
+        assert torch.equal(again(images), logits)
+    untrained = build(name, 6, weights="pretrained", load=False)
+    assert describe(untrained) == describe(model)
+    assert [n for n, _ in untrained.named_parameters()] == [n for n, _ in model.named_parameters()]
+
+
+def features(model: torch.nn.Module, head: str, images: Tensor) -> Tensor:
+    """What goes into the head."""
+    seen: list[Tensor] = []
+    layer = model.get_submodule(head)
+    handle = layer.register_forward_hook(lambda _module, inputs, _output: seen.append(inputs[0]))
+    with torch.inference_mode():
+        model(images)
+    handle.remove()
+    return seen[0]
+
+
+def test_a_pickle_in_the_place_of_published_weights_does_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    marker = tmp_path / "it-ran"
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    url = torchvision.models.get_model_weights("squeezenet1_1").DEFAULT.url
+    file = tmp_path / "hub" / "checkpoints" / url.rsplit("/", 1)[1]
+    file.parent.mkdir(parents=True)
+    torch.save({"w": Payload(marker)}, file)
+    with pytest.raises(InputError, match="ImageNet weights of squeezenet1_1"):
+        build("squeezenet1_1", 2, weights="pretrained")
+    assert not marker.exists()
+
+
+def test_weights_from_a_file_are_of_the_version_that_the_model_is(tmp_path: Path) -> None:
+    saved = build("mnasnet0_5", 4).state_dict()
+    loaded = build("mnasnet0_5", 4, weights=str(write(saved, tmp_path / "w.safetensors")))
+    assert_equal_states(loaded.state_dict(), saved)

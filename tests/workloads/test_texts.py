@@ -224,6 +224,87 @@ def test_a_file_is_not_taken_for_a_test_set_by_its_first_letters(tmp_path: Path)
         load_texts("textfolder", tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("reviews_train.csv", "reviews_test.csv"),
+        ("training.csv", "testing.csv"),
+        ("TRAIN.CSV", "TEST.CSV"),
+        ("my.train.csv", "my.dev.csv"),
+        ("Train/a.csv", "Validation/a.csv"),
+        ("trainData.csv", "testData.csv"),
+    ],
+)
+def test_test_rows_are_never_trained_on(tmp_path: Path, train: str, test: str) -> None:
+    for name, start in ((train, 0), (test, 1_000)):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        frame = table(["a", "b"] * (20 if name == train else 5), start=start)
+        frame.to_csv(tmp_path / name, index=False)  # type: ignore[attr-defined]
+    write(tmp_path / ".ipynb_checkpoints", "train-checkpoint.csv", table(["a", "b"] * 20))
+    data = load_texts("textfolder", tmp_path)
+    assert isinstance(data.test, Texts)
+    assert data.test.texts.tolist() == [f"number {1_000 + i} is {'ab'[i % 2]}" for i in range(10)]
+    assert len(all_texts(data)) == 50
+    assert data.summary.startswith("read train: 1 file, 40 rows; test")
+    assert "1 file, 10 rows; texts: column text, labels: column label; " in data.summary
+    assert "left out: 1 hidden (.ipynb_checkpoints); classes: a, b; " in data.summary
+
+
+def test_a_validation_file_beside_a_test_file_is_the_validation_set(tmp_path: Path) -> None:
+    for number, part in enumerate(("train", "val", "test")):
+        write(tmp_path, f"{part}.csv", table(["a", "b"] * (10 + number), start=100 * number))
+    data = load_texts("textfolder", tmp_path)
+    assert (len(data.train), len(data.val), len(data.test)) == (20, 22, 24)
+    assert isinstance(data.val, Texts)
+    assert data.val.texts[0] == "number 100 is a"
+
+
+def test_labels_are_text_until_all_files_are_read(tmp_path: Path) -> None:
+    write(tmp_path, "train-1.csv", table(["0", "1"] * 10))
+    write(tmp_path, "train-2.parquet", table([1.0, 0.0] * 10, start=100))
+    write(tmp_path, "train-3.csv", table(["other", "10"] * 10, start=200))
+    write(tmp_path, "test.parquet", table([1, 0] * 3, start=300))
+    data = load_texts("textfolder", tmp_path)
+    assert data.classes == ("0", "1", "10", "other")
+    assert data.test.labels.tolist() == [1, 0] * 3
+    assert data.summary.startswith("read train: 3 files, 60 rows; test: 1 file, 6 rows; ")
+
+
+def test_files_of_a_set_may_order_their_columns_as_they_like(tmp_path: Path) -> None:
+    write(tmp_path, "train-1.csv", table([0, 1] * 10))
+    frame = table([0, 1] * 10, start=100)
+    assert isinstance(frame, pd.DataFrame)
+    frame = frame.rename(columns=str.upper).assign(more=1)[["more", "LABEL", "TEXT"]]
+    write(tmp_path, "train-2.csv", frame)
+    assert len(all_texts(load_texts("textfolder", tmp_path))) == 40
+    write(tmp_path, "train-3.csv", table([0, 1] * 10, start=200, text="words"))
+    with pytest.raises(InputError, match=r"train-3.csv: the training file has no column 'text'"):
+        load_texts("textfolder", tmp_path)
+
+
+def test_texts_that_are_in_train_too_are_counted_and_change_no_digest(tmp_path: Path) -> None:
+    write(tmp_path, "train.csv", table([0, 1] * 10))
+    write(tmp_path, "val.csv", table([0, 1] * 3, start=18))
+    write(tmp_path, "test.csv", table([1, 0] * 3, start=17))
+    data = load_texts("textfolder", tmp_path)
+    repeated = "in train too: 2 of 6 validation samples, 3 of 6 test samples"
+    assert data.summary.endswith(repeated)
+    (tmp_path / "notes.txt").write_text("x")
+    again = load_texts("textfolder", tmp_path)
+    assert "left out: 1 file (.txt)" in again.summary
+    assert again.digest == data.digest
+
+
+def test_what_was_read_is_one_short_line_whatever_the_labels_are(tmp_path: Path) -> None:
+    labels = ["two\nlines \x1b[2J", *(f"{number}{'x' * 9_999}" for number in range(20))]
+    write(tmp_path, "train.csv", table(labels * 4))  # type: ignore[arg-type]
+    summary = load_texts("textfolder", tmp_path).summary
+    assert summary.isprintable()
+    assert len(summary) < 4_000
+    assert summary.count("xxx...") == 10
+    assert "and 11 more" in summary
+
+
 def test_words_that_look_like_nothing_are_texts(tmp_path: Path) -> None:
     frame = pd.DataFrame({"text": ["null", "NA", "None", "nan"] * 10, "label": ["None", "b"] * 20})
     write(tmp_path, "train.csv", frame)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pruneflow.inference.latency import Clock, clock
+from pruneflow.workloads import models
 
 _PRODUCT = 1024  # rows and columns of the matrices whose product shows the speed of arithmetic
 _REPEATS = 7
@@ -71,14 +72,19 @@ class Bottleneck:
 
 
 def layer_times(
-    model: nn.Module, run: Callable[[nn.Module], object], device: str
+    model: nn.Module,
+    run: Callable[[nn.Module], object],
+    device: str,
+    *,
+    counter: Callable[[], float] = time.perf_counter,
 ) -> list[LayerTime]:
     """Time of every layer, in the order in which they are first called, the first pass discarded.
 
     Args:
-        model: in eval mode.
+        model: any; it is timed in eval mode.
         run: runs it once, eagerly.
         device: where it is; on CUDA every layer is waited for, so that the sum is above the whole.
+        counter: of seconds.
     """
     times: dict[str, list[float]] = {}
     kinds: dict[str, str] = {}
@@ -89,7 +95,7 @@ def layer_times(
     def now() -> float:
         if device == "cuda":
             torch.cuda.synchronize()
-        return time.perf_counter()
+        return counter()
 
     handles = []
     for name, module in model.named_modules():
@@ -109,17 +115,18 @@ def layer_times(
         handles.append(module.register_forward_hook(after))
     passes, number = _PASSES, 0
     try:
-        while number < passes:
-            start = time.perf_counter()
-            current.clear()
-            sizes.clear()
-            run(model)
-            if time.perf_counter() - start > _LONG_PASS:
-                passes = 3
-            if number:
-                for name, seconds in current.items():
-                    times.setdefault(name, []).append(seconds)
-            number += 1
+        with models.looking(model):
+            while number < passes:
+                start = counter()
+                current.clear()
+                sizes.clear()
+                run(model)
+                if counter() - start > _LONG_PASS:
+                    passes = 3
+                if number:
+                    for name, seconds in current.items():
+                        times.setdefault(name, []).append(seconds)
+                number += 1
     finally:
         for handle in handles:
             handle.remove()
@@ -133,10 +140,11 @@ def layer_times(
 def machine(device: str, threads: int, weight_bytes: int) -> Machine:
     """Measure a device, for models whose weights take so many bytes; it is remembered."""
     timer = clock(device)
-    a, b = (torch.randn(_PRODUCT, _PRODUCT, device=device) for _ in range(2))
+    generator = torch.Generator(device).manual_seed(0)
+    a, b = (torch.randn(_PRODUCT, _PRODUCT, device=device, generator=generator) for _ in range(2))
     channels, side = 256, 32
-    images = torch.randn(1, channels, side, side, device=device)
-    filters = torch.randn(channels, channels, 3, 3, device=device)
+    images = torch.randn(1, channels, side, side, device=device, generator=generator)
+    filters = torch.randn(channels, channels, 3, 3, device=device, generator=generator)
     images, filters = (t.to(memory_format=torch.channels_last) for t in (images, filters))
     # not zeros: untouched pages of zeros are all the same page, and that is in the cache
     weights = torch.ones(max(1 << 18, min(weight_bytes, _BUFFER)) // 4, device=device)

@@ -1,7 +1,7 @@
 """Engines: what runs a form. Eager PyTorch is always there, the others are an extra.
 
-An engine is one function and its row in ENGINES: a model and inputs in, a call that returns its
-logits out.
+An engine is one function and its row in ENGINES: a model in eval mode and inputs in, a call that
+returns its logits out.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def onnxruntime(model: nn.Module, inputs: Inputs, threads: int) -> Compiled:
     with tempfile.TemporaryDirectory(prefix="pruneflow-") as folder:
         path = Path(folder) / "model.onnx"
         try:
-            with warnings.catch_warnings():
+            with models.looking(model), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 torch.onnx.export(
                     _Positional(model, inputs),
@@ -80,7 +80,7 @@ def openvino(model: nn.Module, inputs: Inputs, threads: int) -> Compiled:
     import openvino as ov
 
     try:
-        with warnings.catch_warnings():
+        with models.looking(model), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             converted = ov.convert_model(
                 _Positional(model, inputs),
@@ -124,12 +124,13 @@ def missing(engine: str) -> str | None:
 
 
 class _Positional(nn.Module):
-    """A model called with its tensors in a fixed order, as exporters want it."""
+    """A model in eval mode, called with its tensors in a fixed order, as exporters want it."""
 
     def __init__(self, model: nn.Module, inputs: Inputs) -> None:
         super().__init__()
         self.model = model
         self.names = None if isinstance(inputs, Tensor) else list(inputs)
+        self.eval()  # an exporter hands its own mode down to the model when it is done
 
     def forward(self, *tensors: Tensor) -> Tensor:
         if self.names is None:

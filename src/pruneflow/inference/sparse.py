@@ -24,6 +24,8 @@ from torch.nn import functional
 
 from pruneflow import measurements
 from pruneflow.inference.latency import Effort, clock, free_bytes, interleaved
+from pruneflow.inference.load import Load, Unwatched
+from pruneflow.workloads import models
 
 Run = Callable[[nn.Module], object]
 
@@ -179,17 +181,18 @@ def sparse(
     """A model's `sparse` form for one batch size, on the CPU and threads of this moment.
 
     Args:
-        model: masked, in eval mode on the CPU; it is left as it was, and shares its dense tensors
-            with the form.
+        model: masked, on the CPU; it is left as it was, and shares its dense tensors with the form.
         run: runs a model once, on the inputs it is for.
         batch: says what these are ("16x3x224x224"): measurements are remembered by it.
-        cache: file that remembers measurements; None remembers nothing.
+        cache: file that remembers measurements; None remembers nothing, as does other work on the
+            processors.
 
     Returns:
         The form, and how each of its layers that has zeros is stored: name -> `dense` or a name of
         REPRESENTATIONS.
     """
-    layers, outputs = _called(model, run)
+    with models.looking(model):
+        layers, outputs = _called(model, run)
     options: dict[str, dict[str, nn.Module]] = {}
     for name, layer in layers.items():
         roomy = _unfolded_bytes(layer, outputs[name]) < _UNFOLDED * free_bytes("cpu")
@@ -208,10 +211,12 @@ def sparse(
         if remembered.get(keys[name]) in ("dense", *ways_of)
     }
     if any(key not in known for key in keys.values()):
-        measured = _measure(model, options, run)
+        load = Load()
+        with models.looking(model):
+            measured = _measure(model, options, run)
         new = {keys[name]: way for name, way in measured.items() if keys[name] not in known}
         known = known | new
-        if cache is not None:
+        if cache is not None and load.is_quiet(load.others()):
             measurements.remember(cache, new)
     chosen = {name: known[key] for name, key in keys.items()}
     stored = {n: options[n][way] for n, way in chosen.items() if way in options[n]}
@@ -286,19 +291,24 @@ def _measure(
     start = time.perf_counter()
     run(model)
     rounds = _ROUNDS if time.perf_counter() - start < _LONG_ROUND else _ROUNDS // 2
-    seconds = _layer_seconds(model, ways, run, rounds=rounds)
-    chosen = {}
-    for name, times_of in seconds.items():
-        best = min(times_of, key=lambda way: times_of[way])
-        chosen[name] = best if times_of[best] < _MARGIN * times_of["dense"] else "dense"
+    chosen = _fastest(_layer_seconds(model, ways, run, rounds=rounds))
     stored = {n: options[n][way] for n, way in chosen.items() if way != "dense"}
     if not stored:
         return chosen
     form = _with(model, stored)
     calls = {"form": lambda: run(form), "dense": lambda: run(model)}
-    times = interleaved(calls, clock("cpu"), Effort(rounds, _LONG_ROUND))
+    times = interleaved(calls, clock("cpu"), Effort(rounds, _LONG_ROUND), load=Unwatched()).seconds
     if np.median(times["form"]) > np.median(times["dense"]):
         return dict.fromkeys(chosen, "dense")
+    return chosen
+
+
+def _fastest(seconds: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
+    """Layer -> the way to store it that takes least, if that is clearly less than dense."""
+    chosen = {}
+    for name, times in seconds.items():
+        best = min(times, key=lambda way: times[way])
+        chosen[name] = best if times[best] < _MARGIN * times["dense"] else "dense"
     return chosen
 
 

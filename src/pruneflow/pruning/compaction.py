@@ -9,11 +9,8 @@ from __future__ import annotations
 
 import copy
 import random
-import sys
-import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,14 +20,18 @@ import torch_pruning
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
+from torch_pruning._helpers import _HybridIndex
+from torch_pruning.dependency import index_mapping, shape_infer
 from torch_pruning.pruner import function as cut
 
 from pruneflow.pruning.groups import BATCH_NORMS, CONVOLUTIONS, Group, Tie, entries, expand
+from pruneflow.workloads import models
 
 _LAYERS = (*CONVOLUTIONS, nn.Linear, *BATCH_NORMS)
 _TOLERANCE = 1e-7  # relative, in float64
 _NOISE = 0.02  # what initial weights of common layers are about
-_TRACING_SECONDS = 60.0  # the largest models take a tenth; a graph of slices may never end
+_STEPS = 4  # a layer's channels pass each dependency of a model once or twice, if they are followed
+_UNCLEAR = "Torch-Pruning cannot follow its channels"
 
 # Attention as BERT-family encoders of transformers write it: names of the projections whose rows
 # are heads, of the attribute that counts heads, and of the one that holds their total width.
@@ -77,13 +78,18 @@ def find_groups(
         The groups, tried: of a copy whose parameters are all disturbed, an uneven share of every
         group's units is masked and removed, and in float64 the logits have to agree.
     """
-    ties, left_out = _ties(model, forward, outputs)
-    groups = _groups(model, ties, _sequential(model, forward))
-    sound = _sound(model, forward, groups)
+    with models.looking(model):
+        ties, left_out = _ties(model, forward, outputs)
+        groups = _groups(model, ties, _sequential(model, forward))
+        sound = _sound(model, forward, groups)
     names = {group.name for group in sound}
     for group in groups:
         if group.name not in names:
             left_out[group.name] = "removing its channels changed the outputs when it was tried"
+    makers = {layer for group in groups for layer in group.makers(model)}
+    for name, module in model.named_modules():
+        if isinstance(module, (*CONVOLUTIONS, nn.Linear)) and name not in makers:
+            left_out.setdefault(name, "nothing was found that reads its channels")
     return Found(sound, left_out)
 
 
@@ -99,6 +105,16 @@ def compact(model: nn.Module, groups: Sequence[Group], kept: Mapping[str, Tensor
         ValueError: a group of which nothing would be left.
     """
     return _remove(copy.deepcopy(model), groups, kept)
+
+
+def has_empty_channels(model: nn.Module) -> bool:
+    """Whether a row or column of some layer's weight is all zero; else `emptied` finds nothing."""
+    for layer in model.modules():
+        if isinstance(layer, (*CONVOLUTIONS, nn.Linear)):
+            used = layer.weight.detach() != 0
+            if not used.flatten(1).any(1).all() or not used.transpose(0, 1).flatten(1).any(1).all():
+                return True
+    return False
 
 
 def emptied(
@@ -241,17 +257,14 @@ def _ties(
     traced = copy.deepcopy(model).eval().requires_grad_(True)
     names = {module: name for name, module in traced.named_modules()}
     try:
-        with warnings.catch_warnings(), torch.enable_grad(), _deadline(_TRACING_SECONDS):
+        with warnings.catch_warnings(), torch.enable_grad():
             warnings.simplefilter("ignore")
-            graph = torch_pruning.DependencyGraph().build_dependency(
-                traced, (), forward_fn=lambda copied, _: forward(copied), verbose=False
-            )
-            makers = [m for m in graph.module2node if isinstance(m, (*CONVOLUTIONS, nn.Linear))]
-            makers.sort(key=list(names).index)
-            coupled = [_coupled(graph, maker) for maker in makers]
+            graph = _Graph(traced, forward)
     except Exception as error:  # it walks autograd's graph: what it meets there is not foreseen
         reason = f"its dependencies could not be traced ({type(error).__name__})"
         return {}, dict.fromkeys((n for n in names.values() if n), reason)
+    makers = [m for m in graph.module2node if isinstance(m, (*CONVOLUTIONS, nn.Linear))]
+    makers.sort(key=list(names).index)
 
     slots: dict[tuple[str, str, int], int] = {}
     edges: list[tuple[int, int]] = []
@@ -260,35 +273,34 @@ def _ties(
     def slot(layer: str, side: str, channel: int) -> int:
         return slots.setdefault((layer, side, channel), len(slots))
 
-    for maker, group in zip(makers, coupled, strict=True):
-        rows = int(maker.weight.shape[0])
-        root = [slot(names[maker], "out", row) for row in range(rows)]
+    for maker in makers:
+        root = [slot(names[maker], "out", row) for row in range(int(maker.weight.shape[0]))]
         if names[maker] in outputs:
             fixed.update(dict.fromkeys(root, "it makes the outputs"))
-        if getattr(maker, "transposed", False):
-            fixed.update(dict.fromkeys(root, "transposed convolutions are not supported"))
-        for item in group:
-            module, handler = item.dep.target.module, item.dep.handler
+        try:
+            reached = graph.follow(maker)
+        except _LostError as error:
+            fixed.update(dict.fromkeys(root, str(error)))
+            continue
+        for (module, side), channels in reached.items():
             if isinstance(module, _LAYERS):
-                side = "out" if graph.is_out_channel_pruning_fn(handler) else "in"
-                edges += [
-                    (root[r], slot(names[module], side, c))
-                    for r, c in zip(item.root_idxs, item.idxs, strict=True)
-                ]
-            elif isinstance(module, nn.Module) and module in names:
-                if not _ignores_channels(module):
-                    reason = f"{type(module).__name__} mixes them"
-                    fixed.update((root[r], reason) for r in item.root_idxs)
-            elif isinstance(module, nn.Parameter):
-                fixed.update((root[r], "a parameter of no layer goes in") for r in item.root_idxs)
-            elif type(module).__name__ == "_OutputOp":
-                fixed.update((root[r], "they are the outputs") for r in item.root_idxs)
-    for maker in makers:
-        if isinstance(maker, CONVOLUTIONS) and maker.groups > 1:
-            edges += _group_edges(names[maker], maker, slot)
-    for name, attention in traced.named_modules():
-        edges += _head_edges(name, attention, slot)
+                layer = names[module]
+                edges += [(root[r], slot(layer, side, channel)) for channel, r in channels]
+            elif reason := _holds(module, names):
+                fixed.update((root[r], reason) for _, r in channels)
+    for name, module in traced.named_modules():
+        if isinstance(module, CONVOLUTIONS) and module.groups > 1:
+            edges += _group_edges(name, module, slot)
+        edges += _head_edges(name, module, slot)
+    return _components(slots, edges, fixed)
 
+
+def _components(
+    slots: Mapping[tuple[str, str, int], int],
+    edges: list[tuple[int, int]],
+    fixed: Mapping[int, str],
+) -> tuple[dict[tuple[str, str, int], int], dict[str, str]]:
+    """What `_ties` returns, from what is tied to what, and what has to stay, with the reason."""
     pairs = np.asarray(edges, dtype=np.int64).reshape(-1, 2)
     matrix = coo_array((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), (len(slots), len(slots)))
     _, numbers = connected_components(matrix, directed=False)
@@ -302,32 +314,110 @@ def _ties(
     return {key: unit for key, unit in units.items() if unit not in stays}, left_out
 
 
-def _coupled(graph: Any, maker: Any) -> Any:
-    """Torch-Pruning's group of all rows of a layer."""
-    prune = graph.get_pruner_of_module(maker).prune_out_channels
-    return graph.get_pruning_group(maker, prune, list(range(int(maker.weight.shape[0]))))
+def _holds(reached: Any, names: Mapping[nn.Module, str]) -> str:
+    """Why channels that reach what is no layer of `_LAYERS` have to stay; "" if they need not."""
+    if isinstance(reached, nn.Parameter):
+        return "a parameter of no layer goes in"
+    kind = type(reached).__name__
+    if reached not in names:  # an operation
+        return "they are the outputs" if kind == "_OutputOp" else ""
+    if isinstance(reached, nn.InstanceNorm1d | nn.InstanceNorm2d) and not reached.affine:
+        return ""  # works on each channel by itself
+    return f"{kind} mixes them"
 
 
-@contextmanager
-def _deadline(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError at the first Python call after so many seconds, in this thread."""
-    end = time.monotonic() + seconds
-    before = sys.getprofile()
-
-    def check(frame: object, event: str, argument: object) -> None:
-        if time.monotonic() > end:
-            raise TimeoutError(f"not done after {seconds:.0f} s")
-
-    sys.setprofile(check)
-    try:
-        yield
-    finally:
-        sys.setprofile(before)
+class _LostError(Exception):
+    """A layer's channels cannot be followed through the model; the text says why."""
 
 
-def _ignores_channels(module: nn.Module) -> bool:
-    """Whether a module works on each channel by itself."""
-    return isinstance(module, nn.InstanceNorm1d | nn.InstanceNorm2d) and not module.affine
+class _Graph(torch_pruning.DependencyGraph):  # type: ignore[misc]
+    """Torch-Pruning's graph of a model, walked in a number of steps that the model alone decides.
+
+    Its own walk has no bound: where it takes the pixels of a shifted window for channels it goes
+    on for hours. And one operation that it cannot work out ends it for all layers.
+    """
+
+    def __init__(self, model: nn.Module, forward: Callable[[nn.Module], Tensor]) -> None:
+        super().__init__()
+        self._nodes: dict[Any, Any] = {}
+        self.build_dependency(
+            model, (), forward_fn=lambda copied, _: forward(copied), verbose=False
+        )
+        self.module2node = self._nodes
+        self._unclear: dict[Any, str] = {}
+        for work in (shape_infer.init_shape_information, index_mapping.update_index_mapping):
+            for module, node in self._nodes.items():
+                one = copy.copy(self)
+                one.module2node = {module: node}
+                try:
+                    work(one)
+                except Exception as error:  # of this operation; the others may be clear
+                    self._unclear[node] = type(error).__name__
+        layers = [m for m in self._nodes if isinstance(m, _LAYERS)]
+        # no tensor has more channels than some layer reads or makes
+        self._widest = max((max(_channels_of(layer)) for layer in layers), default=0)
+        self._steps = _STEPS * sum(len(node.dependencies) for node in self._nodes.values())
+
+    def _build_dependency(self, module2node: dict[Any, Any]) -> None:
+        super()._build_dependency(module2node)
+        # shapes and mappings come next, of all operations at once: here it is one by one
+        self._nodes, self.module2node = module2node, {}
+
+    def follow(self, maker: Any) -> dict[tuple[Any, str], set[tuple[int, int]]]:
+        """Where the rows of a layer go.
+
+        Returns:
+            (module or operation, side) -> pairs of a channel there and the row it is.
+
+        Raises:
+            _LostError: Torch-Pruning loses track of them.
+        """
+        handler = self.get_pruner_of_module(maker).prune_out_channels
+        rows = [_HybridIndex(idx=row, root_idx=row) for row in range(maker.weight.shape[0])]
+        reached: dict[tuple[Any, str], set[tuple[int, int]]] = {}
+        todo = [(self.module2node[maker], handler, rows)]
+        seen = {(*todo[0][:2], tuple(rows))}
+        while todo:
+            node, handler, rows = todo.pop()
+            if node in self._unclear:
+                raise _LostError(
+                    f"{_UNCLEAR} ({self._unclear[node]} in {node.module_class.__name__})"
+                )
+            side = "out" if self.is_out_channel_pruning_fn(handler) else "in"
+            found = reached.setdefault((node.module, side), set())
+            found.update((channel.idx, channel.root_idx) for channel in rows)
+            for dependency in node.dependencies:
+                if dependency.is_triggered_by(handler):
+                    self._go(dependency, rows, todo, seen)
+        return reached
+
+    def _go(self, dependency: Any, rows: list[Any], todo: list[Any], seen: set[Any]) -> None:
+        """Add what a dependency leads to to what is to be done, unless it has been seen."""
+        for mapping in dependency.index_mapping:
+            try:
+                rows = rows if mapping is None else mapping(rows)
+            except Exception as error:
+                raise _LostError(f"{_UNCLEAR} ({type(error).__name__})") from None
+            if len(rows) > self._widest:
+                raise _LostError(f"{_UNCLEAR} (more of them than any layer has)")
+        step = (dependency.target, dependency.handler, tuple(rows))
+        if not rows or step in seen:
+            return
+        if any(channel.root_idx is None for channel in rows):
+            raise _LostError(f"{_UNCLEAR} (through repeated heads)")
+        if len(seen) >= self._steps:
+            raise _LostError(f"{_UNCLEAR} (in {self._steps} steps)")
+        seen.add(step)
+        todo.append((dependency.target, dependency.handler, rows))
+
+
+def _channels_of(layer: Any) -> tuple[int, int]:
+    """Input and output channels of a layer."""
+    if isinstance(layer, CONVOLUTIONS):
+        return layer.in_channels, layer.out_channels
+    if isinstance(layer, nn.Linear):
+        return layer.in_features, layer.out_features
+    return layer.num_features, layer.num_features
 
 
 def _group_edges(
@@ -381,7 +471,7 @@ def _sequential(model: nn.Module, forward: Callable[[nn.Module], Tensor]) -> set
     linear = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.Linear)]
     handles = [module.register_forward_hook(hook(name)) for name, module in linear]
     try:
-        with _evaluating(model), torch.no_grad():
+        with models.looking(model), torch.no_grad():
             forward(model)
     finally:
         for handle in handles:
@@ -404,7 +494,8 @@ def _groups(
     order = {name: number for number, (name, _) in enumerate(model.named_modules())}
     groups = []
     for signature, members in alike.items():
-        keys = sorted({(layer, side) for layer, side, _ in signature}, key=lambda k: order[k[0]])
+        keys = [(layer, side) for layer, side, _ in signature]
+        keys.sort(key=lambda key: (order[key[0]], key[1]))
         members.sort(key=lambda channels: min(channels[keys[0]]))
         ties = tuple(
             Tie(layer, side, torch.tensor([sorted(channels[layer, side]) for channels in members]))
@@ -573,7 +664,7 @@ def _unread_or_zero(
 
         return look
 
-    with _evaluating(model), torch.no_grad():
+    with models.looking(model), torch.no_grad():
         handles = [
             model.get_submodule(name).register_forward_pre_hook(hook(name)) for name in readers
         ]
@@ -583,13 +674,3 @@ def _unread_or_zero(
             for handle in handles:
                 handle.remove()
     return zero
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)

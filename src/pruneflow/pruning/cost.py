@@ -1,13 +1,15 @@
 """What a model costs to run, counted: multiply-accumulates (MACs).
 
-Convention: the multiplications of convolutions and linear layers, for one sample (an image, or a
-text of the training set's median length); biases, normalisation, activations, pooling, lookups in
-embeddings and the products of attention (queries with keys, weights with values) count nothing.
-One MAC is two FLOPs.
+Convention: the multiplications of weights in convolutions and matrix products, whatever layer does
+them, for one sample (an image, or a text of the training set's median length); biases,
+normalisation, activations, pooling, lookups in embeddings and products of activations with each
+other (queries with keys, weights of attention with values) count nothing. One MAC is two FLOPs.
 """
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,65 +17,161 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from pruneflow.pruning.selection import prunable_parameters
 from pruneflow.workloads import models
 
-_PRODUCTS = {"convolution", "addmm", "mm", "bmm", "baddbmm", "linear", "matmul"}
+# Operations that multiply, and which of their arguments they multiply.
+_PRODUCTS: dict[str, tuple[int, ...]] = {
+    **dict.fromkeys(("convolution", "_convolution"), (0, 1)),
+    **dict.fromkeys(("mm", "bmm", "mv", "dot", "linear", "matmul", "_grouped_mm"), (0, 1)),
+    **dict.fromkeys(("addmm", "baddbmm", "addbmm", "addmv"), (1, 2)),
+    "_trilinear": (0, 1, 2),
+}
+_LOOKUPS = ("embedding", "embedding_bag", "_embedding_bag")
+_INDEXING = ("index", "index_select", "gather")  # of a stack of matrices; else a lookup, too
+# Operations whose results are entries of their arguments, in other places.
+_COPIES = (
+    "clone",
+    "_to_copy",
+    "cat",
+    "stack",
+    "index",
+    "index_select",
+    "gather",
+    "copy_",
+    "repeat",
+)
+# What a tensor has to do with parameters: it is one, a copy of entries, or computed from some.
+_ITSELF, _COPY, _COMPUTED = range(3)
 
 
 class _Uses(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts, below autograd and modules, at how many positions each weight is applied.
+    """Counts, below autograd and modules, the MACs of each parameter.
 
-    Hooks on layers would not do: attention uses its projections' weights without calling them.
+    Hooks on layers would not do: attention uses its projections' weights without calling them, and
+    a library's layers are of kinds that nobody here knows.
     """
 
-    def __init__(self, weights: Mapping[str, Tensor]) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.counts: dict[str, float] = {}
-        self._weights = {w.untyped_storage().data_ptr(): (n, w) for n, w in weights.items()}
+        self.macs: dict[str, float] = {}
+        self._sizes = {name: p.numel() for name, p in model.named_parameters()}
+        self._vectors = {n for n, p in model.named_parameters() if p.numel() == max((*p.shape, 1))}
+        # memory -> names of the parameters that are in it, and how; a buffer has no names
+        self._origins: dict[int, tuple[frozenset[str], int]] = {}
+        for _, buffer in model.named_buffers():
+            self._origins[_memory(buffer)] = (frozenset(), _COMPUTED)
+        for name, parameter in model.named_parameters():
+            names, _ = self._origins.get(_memory(parameter), (frozenset[str](), _ITSELF))
+            self._origins[_memory(parameter)] = (names | {name}, _ITSELF)
+        self._copies: list[Tensor] = []  # so that their memory is not given to others
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         output = func(*args, **(kwargs or {}))
-        if func.overloadpacket.__name__ in _PRODUCTS:
-            for argument in args:
-                if isinstance(argument, Tensor):
-                    found = self._weights.get(argument.untyped_storage().data_ptr())
-                    if found is not None:
-                        # Rows of the weight are output channels. A packed one (query, key, value)
-                        # may be applied slice by slice: then each counts for its share of rows.
-                        name, weight = found
-                        uses = output.numel() / weight.shape[0]
-                        self.counts[name] = self.counts.get(name, 0.0) + uses
+        name = func.overloadpacket.__name__
+        inputs = [*args, *(kwargs or {}).values()]
+        if name in _PRODUCTS:
+            inputs = [args[index] for index in _PRODUCTS[name]]
+            self._count(name, args, output)
+        if name in _LOOKUPS or (name in _INDEXING and args[0].dim() <= 2):
+            self._forget(output)
+        else:
+            self._follow(name, inputs, output)
         return output
 
+    def _count(self, name: str, args: tuple[Any, ...], output: Tensor) -> None:
+        """Add the MACs of a product to the parameters that are its weight, if any is."""
+        found = [
+            self._origins.get(_memory(args[index]), (frozenset[str](), _COMPUTED))
+            for index in _PRODUCTS[name]
+        ]
+        if name in ("bmm", "baddbmm"):  # attention: its operands may be computed from parameters
+            found = [origin for origin in found if origin[1] != _COMPUTED]
+        names, _ = min(
+            (origin for origin in reversed(found) if origin[0]),
+            key=lambda origin: origin[1],
+            default=(frozenset[str](), _COMPUTED),
+        )
+        names = names - self._vectors or names
+        total = sum(self._sizes[n] for n in names)
+        for n in names:
+            self.macs[n] = (
+                self.macs.get(n, 0.0) + _macs(name, args, output) * self._sizes[n] / total
+            )
 
-def positions(model: nn.Module, sample: Tensor | Mapping[str, Tensor]) -> dict[str, int]:
-    """How often each prunable weight is used in one forward pass of one sample.
+    def _follow(self, name: str, args: Any, output: Any) -> None:
+        """Note what is made of parameters alone."""
+        inputs = [t for t in tree_leaves(args) if isinstance(t, Tensor) and t.is_floating_point()]
+        origins = [self._origins.get(_memory(t)) for t in inputs]
+        known = [origin for origin in origins if origin is not None]
+        if not known or len(known) < len(origins):
+            self._forget(output)
+            return
+        names = frozenset().union(*(origin[0] for origin in known))
+        how = max(_COPY if name in _COPIES else _COMPUTED, *(origin[1] for origin in known))
+        for tensor in tree_leaves(output):
+            if isinstance(tensor, Tensor) and _memory(tensor) not in self._origins:
+                self._origins[_memory(tensor)] = (names, how)
+                self._copies.append(tensor)
+
+    def _forget(self, output: Any) -> None:
+        """An activation was written: whatever its memory held before."""
+        for tensor in tree_leaves(output):
+            if isinstance(tensor, Tensor):
+                self._origins.pop(_memory(tensor), None)
+
+
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+def _macs(name: str, args: tuple[Any, ...], output: Tensor) -> int:
+    """Multiply-accumulates of one operation of `_PRODUCTS`."""
+    first, second = (args[index] for index in _PRODUCTS[name][:2])
+    if name == "_trilinear":
+        return int(output.numel() * math.prod(second.shape[1:]))
+    if "convolution" in name:
+        transposed = bool(args[6])
+        positions = first.numel() if transposed else output.numel()
+        return int(positions * second[0].numel())
+    if name == "addbmm":  # sums over the batch, too
+        return int(len(first) * output.numel() * first.shape[-1])
+    return int(output.numel() * first.shape[-1])
+
+
+def positions(model: nn.Module, sample: Tensor | Mapping[str, Tensor]) -> dict[str, float]:
+    """How often each weight is used in one forward pass of one sample.
 
     Args:
-        model: any module; its mode is left as it was found.
+        model: any module; it is left as it was.
         sample: one image (1, 3, H, W), or one text as an encoder takes it.
 
     Returns:
-        name of the weight -> number of output positions it is applied at.
+        name of each parameter that multiplies something -> MACs of the sample / its entries: the
+        number of output positions that it is applied at.
     """
-    weights = prunable_parameters(model, include=(), exclude=(), biases=False)
-    training = model.training
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # one opaque operation, where it applies
     try:
-        with torch.no_grad(), _Uses(weights) as uses:
-            models.logits(model.eval(), sample)
+        # recurrent layers are one operation in oneDNN and cuDNN, and products elsewhere
+        with (
+            warnings.catch_warnings(action="ignore"),
+            torch.backends.mkldnn.flags(enabled=False),
+            torch.backends.cudnn.flags(enabled=False),
+            models.looking(model),
+            torch.no_grad(),
+            _Uses(model) as uses,
+        ):
+            models.logits(model, sample)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-        model.train(training)
-    return {name: round(count) for name, count in uses.counts.items()}
+    return {name: macs / model.get_parameter(name).numel() for name, macs in uses.macs.items()}
 
 
-def macs(model: nn.Module, uses: dict[str, int]) -> tuple[int, int]:
+def macs(model: nn.Module, uses: Mapping[str, float]) -> tuple[int, int]:
     """MACs of one sample: of every weight, and of those that are not zero.
 
     The second is what a kernel that skips zeros would do (the "theoretical" count of Blalock et
@@ -86,7 +184,7 @@ def macs(model: nn.Module, uses: dict[str, int]) -> tuple[int, int]:
     weights = {name: model.get_parameter(name) for name in uses}
     dense = sum(weight.numel() * uses[name] for name, weight in weights.items())
     left = sum(nonzeros(weight) * uses[name] for name, weight in weights.items())
-    return dense, left
+    return round(dense), round(left)
 
 
 def nonzeros(tensor: Tensor) -> int:

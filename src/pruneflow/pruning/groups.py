@@ -150,6 +150,17 @@ def filters(model: nn.Module, *, outputs: Sequence[str]) -> list[Group]:
     ]
 
 
+def removed(groups: Iterable[Group], kept: Mapping[str, Tensor]) -> dict[tuple[str, str], Tensor]:
+    """The channels that go with the units that are not kept: (layer, side) -> their numbers."""
+    gone: dict[tuple[str, str], list[Tensor]] = {}
+    for group in groups:
+        if group.name in kept:
+            for tie in group.ties:
+                channels = tie.index[~kept[group.name].cpu()].flatten()
+                gone.setdefault((tie.layer, tie.side), []).append(channels)
+    return {key: torch.cat(channels).sort().values for key, channels in gone.items()}
+
+
 def without(groups: Iterable[Group], kept: Mapping[str, Tensor]) -> list[Group]:
     """The groups of the smaller model that compaction makes: channels numbered anew.
 
@@ -158,17 +169,11 @@ def without(groups: Iterable[Group], kept: Mapping[str, Tensor]) -> list[Group]:
         kept: group name -> boolean (units,), True = kept; a group that is not there stays whole.
     """
     groups = list(groups)
-    gone: dict[tuple[str, str], list[Tensor]] = {}
-    for group in groups:
-        if group.name in kept:
-            for tie in group.ties:
-                channels = tie.index[~kept[group.name]].flatten()
-                gone.setdefault((tie.layer, tie.side), []).append(channels)
-    removed = {key: torch.cat(channels).sort().values for key, channels in gone.items()}
+    gone = removed(groups, kept)
 
     def renumber(tie: Tie, mask: Tensor | None) -> Tie:
         index = tie.index if mask is None else tie.index[mask]
-        before = removed.get((tie.layer, tie.side), torch.zeros(0, dtype=torch.int64))
+        before = gone.get((tie.layer, tie.side), torch.zeros(0, dtype=torch.int64))
         return Tie(tie.layer, tie.side, index - torch.searchsorted(before, index))
 
     return [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Mapping
 
 import torch
@@ -85,9 +86,9 @@ class Keeper:
     """Keeps the pruned entries of one model's parameters at zero; call it after every update.
 
     Whatever an optimizer does to them (momentum, weight decay, moments), they are exactly zero when
-    the next forward pass reads them, and the forward pass itself costs nothing more. With AdamW the
-    steps after the first cost nothing more either: see `_freeze`. It holds the memory of parameters
-    and masks: make a new one once either has been moved or made anew.
+    the next forward pass reads them, and the forward pass itself costs nothing more. With a fused
+    AdamW on a CPU most steps cost little more either: see `_freeze`. It holds the memory of
+    parameters and masks: make a new one once either has been moved or made anew.
 
     Raises:
         ValueError: a model that lacks a masked parameter, or has it in another shape.
@@ -105,7 +106,8 @@ class Keeper:
                 # in the weight's own memory layout (channels_last, say) both have a flat view
                 mask = torch.empty_like(weight, dtype=torch.bool).copy_(mask)
             self._masked.append((weight, mask))
-        self._frozen_in: torch.optim.Optimizer | None = None
+        # parameter -> its frozen moment, and the versions of both
+        self._frozen: dict[nn.Parameter, tuple[Tensor, int, int]] = {}
 
     @torch.no_grad()
     def __call__(self, optimizer: torch.optim.Optimizer | None = None) -> None:
@@ -114,25 +116,47 @@ class Keeper:
         Args:
             optimizer: what has just updated the parameters; AdamW is told to leave them at zero.
         """
-        if optimizer is not None and optimizer is self._frozen_in:
-            return
         for weight, mask in self._masked:
-            for values, kept in _pieces(weight.data, mask):
-                clear(values, kept)
-        if isinstance(optimizer, torch.optim.AdamW):
-            self._freeze(optimizer)
+            state = _moments(optimizer, weight)
+            moment = state.get("exp_avg_sq")
+            if moment is None or not self._stayed_zero(weight, moment):
+                for values, kept in _pieces(weight.data, mask):
+                    clear(values, kept)
+                if moment is not None:
+                    _freeze(state, mask)
+            if moment is not None:
+                self._frozen[weight] = (moment, weight._version, moment._version)
 
-    def _freeze(self, optimizer: torch.optim.AdamW) -> None:
-        """Make AdamW's own step leave the pruned entries where they are.
+    def _stayed_zero(self, weight: nn.Parameter, moment: Tensor) -> bool:
+        """Whether only fused steps, which versions do not count, wrote since it was frozen."""
+        frozen, *versions = self._frozen.get(weight, (None, 0, 0))
+        if frozen is not moment or versions != [weight._version, moment._version]:
+            return False  # loaded since, or updated in operations that count
+        flat = weight.data.as_strided((weight.numel(),), (1,))
+        return math.isfinite(flat.dot(flat))  # an infinite gradient over an infinite moment is NaN
 
-        Their second moment is set to infinity, where it stays: the step, the first moment over the
-        root of the second, is 0, and so is the decay of a weight of 0.
-        """
-        for weight, mask in self._masked:
-            if moments := optimizer.state.get(weight):
-                for values, kept in _pieces(moments["exp_avg_sq"], mask):
-                    values.masked_fill_(~kept, torch.inf)
-        self._frozen_in = optimizer
+
+def _moments(optimizer: torch.optim.Optimizer | None, weight: Tensor) -> Mapping[str, Tensor]:
+    """A parameter's state in AdamW, as far as entries can be frozen there.
+
+    On a GPU they are not: to see whether the step was finite would halt it.
+    """
+    if not isinstance(optimizer, torch.optim.AdamW) or weight.device.type != "cpu":
+        return {}
+    state: Mapping[str, Tensor] = optimizer.state.get(weight, {})
+    return state
+
+
+def _freeze(state: Mapping[str, Tensor], mask: Tensor) -> None:
+    """Make AdamW's own step leave the pruned entries of a parameter where they are.
+
+    Their second moment is set to infinity, where it stays: the step, the first moment over the
+    root of the second, is 0, and so is the decay of a weight of 0.
+    """
+    for first, kept in _pieces(state["exp_avg"], mask):
+        clear(first, kept)
+    for second, kept in _pieces(state["exp_avg_sq"], mask):
+        second.masked_fill_(~kept, torch.inf)
 
 
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import Any, TypeAlias
 
@@ -28,14 +28,23 @@ _LARGEST = float(torch.finfo(torch.float32).max)
 
 
 def prunable_parameters(
-    model: nn.Module, *, include: tuple[str, ...], exclude: tuple[str, ...], biases: bool
+    model: nn.Module,
+    *,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+    biases: bool,
+    products: Collection[str] = (),
 ) -> dict[str, nn.Parameter]:
     """The parameters that may be pruned, by name, in model order.
 
-    Weights, and biases if asked for, of convolutions, linear layers and attention projections;
-    in a model with embeddings of tokens, of these and of LayerNorm as well. A pattern
-    (`classifier.*`, `conv?`) is matched against the layer's name and the parameter's. No
-    `include` means all.
+    Weights, and biases if asked for, of convolutions, linear layers and attention projections,
+    and of whatever else multiplies a matrix; in a model with embeddings of tokens, of these and
+    of LayerNorm as well. A pattern (`classifier.*`, `conv?`) is matched against the layer's name
+    and the parameter's. No `include` means all.
+
+    Args:
+        model, include, exclude, biases: of what, matching what, and whether biases are taken.
+        products: parameters that were seen to multiply something (`cost.positions`).
 
     Raises:
         InputError: a pattern that matches nothing, or nothing left to prune.
@@ -44,10 +53,15 @@ def prunable_parameters(
     tokens = any(isinstance(module, nn.Embedding) for module in model.modules())
     kinds = PRUNABLE_WITH_TOKENS if tokens else PRUNABLE
     for layer, module in model.named_modules():
-        if isinstance(module, kinds):
-            for name, _ in module.named_parameters(recurse=False):
-                if biases or "bias" not in name:
-                    names[f"{layer}.{name}" if layer else name] = layer
+        within = {
+            f"{layer}.{name}" if layer else name: "bias" in name
+            for name, _ in module.named_parameters(recurse=False)
+        }
+        known = isinstance(module, kinds)
+        multiplies = known or not within.keys().isdisjoint(products)
+        for name, is_bias in within.items():
+            if (multiplies and biases) if is_bias else (known or name in products):
+                names[name] = layer
 
     def matching(pattern: str) -> set[str]:
         found = {n for n, layer in names.items() if _matches(n, layer, pattern)}

@@ -39,9 +39,10 @@ BATCH_MS = Axis("milliseconds a batch", limits=(0.0, None))
 BATCH_LOG_MS = Axis("milliseconds a batch (log scale)", "log")
 
 
-def ran_on(device: str, threads: int) -> str:
+def ran_on(device: str, threads: int, machine: str) -> str:
     """What times were taken on, as a title says it."""
-    return f"{device}, {threads} thread{'s' * (threads > 1)}" if device == "cpu" else device
+    on = f"{device}, {threads} thread{'s' * (threads > 1)}" if device == "cpu" else device
+    return f"{on}, {machine}"
 
 
 @dataclass(frozen=True)

@@ -348,23 +348,24 @@ def masks_overstate(evidence: Evidence) -> Verdict:
 def latency_behaves(evidence: Evidence) -> Verdict:
     """Linear in the batch, masked as dense, compact faster the fewer parameters are left.
 
-    Of every pruning run, device and number of threads with BATCHES batch sizes and two pruned
-    levels. Linear: R squared of the dense median against batch size, at the largest level, over
-    LINEAR. As dense: the median of masked / dense within SAME_TIME of 1. Faster: compact / dense
-    (median over batch sizes) below 1 at the last level, and its Spearman with parameters removed
-    below 0, over levels.
+    Of every machine, device and number of threads, over pruning runs with BATCHES batch sizes and
+    two pruned levels. Linear: R squared of the dense median against batch size, at the largest
+    level, over LINEAR. As dense: the median of masked / dense within SAME_TIME of 1. Faster:
+    compact / dense (median over batch sizes) below 1 at the last level, and its Spearman with
+    parameters removed below 0, over levels.
     """
     rows = evidence.latencies
     rows = rows[(rows["engine"] == "eager") & rows["p50_ms"].notna() & rows["model"].notna()]
     comparisons: list[Comparison] = []
-    for (model, device, threads), every in rows.groupby(["model", "device", "threads"]):
+    apart = ["model", "machine", "device", "threads"]
+    for (model, machine, device, threads), every in rows.groupby(apart, dropna=False):
         runs = every.groupby(["seed", "pruning_run"])
         behaviour = pd.DataFrame([
             {"seed": seed} | found for (seed, _), run in runs if (found := _behaviour(run))
         ])  # fmt: skip
         if behaviour.empty:
             continue
-        name = f"{short_model(str(model))} on {device} ({threads} threads)"
+        name = f"{short_model(str(model))} on {device} ({threads} threads, {machine})"
         for what, column, edge, above in (
             ("R squared of time and batch size", "r_squared", LINEAR, True),
             ("masked / dense", "masked", 1 - SAME_TIME, True),

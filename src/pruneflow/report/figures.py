@@ -113,15 +113,16 @@ def _forms(rows: Sequence[Latency]) -> list[str]:
 
 
 def _comparable(latencies: Sequence[Latency]) -> list[Latency]:
-    """Rows of one device and number of threads, the first, in eager PyTorch."""
+    """Rows of one machine, device and number of threads, the first, in eager PyTorch."""
     rows = [row for row in latencies if row.engine == "eager" and row.p50_ms is not None]
-    return [r for r in rows if (r.device, r.threads) == (rows[0].device, rows[0].threads)]
+    settings = [(row.machine, row.device, row.threads) for row in rows]
+    return [row for row, setting in zip(rows, settings, strict=True) if setting == settings[0]]
 
 
 def _where(rows: Sequence[Latency]) -> str:
     if not rows:
         return ""
-    return f"; {ran_on(rows[0].device, rows[0].threads)}"
+    return f"; {ran_on(rows[0].device, rows[0].threads, rows[0].machine)}"
 
 
 def _line(x: Sequence[float], rows: Sequence[Latency], form: str) -> Line:

@@ -348,8 +348,17 @@ def masks_and_removal(evidence: Evidence, overlay: bool) -> Chart | None:
 # ------------------------------------------------------------------------ latency
 
 
+_SETTING = ("machine", "device", "threads")  # times of two are never put together
+
+
+def _of_one(rows: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+    """The rows that have the values of these columns which most rows have."""
+    numbers = rows.groupby(list(columns), dropna=False).ngroup()
+    return rows[numbers == numbers.mode().iloc[0]]
+
+
 def _timed(evidence: Evidence, alexnet: bool) -> pd.DataFrame:
-    """Times in eager PyTorch, of one device and number of threads: those with most rows.
+    """Times in eager PyTorch, of one machine, device and number of threads: those with most rows.
 
     A row a seed and base, level, form and batch size: of several benchmarks of it the median, since
     a run that is timed twice is one sample.
@@ -361,9 +370,8 @@ def _timed(evidence: Evidence, alexnet: bool) -> pd.DataFrame:
     rows = rows[(rows["model"] == "alexnet") == alexnet]
     if rows.empty:
         return rows
-    place = rows[["device", "threads"]].value_counts().reset_index().iloc[0]
-    rows = where(rows, device=place["device"], threads=place["threads"])
-    keys = ["configuration", "model", "seed", "base_run", "device", "threads"]
+    rows = _of_one(rows, _SETTING)
+    keys = ["configuration", "model", "seed", "base_run", *_SETTING]
     return (
         rows.groupby([*keys, "level", "form", "batch_size"], dropna=False)[
             ["p50_ms", "params_left", "channels_left"]
@@ -374,7 +382,8 @@ def _timed(evidence: Evidence, alexnet: bool) -> pd.DataFrame:
 
 
 def _where(rows: pd.DataFrame) -> str:
-    return ran_on(str(rows["device"].iloc[0]), int(rows["threads"].iloc[0]))
+    first = rows.iloc[0]
+    return ran_on(str(first["device"]), int(first["threads"]), str(first["machine"]))
 
 
 def latency_by_batch_size(alexnet: bool) -> Callable[[Evidence, bool], Chart | None]:
@@ -513,9 +522,13 @@ def _front(points: pd.DataFrame) -> pd.DataFrame:
 
 
 def _best_times(evidence: Evidence) -> pd.DataFrame:
-    """Of each configuration and level the shortest time of any form, relative to dense."""
+    """Of each configuration and level the shortest time of any form, relative to dense.
+
+    Of one machine, the one with most rows.
+    """
     rows = evidence.latencies
     rows = rows[rows["speedup"].notna() & rows["configuration"].notna()]
+    rows = _of_one(rows, ["machine"]) if len(rows) else rows
     rows = rows.assign(time_left=1 / rows["speedup"].astype(float))
     found = rows.groupby(["configuration", "level"])["time_left"].min().reset_index()
     return found.astype({"configuration": "int64"})

@@ -153,8 +153,10 @@ def latencies(evidence: Evidence) -> pd.DataFrame:
     """Every measured time."""
     labels = evidence.configurations["label"]
     table = evidence.latencies.assign(configuration=evidence.latencies["configuration"].map(labels))
-    columns = ["configuration", "level", "form", "engine", "device", "threads", "batch_size", "n"]
+    columns = ["configuration", "machine", "level", "form", "engine", "device", "threads"]
     columns += [
+        "batch_size",
+        "n",
         "p50_ms",
         "p95_ms",
         "speedup",

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-import psutil
 import torch
 from torch import nn
 
@@ -36,13 +35,10 @@ from pruneflow.tracking.finished import (
     open_pruning_run,
     pruning_runs_of,
 )
-from pruneflow.tracking.latencies import OK, Latency, LayerLatency
+from pruneflow.tracking.latencies import CONTENDED, OK, Latency, LayerLatency
 from pruneflow.tracking.run import Ended, Run, current_experiment, open_run
 from pruneflow.workloads import models
 from pruneflow.workloads.training import keep_large_buffers
-
-_GLANCE_SECONDS = 0.5
-_BUSY = 0.15  # share of the processors that others may take unremarked
 
 
 def benchmark_latency(config: BenchmarkConfig, reporter: Reporter) -> list[Ended]:
@@ -197,7 +193,8 @@ def _size(run: PruningRun, structure: Mapping[str, Any], config: BenchmarkConfig
             f"{kind}: pass {name}, or nothing"
         )
     given: int | None = getattr(config, name)
-    longest = structure.get("config", {}).get("max_position_embeddings")
+    stated = structure.get("config", {}).get("max_position_embeddings")
+    longest = structure.get("positions", stated)
     if given is not None and longest is not None and given > longest:
         raise InputError(
             f"{name}={given} is not valid: the model of run {run.id} reads at most {longest} tokens"
@@ -223,11 +220,9 @@ def _benchmark(
     ((unit, _),) = _sizes(subject.run, subject.checkpoint.structure).items()
     config = config.resolved(levels=subject.levels, **{unit: subject.size})
     first = (settings[0].device, settings[0].threads)
-    notes: list[str] = _busy()
+    notes: list[str] = []
     with open_run("benchmark_latency", config, name=name, tags=tags) as run:
         reporter.say(f"benchmark_latency {name}: run {run.id}, of pruning run {subject.run.id}")
-        for note in notes:
-            reporter.say(f"  {note}")
         points = len(subject.levels) * len(settings) * len(config.batch_sizes)
         reporter.plan(points)
         for place, level in enumerate(subject.levels):
@@ -243,9 +238,10 @@ def _benchmark(
                         point.measure()
                     rows += point.rows
                     profile += point.profile
-                    notes += [note for note in point.notes if note not in notes]
                     for note in point.notes:
-                        reporter.say(f"  {note}")
+                        if note not in notes:
+                            notes.append(note)
+                            reporter.say(f"  {note}")
                 del pruned, point  # before the next level's models are loaded
                 gc.collect()
                 if setting.device == "cuda":
@@ -253,18 +249,10 @@ def _benchmark(
             run.record_latencies(level, rows, profile, first)
             reporter.say(f"  level {level}: {_in_short(rows)}")
         _summarise(subject, run, notes)
+        if any(row.status == CONTENDED for row in run.latencies):  # not what a sweep takes for done
+            run.set_tags({"pruneflow.fingerprint": f"{tags['pruneflow.fingerprint']}-contended"})
     reporter.console.print(latencies_table(run.latencies))
     return run.ended
-
-
-def _busy() -> list[str]:
-    """A note where other work is on the processors, seen while this process waits."""
-    busy = psutil.cpu_percent(interval=_GLANCE_SECONDS) / 100
-    if busy <= _BUSY:
-        return []
-    return [
-        f"other work takes {100 * busy:.0f} % of the processors: trust ratios rather than times"
-    ]
 
 
 @contextmanager
@@ -323,7 +311,8 @@ def _in_short(rows: list[Latency]) -> str:
         if (form, engine) != ("dense", EAGER):
             name = form if engine == EAGER else f"{form} {engine}"
             parts.append(f"{name} {statistics.median(ratios):.2f} x")
-    return ", ".join(parts) or "timed"
+    contended = any(row.status == CONTENDED for row in rows)
+    return ", ".join(parts) or ("contended" if contended else "timed")
 
 
 _BOUND = {
@@ -337,12 +326,14 @@ _BOUND = {
 def sentence(row: Latency, dense: Latency) -> str:
     """Why a form is as fast as it is, in one plain sentence; of a row that was timed."""
     where = f"{row.threads} thread{'s' * (row.threads > 1)}" if row.device == "cpu" else row.device
-    interval = f"[{row.speedup_low:.2f}, {row.speedup_high:.2f}]"
+    interval = ""
+    if row.speedup_low is not None:
+        interval = f" [{row.speedup_low:.2f}, {row.speedup_high:.2f}]"
     share = row.bound_share or 0.0
     bound = "bound" if share >= 0.5 else "not clearly bound by one thing, most"
     return (
         f"{row.form}, batch {row.batch_size}, {where}: "
-        f"{row.speedup:.2f} {interval} times as fast as dense with {row.macs / dense.macs:.2f} of "
+        f"{row.speedup:.2f}{interval} times as fast as dense with {row.macs / dense.macs:.2f} of "
         f"its MACs and {row.weight_bytes / dense.weight_bytes:.2f} of its weight bytes; "
         f"{bound} {_BOUND[row.bound_by or 'arithmetic']} {100 * share:.0f} % of the time"
     )

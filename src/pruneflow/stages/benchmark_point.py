@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pruneflow.config import BenchmarkConfig
@@ -14,16 +16,23 @@ from pruneflow.inference import EAGER, latency, sparse
 from pruneflow.inference.bottleneck import LayerTime, bottleneck, layer_times, machine
 from pruneflow.inference.engines import ENGINE_FORMS, ENGINES, NoEngineError
 from pruneflow.inference.forms import FORMS, Inputs, NoFormError, PrunedLevel, difference
-from pruneflow.inference.latency import Effort, Trace
+from pruneflow.inference.latency import Effort, Rounds, Trace
 from pruneflow.pruning.groups import Group
+from pruneflow.tracking import environment
 from pruneflow.tracking.checkpoints import Checkpoint
 from pruneflow.tracking.finished import PruningRun
-from pruneflow.tracking.latencies import OK, OUT_OF_MEMORY, Latency, LayerLatency
+from pruneflow.tracking.latencies import (
+    CONTENDED,
+    DIFFERENT,
+    OK,
+    OUT_OF_MEMORY,
+    Latency,
+    LayerLatency,
+)
 from pruneflow.workloads import models
 
 _PROFILED = 10  # layers of a form that `profile.csv` has, the slowest
 _WIDE = 1.5  # upper / lower end of a speed-up's interval from which it says little
-_FEW = 6  # rounds, fewer of which say little of the spread
 _DIFFERENT = 1e-3  # a difference of logits that rounding does not explain
 _MEMORY_LEFT = 0.9  # share of the free memory that a batch may take
 
@@ -55,7 +64,7 @@ class Subject:
     size: int
     checkpoint: Checkpoint
     dense: nn.Module
-    uses: dict[str, int]
+    uses: dict[str, float]
     groups: list[Group]
 
     def inputs(self, batch: int, device: str) -> Inputs:
@@ -111,7 +120,11 @@ class Point:
         self.notes: list[str] = []
 
     def measure(self) -> None:
-        """Fill `rows`, `profile` and `notes`."""
+        """Fill `rows`, `profile` and `notes`; the level's models are left as they were."""
+        with models.looking(self.pruned.dense, self.pruned.model):
+            self._measure()
+
+    def _measure(self) -> None:
         asked = self.config.forms or tuple(FORMS)
         forms = ("dense", *(f for f in FORMS if f in asked and f != "dense" and self.level))
         candidates: dict[str, Candidate] = {}
@@ -150,27 +163,66 @@ class Point:
         effort = Effort(self.config.rounds, self.config.seconds)
         timer = latency.clock(self.setting.device)
         calls = {key: candidate.call for key, candidate in candidates.items()}
-        times = latency.interleaved(calls, timer, effort)
-        layers = self._layers(candidates)
+        rounds = latency.interleaved(calls, timer, effort)
+        self._doubt(rounds)
+        timed = {}
         for key, candidate in candidates.items():
-            spread = latency.spread(times[key])
-            ratio, low, high = latency.speedup(times["dense"], times[key])
+            difference = self._difference(candidate, candidates)
+            status = OK if rounds.are_enough else CONTENDED
+            if difference is not None and not difference <= _DIFFERENT:  # or NaN
+                status = DIFFERENT
+                where = self._where(candidate.form, candidate.engine)
+                self.notes.append(
+                    f"{where}: its logits differ by {difference:.1e} of the largest, more than "
+                    "rounding explains: it computes something else, and has no speed-up"
+                )
             row = replace(
                 self._row(candidate.form, candidate.engine, candidate.model),
-                **asdict(spread),
-                samples_per_second=1e3 * self.batch / spread.p50_ms,
+                n=len(rounds.seconds[key]),
                 peak_memory_bytes=self._peak(candidate),
-                status=OK,
-                speedup=ratio,
-                speedup_low=low,
-                speedup_high=high,
-                difference=self._difference(candidate, candidates),
+                status=status,
+                difference=difference,
             )
-            if candidate.engine == EAGER:
-                row = self._explained(row, candidate, layers[candidate.form])
-                self._keep(layers[candidate.form], layers["dense"], candidate.form)
+            if status == OK:
+                row = self._with_times(row, rounds.seconds[key], rounds.seconds["dense"])
+                timed[candidate.form, candidate.engine] = len(self.rows)
             self.rows.append(row)
-            self._doubt(row, key)
+        self._explain(candidates, timed)
+
+    def _with_times(
+        self, row: Latency, seconds: NDArray[np.float64], dense: NDArray[np.float64]
+    ) -> Latency:
+        """The row with its times, and how they compare with the dense ones of the same rounds."""
+        spread = latency.spread(seconds)
+        ratio, low, high = latency.speedup(dense, seconds)
+        if low and high and high > _WIDE * low:
+            self.notes.append(
+                f"{self._where(row.form, row.engine)}: the times spread so far that the speed-up "
+                f"is only known to lie between {low:.2f} and {high:.2f}: measure for longer "
+                "(seconds, rounds)"
+            )
+        return replace(
+            row,
+            **asdict(spread),
+            samples_per_second=1e3 * self.batch / spread.p50_ms,
+            speedup=ratio,
+            speedup_low=low,
+            speedup_high=high,
+        )
+
+    def _explain(
+        self, candidates: Mapping[str, Candidate], timed: Mapping[tuple[str, str], int]
+    ) -> None:
+        """Say of the eager forms that were timed what bounds them; their rows' places are given."""
+        layers: dict[str, list[LayerTime]] = {}
+        for candidate in candidates.values():
+            place = timed.get((candidate.form, candidate.engine))
+            if candidate.engine != EAGER or place is None:
+                continue
+            found = layer_times(candidate.model, self._run, self.setting.device)
+            layers[candidate.form] = found
+            self.rows[place] = self._explained(self.rows[place], candidate, found)
+            self._keep(found, layers["dense"], candidate.form)
 
     def _candidates(self, form: str) -> Iterator[Candidate]:
         """A form in every engine.
@@ -215,14 +267,6 @@ class Point:
         if needs[0] + slope * (self.batch - 1) > _MEMORY_LEFT * latency.free_bytes(device):
             raise MemoryError
 
-    def _layers(self, candidates: Mapping[str, Candidate]) -> dict[str, list[LayerTime]]:
-        """Times of the layers of each eager form."""
-        return {
-            c.form: layer_times(c.model, self._run, self.setting.device)
-            for c in candidates.values()
-            if c.engine == EAGER
-        }
-
     def _run(self, model: nn.Module) -> Tensor:
         """Logits of a model on the point's batch."""
         return ENGINES[EAGER](model, self.inputs, self.setting.threads)()
@@ -231,6 +275,7 @@ class Point:
         """What can be counted of a form."""
         params, macs = _counts(model, self.subject.dense, self.subject.uses)
         return Latency(
+            machine=environment.machine(self.setting.device),
             level=self.level,
             form=form,
             device=self.setting.device,
@@ -314,26 +359,31 @@ class Point:
                 )
             )
 
-    def _doubt(self, row: Latency, key: str) -> None:
-        """Note what makes a row worth less."""
-        on = f"{self.setting.device}, threads {self.setting.threads}"
-        where = f"level {self.level}, {key}, batch {self.batch} on {on}"
-        if row.n < min(_FEW, self.config.rounds) and key == "dense":
+    def _doubt(self, rounds: Rounds) -> None:
+        """Note what makes the point's times worth less."""
+        n = len(rounds.seconds["dense"])
+        if not rounds.are_enough:
             self.notes.append(
-                f"{where}: only {row.n} rounds fitted into seconds={self.config.seconds:g}: the "
-                "intervals are too narrow"
+                f"{self._where()}: contended: other work took {100 * (rounds.others or 0):.0f} % "
+                f"of the processors, and {n} of {rounds.tried} rounds were without it: no times, "
+                "no speed-up; end that work, or give this process processors of its own "
+                "(taskset -c 0,1 ...), and measure again"
             )
-        if row.speedup_low and row.speedup_high and row.speedup_high > _WIDE * row.speedup_low:
+        elif n < latency.LEAST_FOR_INTERVAL:
             self.notes.append(
-                f"{where}: the times spread so far that the speed-up is only known to lie "
-                f"between {row.speedup_low:.2f} and {row.speedup_high:.2f}: measure again on a "
-                "quiet machine"
+                f"{self._where()}: {n} of {rounds.tried} rounds count: an interval needs "
+                f"{latency.LEAST_FOR_INTERVAL} (rounds, seconds)"
             )
-        if row.difference is not None and not row.difference <= _DIFFERENT:  # or NaN
+        if not rounds.watched:
             self.notes.append(
-                f"{where}: its logits differ by {row.difference:.1e} of the largest, more than "
-                "rounding explains"
+                "this system does not say what other processes take of the processors: whether "
+                "times were disturbed is not known"
             )
+
+    def _where(self, form: str = "", engine: str = EAGER) -> str:
+        parts = [f"level {self.level}", form if engine == EAGER else f"{form} {engine}"]
+        parts += [f"batch {self.batch} on {self.setting.device}, threads {self.setting.threads}"]
+        return ", ".join(filter(None, parts))
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
@@ -348,10 +398,10 @@ def _bytes(inputs: Inputs) -> int:
     return sum(tensor.nbytes for tensor in tensors)
 
 
-def _counts(model: nn.Module, dense: nn.Module, uses: Mapping[str, int]) -> tuple[int, int]:
+def _counts(model: nn.Module, dense: nn.Module, uses: Mapping[str, float]) -> tuple[int, int]:
     """Stored parameters of a form, and multiply-accumulates of one sample as it does them."""
     params = sum(p.numel() for p in model.parameters())
-    macs = 0
+    macs = 0.0
     for name, positions in uses.items():
         layer = model.get_submodule(name.rpartition(".")[0])
         weight = sparse.stored_weight(layer) if name.endswith(".weight") else None
@@ -361,7 +411,7 @@ def _counts(model: nn.Module, dense: nn.Module, uses: Mapping[str, int]) -> tupl
             bias = getattr(layer, "bias", None)
             params += weight.numel() + (bias.numel() if isinstance(bias, Tensor) else 0)
         macs += weight.numel() * positions
-    return params, macs
+    return params, round(macs)
 
 
 def _unpruned(model: nn.Module, pruned: PrunedLevel) -> dict[str, bool]:

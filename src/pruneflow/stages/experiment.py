@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pruneflow.config import Settings, reads_texts
-from pruneflow.errors import InputError, first_line
+from pruneflow.errors import InputError
 from pruneflow.pruning import cost
 from pruneflow.stages.progress import Reporter
 from pruneflow.tracking import resume
@@ -49,7 +49,7 @@ class Experiment(Generic[C]):
     config: C
     data: Data
     machine: Machine
-    uses: dict[str, int]
+    uses: dict[str, float]
     head: str
     samples: Tensor | dict[str, Tensor]
     identity: dict[str, object]
@@ -144,6 +144,7 @@ class Experiment(Generic[C]):
         """Log the data set as an input of a run."""
         sizes = {name: len(getattr(self.data, name)) for name in ("train", "val", "test")}
         run.log_data(self.data_name, self.data.digest, self.data.source, sizes)
+        run.set_tags({"pruneflow.data": self.data.summary})
 
 
 def build(
@@ -155,7 +156,7 @@ def build(
     """
     torch.manual_seed(config.seed)
     if tokenizer is None:
-        model = models.build(config.model, classes, weights=config.weights if load else "none")
+        model = models.build(config.model, classes, weights=config.weights, load=load)
     else:
         from pruneflow.workloads import encoders
 
@@ -164,6 +165,7 @@ def build(
             classes,
             weights=config.weights,
             vocabulary=len(tokenizer),
+            padding=encoders.padding(tokenizer),
             load=load,
         )
     return training.to_machine(model, machine)
@@ -225,7 +227,7 @@ def prepare(config: C, *, load: bool) -> tuple[Experiment[C], nn.Module]:
     ).to(machine.device)
     uses, head = cost.positions(model, sample), models.head_name(model)
     size: dict[str, object] = {"image_size": config.image_size}
-    identity: dict[str, object] = {"builder": "torchvision", "input": size}
+    identity = models.describe(model) | {"input": size}
     return Experiment(config, data, machine, uses, head, pictures, identity), model
 
 
@@ -241,24 +243,22 @@ def _prepare_texts(
     model = build(config, classes, machine, load=load, tokenizer=tokenizer)
     longest = encoders.longest(model, tokenizer)
 
-    def encode(split: Samples) -> Tokens:
+    def encode(split: Samples) -> tuple[Texts, Tokens]:
         assert isinstance(split, Texts)
-        return encoders.encode(tokenizer, split, longest=longest)
+        return split, encoders.encode(tokenizer, split, longest=longest, config=model.config)
 
-    train, val, test = encode(data.train), encode(data.val), encode(data.test)
+    splits = {"train": encode(data.train), "val": encode(data.val), "test": encode(data.test)}
+    encoders.check_tokens(config.model, model, splits)
+    train, val, test = (tokens for _, tokens in splits.values())
     data = replace(data, train=train, val=val, test=test)
     by_length = train.lengths.argsort(kind="stable")
     median, longer = by_length[len(by_length) // 2], by_length[-1]
     sample = training.tokens_to_model(train, by_length[len(by_length) // 2 :][:1], machine)
     two = training.tokens_to_model(train, np.array([median, longer]), machine)
-    try:
-        with torch.no_grad():
-            models.logits(model.eval(), two)
-            uses, head = cost.positions(model, sample), models.head_name(model)
-    except Exception as error:  # whatever an encoder of the hub does with tokens it cannot take
-        raise InputError(
-            f"model={config.model} cannot classify these texts: {first_line(error)}"
-        ) from None
+    longest_of = max((val, test), key=lambda tokens: int(tokens.lengths.max()))
+    one = training.tokens_to_model(longest_of, longest_of.lengths.argsort()[-1:], machine)
+    encoders.check_runs(config.model, model, [two, one], classes)
+    uses, head = cost.positions(model, sample), models.head_name(model)
     model.train()
     size = {"sequence_length": int(train.lengths[median])}
     identity = encoders.describe(model, tokenizer) | {"input": size}

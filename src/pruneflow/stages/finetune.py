@@ -16,6 +16,7 @@ from pruneflow.tracking.run import Ended, open_run
 def finetune(config: FinetuneConfig, reporter: Reporter) -> Ended:
     """Train, measure and keep a model, in the run that was handed over or a new one."""
     experiment, model = prepare(config, load=True)
+    reporter.say(experiment.data.summary)
     return train_base(experiment, model, reporter, experiment_id=None)
 
 

@@ -90,12 +90,13 @@ def latencies_table(latencies: Sequence[Latency]) -> Table:
         if row.p50_ms is None or row.p95_ms is None or row.speedup is None:
             table.add_row(*where, "", "", "", row.status)
             continue
+        has_interval = row.speedup_low is not None
         table.add_row(
             *where,
             f"{row.p50_ms:.3f}",
             f"{row.p95_ms:.3f}",
             f"{row.speedup:.2f}",
-            f"{row.speedup_low:.2f} - {row.speedup_high:.2f}",
+            f"{row.speedup_low:.2f} - {row.speedup_high:.2f}" if has_interval else "",
             f"{row.weight_bytes / 1e6:.1f}",
             row.bound_by or "",
         )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from pruneflow.config import PruneConfig, base_config, given_for_base, short_model
+from pruneflow.config import NEWEST, PruneConfig, base_config, given_for_base, short_model
 from pruneflow.errors import InputError
 from pruneflow.pruning import compaction, cost, groups, schedule
 from pruneflow.pruning.compaction import Found
@@ -30,11 +31,12 @@ from pruneflow.tracking.finished import (
     base_weights,
     find_base,
     fingerprint_of,
+    newest_base,
     open_base,
 )
 from pruneflow.tracking.levels import Layer, Level, to_markdown
 from pruneflow.tracking.run import Ended, Run, open_run
-from pruneflow.workloads import training
+from pruneflow.workloads import models, training
 
 # A shortfall that is told: further from the target than rounding to whole channels explains.
 _SHORTFALL = 0.005
@@ -48,15 +50,17 @@ class State:
         model: as it is fine-tuned; `compact` makes a smaller one at every level.
         granularity: what its next level chooses among.
         kept: what is left of that.
-        groups: every group of channels of the model, for its compact form.
+        groups: gives every group of channels of the model, for its compact form.
         units: group -> boolean (units of the unpruned model,), False = physically gone by now.
+        notes: what of the model cannot be pruned, and why.
     """
 
     model: nn.Module
     granularity: Granularity
     kept: Masks
-    groups: list[Group]
+    groups: Callable[[], list[Group]]
     units: dict[str, Tensor]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -117,9 +121,10 @@ def _prune(
     reporter: Reporter,
     experiment_id: str | None = None,
 ) -> Ended:
-    if config.base_run is not None:
-        config = config.resolved(weights=base_weights(config.base_run))
+    if config.named_base is not None:
+        config = config.resolved(weights=base_weights(config.named_base))
     experiment, model = prepare(config, load=False)
+    reporter.say(experiment.data.summary)
     config, data = experiment.config, experiment.data
     state = _start(experiment, model)
     base = _base(experiment, model, reporter)
@@ -129,15 +134,14 @@ def _prune(
         return report_finished(before, reporter, experiment_id)
 
     name = config.run_name(stage)
-    tags = {
-        "pruneflow.workload": workload_fingerprint(config, data.digest),
-        "pruneflow.fingerprint": digest,
-    }
     with open_run(
         stage,
         config,
         name=name,
-        tags=tags,
+        tags={
+            "pruneflow.workload": workload_fingerprint(config, data.digest),
+            "pruneflow.fingerprint": digest,
+        },
         experiment_id=experiment_id,
         interrupted=None if before is None else before.id,
     ) as run:
@@ -146,19 +150,19 @@ def _prune(
         if last is None:
             experiment.log_workload(run)
             base_run, trained = base.open(run.experiment_id)
-            model.load_state_dict(trained.state)
+            models.load_state(model, trained.state)
             run.set_tags({"pruneflow.base_run": base_run})
             reporter.say(f"{stage} {name}: run {run.id}, from base run {base_run}")
         else:
             state = _restored(experiment, state, last)
             reporter.say(f"{stage} {name}: run {run.id} goes on after level {len(run.levels) - 1}")
+        reporter.say("\n".join(f"  {note}" for note in _notes(state, whole)))
         reporter.plan(len(steps) * config.finetune_epochs)
 
         for step in [schedule.UNPRUNED, *steps][len(run.levels) :]:
             state, level = _level(experiment, state, whole, step, run, reporter)
             _tell(level, _warnings(config, whole, state, level, run), len(steps), reporter)
-        warnings = _warnings(config, whole, state, run.levels[-1], run)
-        _summarise(stage, experiment, whole, warnings, run)
+        _summarise(stage, experiment, whole, state, run)
     reporter.console.print(levels_table(run.levels))
     return run.ended
 
@@ -176,18 +180,25 @@ def _start(experiment: Experiment[PruneConfig], model: nn.Module) -> State:
             f"recalibrate_bn=True has no effect on {config.model}, which has no BatchNorm: leave "
             "it out"
         )
-    found = compaction.find_groups(model, experiment.probe, outputs=[experiment.head])
-    granularity: Granularity
+
+    @functools.cache
+    def found() -> Found:
+        return compaction.find_groups(model, experiment.probe, outputs=[experiment.head])
+
     if config.granularity == "weight":
-        granularity = Weights(
-            prunable_parameters(
-                model, include=config.include, exclude=config.exclude, biases=config.prune_bias
-            )
+        parameters = prunable_parameters(
+            model,
+            include=config.include,
+            exclude=config.exclude,
+            biases=config.prune_bias,
+            products=experiment.uses,
         )
-    else:
-        granularity = _channels(experiment, model, found)
-    everything = {group.name: torch.ones(group.units, dtype=torch.bool) for group in found.groups}
-    return State(model, granularity, granularity.everything(), found.groups, everything)
+        weights = Weights(parameters)
+        return State(model, weights, weights.everything(), lambda: found().groups, {})
+    channels = _channels(experiment, model, found)
+    units = {group.name: torch.ones(group.units, dtype=torch.bool) for group in found().groups}
+    notes = (_left_out(found().left_out),) if found().left_out else ()
+    return State(model, channels, channels.everything(), lambda: found().groups, units, notes)
 
 
 def _restored(experiment: Experiment[PruneConfig], state: State, saved: Checkpoint) -> State:
@@ -204,8 +215,13 @@ def _restored(experiment: Experiment[PruneConfig], state: State, saved: Checkpoi
     units = _from_text(saved.structure["units"])
     if experiment.config.form == "compact":
         model = training.to_machine(checkpoints.restore(saved), experiment.machine)
-        return _shrunk(experiment, state, model, units)
-    state.model.load_state_dict(saved.state)
+        state = _shrunk(experiment, state, model, units)
+        for name, mask in state.kept.items():
+            weight = f"{name}.weight"
+            if weight in saved.masks:  # of filters that masks prune, and nothing can remove
+                mask.copy_(saved.masks[weight].flatten(1).any(1))
+        return state
+    models.load_state(state.model, saved.state)
     left = units if isinstance(state.granularity, Channels) else saved.masks
     for name, mask in state.kept.items():
         if name in left:
@@ -229,33 +245,41 @@ def _shrunk(
     """
     assert isinstance(state.granularity, Channels)
     chosen = set(state.granularity.groups)
-    renumbered = groups.without(state.groups, left)
-    own = [group for group in renumbered if group.name in chosen]
+    before = state.groups()
+    renumbered = groups.without(before, left)
     coupled = experiment.config.coupling == "group"
-    if not coupled:
-        heads = [experiment.head]
-        own = [g for g in groups.filters(smaller, outputs=heads) if g.name in chosen]
+    candidates = renumbered if coupled else groups.filters(smaller, outputs=[experiment.head])
+    own = [group for group in candidates if group.name in chosen]
     granularity = Channels(smaller, own, coupled=coupled)
+    kept = granularity.everything()
+    if not coupled:  # what is masked and could not be removed stays so
+        gone = groups.removed(before, left)
+        for name, mask in kept.items():
+            there = torch.ones(len(state.kept[name]), dtype=torch.bool)
+            there[gone.get((name, "out"), [])] = False
+            mask.copy_(state.kept[name][there])
     units = {name: mask.clone() for name, mask in state.units.items()}
     for name, mask in left.items():
         if name in units:
             units[name][units[name].clone()] = mask.cpu()
-    return State(smaller, granularity, granularity.everything(), renumbered, units)
+    return State(smaller, granularity, kept, lambda: renumbered, units, state.notes)
 
 
-def _channels(experiment: Experiment[PruneConfig], model: nn.Module, found: Found) -> Channels:
+def _channels(
+    experiment: Experiment[PruneConfig], model: nn.Module, found: Callable[[], Found]
+) -> Channels:
     """The channels that may be pruned, by the configuration."""
     config = experiment.config
     independent = config.coupling == "independent"
     heads = [experiment.head]
-    candidates = groups.filters(model, outputs=heads) if independent else found.groups
+    candidates = groups.filters(model, outputs=heads) if independent else found().groups
     if not candidates and independent:
         raise InputError(
             f"coupling=independent prunes Conv2d filters, and {config.model} has none to prune: "
             "pass coupling=group"
         )
     if not candidates:
-        reasons = "; ".join(sorted(set(found.left_out.values()))) or "it has no such layers"
+        reasons = "; ".join(sorted(set(found().left_out.values()))) or "it has no such layers"
         raise InputError(f"no channels can be removed from {config.model}: {reasons}")
     chosen = groups.choose(
         model,
@@ -268,7 +292,7 @@ def _channels(experiment: Experiment[PruneConfig], model: nn.Module, found: Foun
 
 
 def _base(experiment: Experiment[PruneConfig], model: nn.Module, reporter: Reporter) -> Base:
-    """Decide on the base run: the one named, else the newest that fits, else one to be made.
+    """Decide on the base run: the one asked for, else the exact one, there already or to be made.
 
     Args:
         experiment: the pruning run's.
@@ -279,16 +303,18 @@ def _base(experiment: Experiment[PruneConfig], model: nn.Module, reporter: Repor
         InputError: here, before any run is open, for all that can be refused.
     """
     config = experiment.config
-    made_by = base_config(config)
-    found = config.base_run or find_base(
-        workload_fingerprint(config, experiment.data.digest),
-        {name: getattr(made_by, name) for name in given_for_base(config)},
-    )
+    base = experiment.with_config(base_config(config))
+    digest = experiment.data.digest
+    exact = fingerprint("finetune", base.config, digest, None)
+    if config.base_run == NEWEST:
+        wanted = {name: getattr(base.config, name) for name in given_for_base(config)}
+        found = newest_base(workload_fingerprint(config, digest), wanted)
+    else:
+        found = config.base_run or find_base(exact)
     if found is not None:
-        checkpoint = open_base(found, config, experiment.structure)
+        checkpoint = open_base(found, config, experiment.structure, digest)
         return Base(fingerprint_of(found), lambda _experiment_id: (found, checkpoint))
 
-    base = experiment.with_config(made_by)
     untrained = model
     if config.weights != "none":
         untrained = build(
@@ -300,7 +326,7 @@ def _base(experiment: Experiment[PruneConfig], model: nn.Module, reporter: Repor
         # not read back: where the run was sent may not answer at the moment
         return run.id, Checkpoint(base.structure, untrained.state_dict(), {})
 
-    return Base(fingerprint("finetune", base.config, base.data.digest, None), make)
+    return Base(exact, make)
 
 
 def _level(
@@ -405,7 +431,7 @@ def _prune_level(
         left = _units_left(experiment, state)
         # laid out in memory as a restored one is, so that both compute the same to the last digit
         smaller = training.to_machine(
-            compaction.compact(model, state.groups, left), experiment.machine
+            compaction.compact(model, state.groups(), left), experiment.machine
         )
         state = _shrunk(experiment, state, smaller, left)
     experiment.recalibrate(state.model, step.level)
@@ -438,16 +464,19 @@ def _units_left(experiment: Experiment[PruneConfig], state: State) -> dict[str, 
     if experiment.config.coupling == "group":
         return dict(state.kept)
     if experiment.config.coupling == "independent":
-        return compaction.without_empty_filters(state.model, state.groups)
-    return compaction.emptied(state.model, state.groups, experiment.probe)
+        return compaction.without_empty_filters(state.model, state.groups())
+    return compaction.emptied(state.model, state.groups(), experiment.probe)
 
 
 def _compact_form(experiment: Experiment[PruneConfig], state: State) -> tuple[nn.Module, bool]:
     """The compact form of a level's model, and whether its outputs are others."""
-    if experiment.config.form == "compact":
+    config = experiment.config
+    if config.form == "compact":
         return state.model, False
-    smaller = compaction.compact(state.model, state.groups, _units_left(experiment, state))
-    return smaller, experiment.config.coupling == "independent"
+    if config.granularity == "weight" and not compaction.has_empty_channels(state.model):
+        return state.model, False
+    smaller = compaction.compact(state.model, state.groups(), _units_left(experiment, state))
+    return smaller, config.coupling == "independent"
 
 
 def _measure_whole(experiment: Experiment[PruneConfig], state: State) -> Whole:
@@ -456,6 +485,41 @@ def _measure_whole(experiment: Experiment[PruneConfig], state: State) -> Whole:
     prunable = frozenset(state.granularity.parameters)
     macs, _ = cost.macs(state.model, experiment.uses)
     return Whole(params, prunable, _units(state), macs)
+
+
+def _notes(state: State, whole: Whole) -> list[str]:
+    """What of a model is not pruned, and which channels cannot be removed, with the reasons."""
+    return [_not_pruned(state, whole), *state.notes]
+
+
+def _not_pruned(state: State, whole: Whole) -> str:
+    """What is not pruned, by kind of layer, with its share of the model's parameters."""
+    rest: dict[str, int] = {}
+    for name, params in whole.params.items():
+        if name not in whole.prunable:
+            layer, _, parameter = name.rpartition(".")
+            kind = type(state.model.get_submodule(layer)).__name__
+            kind = f"biases of {kind}" if parameter == "bias" else kind
+            rest[kind] = rest.get(kind, 0) + params
+    total = sum(whole.params.values())
+    kinds = sorted(rest.items(), key=lambda item: -item[1])
+    shown = [f"{kind} {100 * params / total:.3g} %" for kind, params in kinds]
+    if len(shown) > 6:
+        others = sum(params for _, params in kinds[5:])
+        shown[5:] = [f"{len(kinds) - 5} other kinds {100 * others / total:.3g} %"]
+    share = 100 * sum(rest.values()) / total
+    return f"not pruned: {share:.3g} % of the parameters" + (f": {', '.join(shown)}" * bool(shown))
+
+
+def _left_out(left_out: Mapping[str, str]) -> str:
+    """Why channels of layers cannot be removed, with the number of layers for each reason."""
+    layers: dict[str, list[str]] = {}
+    for name, reason in left_out.items():
+        layers.setdefault(reason, []).append(name)
+    return "channels cannot be removed from " + "; ".join(
+        f"{names[0]}" + f" and {len(names) - 1} more" * (len(names) > 1) + f" ({reason})"
+        for reason, names in sorted(layers.items(), key=lambda item: -len(item[1]))
+    )
 
 
 def _units(state: State) -> dict[str, int]:
@@ -525,14 +589,27 @@ def _warnings(config: PruneConfig, whole: Whole, state: State, level: Level, run
     if emptied := _emptied(run, whole, level.level):
         instead = "" if config.scope == "layer" else ", or prune by scope=layer"
         warnings.append(f"nothing is left of {emptied}: exclude them{instead}")
-    union = config.coupling == "independent" and config.form == "compact"  # removes more, always
-    for target, left in ({} if union else _units(state)).items():
-        removed = 1 - left / whole.units[target]
+    if config.granularity == "weight":
+        asked = {"weights": (state.kept.sparsity, "whole weights only in every layer")}
+    else:
+        why = "whole units only, and one is left in every group"
+        if config.coupling == "independent":
+            why = "whole filters only"
+            if config.form == "compact":
+                why = "a filter goes with all that are tied to it"
+        asked = {t: (1 - n / whole.units[t], why) for t, n in _units(state).items()}
+    for target, (removed, why) in asked.items():
         if abs(removed - level.target_sparsity) > _SHORTFALL:
             warnings.append(
                 f"asked to remove {level.target_sparsity:.4f} of {target}, removed "
-                f"{removed:.4f}: whole units only, and one is left in every group"
+                f"{removed:.4f}: {why}"
             )
+    if config.form == "compact" and state.kept.kept < state.kept.total:
+        left = state.kept.total - state.kept.kept
+        warnings.append(
+            f"{left} of the pruned filters cannot be removed from the model: they stay in it as "
+            "zeros"
+        )
     return warnings
 
 
@@ -548,7 +625,7 @@ def _summarise(
     stage: str,
     experiment: Experiment[PruneConfig],
     whole: Whole,
-    warnings: list[str],
+    state: State,
     run: Run,
 ) -> None:
     """The run's own figures, and the text on its page."""
@@ -561,13 +638,15 @@ def _summarise(
     for name, figure in RUN_FIGURES.items():
         run.log_figure(f"figures/{name}.png", static.draw(figure(run.levels, pruned, title)))
     first, last = run.levels[0], run.levels[-1]
+    warnings = _warnings(config, whole, state, run.levels[-1], run)
+    notes = "".join(f"{text[0].upper()}{text[1:]}.\n\n" for text in _notes(state, whole))
     bold = "".join(f"**{text[0].upper()}{text[1:]}**\n\n" for text in warnings)
     run.describe(
         f"**{config.model}** on **{experiment.data_name}**: `{stage}`, {', '.join(how)}, "
         f"seed {config.seed}.\n\n"
         f"{100 * last.params_left:.3g} % of the parameters left: test accuracy "
         f"{first.test_after:.4f} -> {last.test_after:.4f} after fine-tuning.\n\n"
-        f"{bold}{to_markdown(run.levels)}\n\n"
+        f"{bold}{to_markdown(run.levels)}\n\n{notes}"
         "Sparsity is zeros / prunable parameters; MACs left counts weights that are not zero, "
         "MACs compact what a dense kernel does in the compact form."
     )

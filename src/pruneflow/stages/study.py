@@ -33,6 +33,7 @@ from pruneflow.config import (
     resolve,
 )
 from pruneflow.errors import InputError, first_line, unknown, user_path
+from pruneflow.tracking.store import check_name
 
 _STAGES: dict[str, type[Settings]] = {
     "prune_iterative": PruneConfig,
@@ -96,12 +97,27 @@ class Configuration:
 
     @property
     def base(self) -> Configuration | None:
-        """The finetune run that a pruning run starts from; None where it names one."""
+        """The finetune run that a pruning run starts from; None where it asks for another."""
         if not isinstance(self.config, PruneConfig) or self.config.base_run is not None:
             return None
         made_by = base_config(self.config)
         given = {name: getattr(made_by, name) for name in sorted(made_by.given)}
         return Configuration("finetune", given, made_by)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which no key stands twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen and isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(
+                    problem=f"{key.value!r} stands twice in one mapping",
+                    problem_mark=key.start_mark,
+                )
+            seen.add(str(key.value))
+        return dict(super().construct_mapping(node, deep))
 
 
 def shipped() -> list[str]:
@@ -129,8 +145,9 @@ def read(name: str) -> Study:
             ) from None
     else:
         raise unknown("study", name, shipped())
+    check_name("study", path.stem)
     try:
-        values = yaml.safe_load(text)
+        values = yaml.load(text, _Loader)
     except (yaml.YAMLError, RecursionError, ValueError) as error:  # dates that are none, too
         raise InputError(f"study={name!r} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
@@ -156,6 +173,9 @@ def configurations(study: Study, machine: Mapping[str, Any]) -> list[Configurati
         InputError: a name or value that no entry point takes, an exclusion that matches nothing,
             or a study without configurations.
     """
+    twice = sorted(study.settings.keys() & study.axes.keys())
+    if twice:
+        raise InputError(f"study {study.name}: {twice[0]} stands in settings and in axes")
     product = list(_expand(study.settings | study.axes)) if study.axes else []
     for number, pattern in enumerate(study.exclude):
         left = [one for one in product if not matches(one, pattern)]

@@ -12,40 +12,48 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from rich.table import Table
 
 from pruneflow.config import (
+    NEWEST,
     BenchmarkConfig,
     PruneConfig,
     SweepConfig,
+    base_config,
     given_for_base,
     resolve,
 )
-from pruneflow.errors import ExperimentError, InputError, user_path
+from pruneflow.errors import ExperimentError, InputError, first_line, user_path
 from pruneflow.stages import benchmark, study
 from pruneflow.stages.experiment import cores
 from pruneflow.stages.progress import Reporter
 from pruneflow.stages.study import Configuration
-from pruneflow.tracking import finished, resume
+from pruneflow.tracking import finished, journal, resume, store, sync
+from pruneflow.tracking.delivery import in_short, is_refusal
 from pruneflow.tracking.fingerprints import (
     benchmark_fingerprint,
     fingerprint,
     workload_fingerprint,
 )
 from pruneflow.tracking.levels import to_csv
-from pruneflow.tracking.run import Ended, Run, end_deserted, hand_over, open_run
+from pruneflow.tracking.run import Ended, Run, dismiss, end_deserted, hand_over, open_run
 from pruneflow.workloads import datasets
 from pruneflow.workloads.training import Machine
 
 State = Literal["to do", "finished", "failed", "skipped"]
 _PATIENCE_SECONDS = 10.0  # that a process gets to end itself
+_OUTAGE_SECONDS = 900.0  # that a sweep waits for MLflow, with what it has not started
+_PAUSE_SECONDS = 2.0  # between two tries
+_TRIES = 3  # of a process that finds no store
+T = TypeVar("T")
 
 
 @dataclass
@@ -63,6 +71,7 @@ class Job:
         seconds: it took, if it was run now.
         failure: why it failed or was skipped.
         metrics: of its run, the last of each, if it was run now.
+        unsent: whether some of its records are still on this machine alone.
     """
 
     stage: str
@@ -75,6 +84,7 @@ class Job:
     seconds: float | None = None
     failure: str = ""
     metrics: Mapping[str, float] = field(default_factory=dict)
+    unsent: bool = False
 
 
 @dataclass(frozen=True)
@@ -107,17 +117,19 @@ def sweep(config: SweepConfig, reporter: Reporter) -> list[Ended]:
     trained = [job for job in jobs if job.configuration is not None]
     with open_run("sweep", config, name=f"sweep-{name}", tags={"pruneflow.study": name}) as run:
         reporter.say(f"sweep {name}: run {run.id}")
+        children = Children(reporter)
         for job in jobs:
             if job.state == "finished":
-                finished.adopt(job.run_id, name)
+                children.patiently(functools.partial(finished.adopt, job.run_id, name))
         try:
-            for _ in _run_all(trained, config, run, reporter):
+            for _ in _run_all(trained, config, run, children):
                 run.log_text("plan.csv", _plan_csv(jobs))
-            _look_up(timed, name)  # what they time is there only now
-            for _ in _run_all(timed, config.resolved(workers=1), run, reporter):
+            # what they time is there only now; each looks for what is finished already
+            for _ in _run_all(timed, config.resolved(workers=1), run, children):
                 run.log_text("plan.csv", _plan_csv(jobs))
         finally:
             run.log_text("plan.csv", _plan_csv(jobs))
+        _send_rest(jobs, reporter)
         reporter.console.print(_table(jobs))
         failed = [job for job in jobs if job.state in ("failed", "skipped")]
         run.describe(_note(jobs))
@@ -127,6 +139,18 @@ def sweep(config: SweepConfig, reporter: Reporter) -> list[Ended]:
                 f"first: {failed[0].name}: {failed[0].failure}; start the sweep again to retry them"
             )
     return [run.ended]
+
+
+def _send_rest(jobs: Sequence[Job], reporter: Reporter) -> None:
+    """Send what processes could not, or say where it is."""
+    for job in jobs:
+        try:
+            _send(job)
+        except Exception as error:  # whatever a store, a driver or a network has to say
+            reporter.say(
+                f"{job.name} is finished, but MLflow has not all of it ({in_short(error)}): send "
+                f"it later with: pruneflow sync {journal.folder_of(job.run_id)}"
+            )
 
 
 # ------------------------------------------------------------------------------------- the plan
@@ -194,7 +218,7 @@ def _look_up(jobs: Sequence[Job], name: str) -> None:
 
 
 def _fingerprint(job: Job) -> str | None:
-    """Of the run that a job makes; None while what it needs is not finished."""
+    """Of the run that a job makes; None while what it needs is not there."""
     if job.configuration is None:
         assert job.needs is not None
         if job.needs.state != "finished":
@@ -205,20 +229,20 @@ def _fingerprint(job: Job) -> str | None:
     digest = _digest(*(getattr(config, name) for name in _OF_DATA))
     if not isinstance(config, PruneConfig):
         return fingerprint(job.stage, config, digest, None)
-    base = config.base_run or finished.find_base(
-        workload_fingerprint(config, digest), _of_base(job, config)
-    )
+    made_by = base_config(config)
+    if config.base_run is None:
+        return fingerprint(
+            job.stage, config, digest, fingerprint("finetune", made_by, digest, None)
+        )
+    base: str | None = config.base_run
+    if config.base_run == NEWEST:
+        wanted = {name: getattr(made_by, name) for name in given_for_base(config)}
+        base = finished.newest_base(workload_fingerprint(config, digest), wanted)
+    else:
+        config = config.resolved(weights=finished.base_weights(config.base_run))
     if base is None:
         return None
     return fingerprint(job.stage, config, digest, finished.fingerprint_of(base))
-
-
-def _of_base(job: Job, config: PruneConfig) -> dict[str, object]:
-    """What the base run of a pruning run has to have, as the pruning run itself looks for it."""
-    assert job.needs is not None
-    assert job.needs.configuration is not None
-    made_by = job.needs.configuration.config
-    return {name: getattr(made_by, name) for name in given_for_base(config)}
 
 
 _OF_DATA = ("dataset", "data_dir", "image_size", "train_limit", "seed")
@@ -237,62 +261,174 @@ def _digest(
 # ------------------------------------------------------------------------------------- running
 
 
+@dataclass
+class Children:
+    """The processes of jobs, and how long the store that they report to has been silent.
+
+    Attributes:
+        reporter: of the sweep.
+        processes: that were started.
+        stopping: set when the sweep is ended.
+        silent_since: when a call first failed, of those since the last that did not.
+    """
+
+    reporter: Reporter
+    processes: list[subprocess.Popen[str]] = field(default_factory=list)
+    stopping: threading.Event = field(default_factory=threading.Event)
+    silent_since: float | None = None
+
+    def patiently(self, call: Callable[[], T]) -> T:
+        """What a call to MLflow returns, made again and again while MLflow does not answer.
+
+        Raises:
+            ExperimentError: it has not answered for too long, or the sweep is ended.
+        """
+        while not self.stopping.is_set():
+            try:
+                result = call()
+            except Exception as error:  # whatever a store, a driver or a network has to say
+                if is_refusal(error):
+                    raise
+                now = time.monotonic()
+                if self.silent_since is None:
+                    self.silent_since = now
+                    self.reporter.say(f"  MLflow does not answer ({in_short(error)}): waiting")
+                if now - self.silent_since >= _OUTAGE_SECONDS:
+                    raise ExperimentError(
+                        f"MLflow did not answer for {_OUTAGE_SECONDS:.0f} s: {in_short(error)}"
+                    ) from error
+                self.stopping.wait(_PAUSE_SECONDS)
+            else:
+                self.silent_since = None
+                return result
+        raise ExperimentError("the sweep was ended")
+
+    def end(self) -> None:
+        """End all that are running."""
+        self.stopping.set()
+        for process in self.processes:
+            process.terminate()
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        for process in self.processes:
+            try:
+                process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
 def _run_all(
-    jobs: Sequence[Job], config: SweepConfig, run: Run, reporter: Reporter
+    jobs: Sequence[Job], config: SweepConfig, run: Run, children: Children
 ) -> Iterator[Job]:
     """Run what is to do, `workers` at a time, each after what it needs; go on past failures.
 
     Yields:
         Every job that was run, when it has ended.
     """
+    say = children.reporter.say
     waiting = [job for job in jobs if job.state == "to do"]
     total, started = len(waiting), 0
     running: dict[Future[None], Job] = {}
-    with ThreadPoolExecutor(config.workers) as pool, _processes() as processes:
+    with ThreadPoolExecutor(config.workers) as pool, _ended_with(children):
         while waiting or running:
             for job in list(waiting):
                 needs = job.needs
                 if needs is not None and needs.state in ("failed", "skipped"):
                     job.state, job.failure = "skipped", f"{needs.name} {needs.state}"
                     waiting.remove(job)
-                    reporter.say(f"  {job.name}: skipped, {job.failure}")
+                    say(f"  {job.name}: skipped, {job.failure}")
                 elif len(running) < config.workers and (needs is None or needs.state == "finished"):
                     waiting.remove(job)
                     started += 1
-                    reporter.say(f"  [{started}/{total}] {job.stage} {job.name} {_told(job)}")
-                    running[pool.submit(_run_one, job, config, run, processes)] = job
+                    say(f"  [{started}/{total}] {job.stage} {job.name} {_told(job)}")
+                    running[pool.submit(_run_one, job, config, run, children)] = job
             done, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
                 job = running.pop(future)
-                future.result()
-                reporter.say(f"    {job.name}: {_ended(job)}")
+                problem = future.exception()
+                if problem is not None:
+                    job.state, job.failure = "failed", first_line(problem)
+                say(f"    {job.name}: {_ended(job)}")
                 yield job
 
 
-def _run_one(
-    job: Job, config: SweepConfig, run: Run, processes: list[subprocess.Popen[str]]
-) -> None:
-    """Run a job in a process of its own, to its end."""
-    given = dict(job.given)
-    if job.configuration is None:
-        assert job.needs is not None
-        given["run"] = job.needs.run_id
+@contextmanager
+def _ended_with(children: Children) -> Iterator[None]:
+    """Processes are ended with this one, whatever ends it."""
+    try:
+        yield
+    except BaseException:
+        children.end()
+        raise
+
+
+def _run_one(job: Job, config: SweepConfig, run: Run, children: Children) -> None:
+    """Run a job in a process of its own, to its end; again where that found no store."""
+    start = time.monotonic()
+    for _ in range(_TRIES):
+        children.patiently(lambda: _hand_over(job, config, run))
+        if job.state == "finished":
+            return
+        code, lines = _process(job, run, children)
+        last = (lines.strip().splitlines() or [""])[-1]
+        if code == 0 or store.NO_ANSWER not in last:
+            break
+    job.seconds = time.monotonic() - start
+    run.log_text(f"logs/{job.name}-{job.run_id[:8]}.txt", lines)
+    try:
+        if code != 0:
+            end_deserted(job.run_id, f"its process ended with code {code}: {last}")
+        job.run_id = finished.stands_for(job.run_id)
+        ended = finished.outcome(job.run_id)
+        status, job.failure, job.metrics = ended.status, ended.failure or last, ended.metrics
+    except Exception as error:  # in an outage its own records say how it ended
+        if is_refusal(error):
+            raise
+        status, job.failure = "", last
+    owed = journal.owed(job.run_id)
+    if owed is not None:
+        job.metrics = owed
+    if code == 0 and (status in ("", "FINISHED") or owed is not None):
+        job.state, job.failure, job.unsent = "finished", "", owed is not None
+    else:
+        job.state = "failed"
+
+
+def _hand_over(job: Job, config: SweepConfig, run: Run) -> None:
+    """Find or make the run that a job's process is to fill, once what it needs is with MLflow."""
+    if job.needs is not None:
+        _send(job.needs)
+        job.needs.run_id = finished.stands_for(job.needs.run_id)
+        if job.configuration is None:
+            job.given["run"] = job.needs.run_id
     known = _fingerprint(job)
     before = None if known is None else resume.earlier(resume.AUTO, known, run.experiment_id)
     if before is None:
-        job.run_id = hand_over(
-            job.name, {"pruneflow.study": config.study_name, "pruneflow.stage": job.stage}
-        )
-    else:  # it was interrupted, and goes on
-        job.run_id = before.id
-        finished.adopt(before.id, config.study_name)
+        tags = {"pruneflow.study": config.study_name, "pruneflow.stage": job.stage}
+        run_id = hand_over(job.name, tags)
+    else:  # it was interrupted, and goes on, or was finished meanwhile
+        run_id = before.id
+        finished.adopt(run_id, config.study_name)
+        job.state = "finished" if before.finished else job.state
+    if job.run_id not in ("", run_id):  # of a process that found no store
+        dismiss(job.run_id, run_id)
+    job.run_id = run_id
+
+
+def _send(job: Job) -> None:
+    """Send what a job's process could not."""
+    if job.unsent:
+        sync.send_journal(journal.folder_of(job.run_id))
+        job.unsent = False
+
+
+def _process(job: Job, run: Run, children: Children) -> tuple[int, str]:
+    """Run a job's process; its exit code and what it said."""
     environment = {
         **os.environ,
         "MLFLOW_RUN_ID": job.run_id,
         "MLFLOW_EXPERIMENT_ID": run.experiment_id,
     }
-    options = [f"--{key}={value}" for key, value in given.items()]
-    start = time.monotonic()
+    options = [f"--{key}={value}" for key, value in job.given.items()]
     with tempfile.TemporaryFile("w+", encoding="utf-8") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "pruneflow", job.stage, *options],
@@ -301,38 +437,10 @@ def _run_one(
             stderr=subprocess.STDOUT,
             text=True,
         )
-        processes.append(process)
+        children.processes.append(process)
         code = process.wait()
         output.seek(0)
-        lines = output.read()
-    job.seconds = time.monotonic() - start
-    run.log_text(f"logs/{job.name}-{job.run_id[:8]}.txt", lines)
-    last = (lines.strip().splitlines() or [""])[-1]
-    if code != 0:
-        end_deserted(job.run_id, f"its process ended with code {code}: {last}")
-    job.run_id = finished.stands_for(job.run_id)
-    ended = finished.outcome(job.run_id)
-    job.state = "finished" if ended.status == "FINISHED" else "failed"
-    job.failure = "" if job.state == "finished" else (ended.failure or last)
-    job.metrics = ended.metrics
-
-
-@contextmanager
-def _processes() -> Iterator[list[subprocess.Popen[str]]]:
-    """The processes of jobs: ended with this one, whatever ends it."""
-    started: list[subprocess.Popen[str]] = []
-    try:
-        yield started
-    except BaseException:
-        for process in started:
-            process.terminate()
-        deadline = time.monotonic() + _PATIENCE_SECONDS
-        for process in started:
-            try:
-                process.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                process.kill()
-        raise
+        return code, output.read()
 
 
 # ------------------------------------------------------------------------------------- telling
@@ -349,6 +457,8 @@ def _ended(job: Job) -> str:
         return f"{job.state}: {job.failure}"
     test = job.metrics.get("accuracy/test_after", job.metrics.get("accuracy/test"))
     left = job.metrics.get("prune/params_left")
+    if job.seconds is None:
+        return "finished already"
     parts = [f"finished in {job.seconds:.0f} s"]
     if test is not None:
         parts.append(f"test {test:.4f}")

@@ -2,7 +2,7 @@
 
 A tensor that masks have pruned is stored as the values that are kept and one bit an entry that
 says where they go (`<name>.kept`), so that a checkpoint's size falls with its sparsity; every
-other tensor is stored as it is, under its own name.
+other tensor is stored as it is, under its own name. Tied tensors are stored once.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pruneflow.errors import InputError, first_line
 from pruneflow.pruning import compaction
@@ -31,6 +32,10 @@ from pruneflow.workloads.training import Snapshot
 FORMAT = 1
 SUMS = "SHA256SUMS"  # of its files, as `sha256sum -c` reads it
 _BITS = ".kept"
+# What building a checkpoint's model may take: a multiple of what is stored, and at least the
+# largest of torchvision's.
+_TIMES = 16
+_LEAST_BYTES, _LEAST_TENSORS = 4 << 30, 4_096
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,9 @@ class Checkpoint:
 
     def copy(self) -> Checkpoint:
         """The same, on the CPU, in memory of its own: it stays as it is while training goes on."""
-        state = {name: _copy(tensor) for name, tensor in self.state.items()}
+        tied = _tied(self)
+        state = {name: _copy(value) for name, value in self.state.items() if name not in tied}
+        state |= {name: state[other] for name, other in tied.items()}
         masks = {name: _copy(mask) for name, mask in self.masks.items()}
         return Checkpoint(self.structure, state, masks)
 
@@ -68,28 +75,57 @@ def save(folder: Path, checkpoint: Checkpoint, tokenizer: Any = None) -> int:
     """
     stored: dict[str, Tensor] = {}
     packed: dict[str, list[int]] = {}
+    seen: set[int] = set()
+    tied = _tied(checkpoint)
     for name, value in checkpoint.state.items():
-        tensor = value.detach().to("cpu", memory_format=torch.contiguous_format)
+        if name in tied:
+            continue
+        tensor = value.detach().cpu().contiguous()
         mask = checkpoint.masks.get(name)
         if mask is None or keeps_all(mask):
-            stored[name] = tensor
+            # parts and views of one memory are stored each by itself
+            memory = tensor.untyped_storage()
+            shared = memory.nbytes() != tensor.nbytes or memory.data_ptr() in seen
+            seen.add(memory.data_ptr())
+            stored[name] = tensor.clone() if shared else tensor
             continue
-        kept = mask.cpu()
-        # NumPy picks them out several times faster than PyTorch
-        values = torch.from_numpy(tensor.numpy()[kept.numpy()])
+        values = _kept(tensor, mask.cpu())
         if nonzeros(tensor) != nonzeros(values):
             raise ValueError(f"{name} has pruned entries that are not zero")
         stored[name] = values
-        stored[name + _BITS] = torch.from_numpy(np.packbits(kept.numpy().reshape(-1)))
+        stored[name + _BITS] = torch.from_numpy(np.packbits(mask.cpu().numpy().reshape(-1)))
         packed[name] = list(tensor.shape)
     folder.mkdir(parents=True, exist_ok=True)
     _save(stored, folder / "model.safetensors")
     described = {"format": FORMAT, **checkpoint.structure, "packed": packed}
+    if tied:
+        described["tied"] = tied
     (folder / "structure.json").write_text(json.dumps(described, indent=1), "utf-8")
     if tokenizer is not None:
         tokenizer.save_pretrained(folder / "tokenizer")
     _sum_up(folder)
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _tied(checkpoint: Checkpoint) -> dict[str, str]:
+    """Names of tensors that are another one's memory, as tied weights are -> that one's name."""
+    first: dict[tuple[object, ...], str] = {}
+    tied = {}
+    for name in sorted(checkpoint.state, key=lambda name: name not in checkpoint.masks):
+        tensor = checkpoint.state[name]
+        if tensor.numel():
+            place = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+            if first.setdefault(place, name) != name:
+                tied[name] = first[place]
+    return tied
+
+
+def _kept(tensor: Tensor, mask: Tensor) -> Tensor:
+    """The entries that a mask keeps, in order."""
+    if tensor.dtype == torch.bfloat16:
+        return tensor[mask]
+    # NumPy picks them out several times faster than PyTorch
+    return torch.from_numpy(tensor.numpy()[mask.numpy()])
 
 
 def save_training(folder: Path, snapshot: Snapshot) -> None:
@@ -173,21 +209,51 @@ def restore(checkpoint: Checkpoint) -> nn.Module:
     Raises:
         InputError: a structure that does not lead to the tensors of the checkpoint.
     """
+    stored = sum(tensor.nbytes for tensor in checkpoint.state.values())
     try:
         _check_layers(checkpoint)
-        with torch.device("meta"):  # takes no memory, whatever sizes a file declares
-            declared = _built(checkpoint.structure).state_dict()
+        with _Bounded(stored, len(checkpoint.state)):
+            model = _built(checkpoint.structure)
+        declared = model.state_dict()
         for name, tensor in checkpoint.state.items():
             if name in declared and declared[name].shape != tensor.shape:
                 shapes = tuple(declared[name].shape), tuple(tensor.shape)
                 raise ValueError(f"{name} should be of shape {shapes[0]}, and is {shapes[1]}")
-        model = _built(checkpoint.structure)
-        model.load_state_dict(checkpoint.state)
-    except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        models.load_state(model, checkpoint.state)
+    except (LookupError, TypeError, ValueError, RuntimeError, AttributeError, MemoryError) as error:
         raise InputError(
             f"the checkpoint does not fit its structure: {first_line(error)}"
         ) from None
     return model.eval()
+
+
+class _Bounded(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Bounds the tensors that a structure leads to, before memory is taken for them.
+
+    A model is built for real, since constructors may compute with what they make; a file that
+    declares sizes beyond its tensors must not take the machine's memory, or time.
+
+    Args:
+        stored: bytes of the checkpoint's tensors. The dense model of a compact one is larger.
+        tensors: how many there are.
+    """
+
+    def __init__(self, stored: int, tensors: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._bytes = max(_LEAST_BYTES, _TIMES * stored)
+        self._tensors = max(_LEAST_TENSORS, _TIMES * tensors)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        made_of_numbers = not any(isinstance(value, Tensor) for value in (*args, *kwargs.values()))
+        if made_of_numbers and any(a.name == "device" for a in func._schema.arguments):
+            self._bytes -= func(*args, **kwargs | {"device": "meta"}).nbytes
+            self._tensors -= 1
+            if self._bytes < 0 or self._tensors < 0:
+                raise ValueError("it declares a model far larger than the tensors that are there")
+        return func(*args, **kwargs)
 
 
 def _built(structure: Mapping[str, Any]) -> nn.Module:
@@ -199,10 +265,11 @@ def _check_layers(checkpoint: Checkpoint) -> None:
     """See that a structure declares no more layers than there are tensors.
 
     Raises:
-        ValueError: it does; making them would take for ever.
+        ValueError: it does; a list of them would take for ever.
     """
+    most = max(_LEAST_TENSORS, len(checkpoint.state))
     for name, value in checkpoint.structure.get("config", {}).items():
-        if "layers" in name and isinstance(value, int) and value > len(checkpoint.state):
+        if "layer" in name and isinstance(value, int) and value > most:
             raise ValueError(f"{name}={value}, and there are {len(checkpoint.state)} tensors")
 
 
@@ -218,7 +285,8 @@ def load(folder: Path) -> Checkpoint:
         if structure.pop("format") != FORMAT:
             raise InputError(f"the checkpoint in {folder} has an unknown format")
         packed: dict[str, list[int]] = structure.pop("packed")
-        missing = sorted(packed.keys() - stored.keys())
+        tied: dict[str, str] = structure.pop("tied", {})
+        missing = sorted({*packed, *tied.values()} - stored.keys())
         if missing:
             raise InputError(f"the checkpoint in {folder} lacks {missing[0]}")
         masks = {}
@@ -232,6 +300,7 @@ def load(folder: Path) -> Checkpoint:
                 state[name] = value
             if value.is_floating_point() and not bool(value.isfinite().all()):
                 raise InputError(f"{name} in {folder} holds NaN or infinite values")
+        state |= {name: state[other] for name, other in tied.items()}
     except InputError:
         raise
     except (json.JSONDecodeError, RecursionError) as error:

@@ -16,7 +16,7 @@ from mlflow.tracking import MlflowClient
 from packaging.requirements import Requirement
 
 from pruneflow.errors import InputError, first_line
-from pruneflow.tracking import journal, offline, resume, store
+from pruneflow.tracking import journal, offline, resume, store, writers
 from pruneflow.tracking.run import CONTINUED_IN, current_experiment
 
 FINE, ODD, WRONG = "fine", "odd", "wrong"
@@ -180,11 +180,11 @@ def _silence(run: MlflowRun) -> str | None:
     tags = run.data.tags
     if "pruneflow.stage" not in tags and "mlflow.project.entryPoint" not in tags:
         return None
-    if resume.is_alive(run):
+    if writers.is_alive(run):
         return None
     if journal.folder_of(run.info.run_id).exists():
         return "no process here has it any more"
-    silent = resume.seconds_silent(run)
+    silent = writers.seconds_silent(run)
     if silent is not None:
         return f"nothing was heard of it for {silent / 60:.0f} minutes"
     started = resume.seconds_since(run.info.start_time)

@@ -57,6 +57,17 @@ def cpu() -> str:
     return platform.processor() or platform.machine()
 
 
+def machine(device: str, processor: str | None = None, gpu: str | None = None) -> str:
+    """What times on a device hang on: the processor's name, and on CUDA before it the GPU's.
+
+    Args:
+        device: `cpu` or `cuda`.
+        processor, gpu: names; those of this machine by default.
+    """
+    processor = processor or cpu()
+    return f"{gpu or torch.cuda.get_device_name()}, {processor}" if device == "cuda" else processor
+
+
 def _git(folder: Path) -> dict[str, object] | None:
     """Commit of the checkout that the package's source lies in; None if it is in none."""
 

@@ -2,30 +2,107 @@
 
 from __future__ import annotations
 
+import ast
+import functools
 import hashlib
 import json
+from collections.abc import Iterator
+from importlib import metadata, resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 
-from pruneflow.config import Config, Settings
+from pruneflow.config import BenchmarkConfig, PruneConfig, Settings, reads_texts
 from pruneflow.errors import user_path
+from pruneflow.tracking import environment
 from pruneflow.version import __version__
 
 # What does not decide a run's result: the preset's values are there one by one, what a folder
 # or a base run holds counts, not where it lies.
 _NOT_DECIDING = {"preset", "data_dir", "base_run", "base_epochs", "resume"}
+# The code that does: folders and files of the package.
+_CODE = (
+    "pruning",
+    "workloads",
+    "stages/experiment.py",
+    "stages/finetune.py",
+    "stages/prune.py",
+)
+_OF_MODELS = {".json", ".model", ".safetensors", ".txt"}  # files that a model's folder is read from
+_BERT = "bert-base-uncased"  # of the hub, where `bert` has weights
 
 
 def fingerprint(stage: str, config: Settings, data_digest: str, base: str | None) -> str:
-    """Hash of everything that decides a run's result; the same for the same experiment."""
+    """Hash of everything that decides a run's result; the same for the same experiment.
+
+    Args:
+        stage: that makes the run.
+        config: of it, with nothing left to `auto`.
+        data_digest: hash of the samples.
+        base: fingerprint of the base run, if it has one.
+    """
     deciding = {k: v for k, v in config.model_dump().items() if k not in _NOT_DECIDING}
-    deciding["weights"] = _weights(config)
-    return _hash(stage, __version__, deciding, data_digest, base)
+    deciding |= {"model": _model(config), "weights": _weights(config)}
+    if config.device == "cuda":
+        del deciding["threads"]  # they share out the CPU's sums alone
+    if isinstance(config, PruneConfig):  # the levels, however they were asked for
+        if stage == "prune_direct":
+            deciding["fraction"], deciding["iterations"] = config.final_sparsity, 1
+        del deciding["target_sparsity"]
+    return _hash(stage, deciding, data_digest, base, code(), _versions(stage, config))
 
 
-def benchmark_fingerprint(config: Config, pruned: str) -> str:
-    """Hash of what a benchmark times and how: its configuration, the pruning run's fingerprint."""
+@functools.cache
+def code() -> str:
+    """Hash of the code that decides results, whatever its comments, docstrings and layout."""
+    package = resources.files("pruneflow")
+    found = [file for name in _CODE for file in _sources(package / name, name)]
+    return _hash(*((name, _normal(text)) for name, text in sorted(found)))
+
+
+def _sources(place: Traversable, name: str) -> Iterator[tuple[str, str]]:
+    """Every Python file of a folder, or the file itself: its name and text."""
+    if place.is_dir():
+        for part in place.iterdir():
+            yield from _sources(part, f"{name}/{part.name}")
+    elif name.endswith(".py"):
+        yield name, place.read_text("utf-8")
+
+
+def _normal(text: str) -> str:
+    """Source without comments and docstrings, laid out as Python does it."""
+    tree = ast.parse(text)
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            kept = [one for one in body if not _is_text(one)]
+            node.body = kept or [ast.Pass()]  # type: ignore[attr-defined]
+    return ast.unparse(tree)
+
+
+def _is_text(statement: ast.stmt) -> bool:
+    """Whether a statement is a docstring, or a text that does nothing."""
+    value = statement.value if isinstance(statement, ast.Expr) else None
+    return isinstance(value, ast.Constant) and isinstance(value.value, str)
+
+
+def _versions(stage: str, config: Settings) -> dict[str, str]:
+    """Versions of the libraries that a run computes with."""
+    names = ["torch", "transformers" if reads_texts(config.model) else "torchvision"]
+    if stage.startswith("prune"):
+        names.append("torch-pruning")
+    return {name: metadata.version(name) for name in names}
+
+
+def benchmark_fingerprint(config: BenchmarkConfig, pruned: str) -> str:
+    """Hash of what a benchmark times, how and where.
+
+    Args:
+        config: its own, devices resolved.
+        pruned: fingerprint of the pruning run.
+    """
+    machines = [environment.machine(device) for device in config.device]
     how = {k: v for k, v in config.model_dump().items() if k not in ("run", "study", "model")}
-    return _hash("benchmark_latency", __version__, how, pruned)
+    return _hash("benchmark_latency", __version__, how, pruned, machines)
 
 
 def workload_fingerprint(config: Settings, data_digest: str) -> str:
@@ -35,21 +112,50 @@ def workload_fingerprint(config: Settings, data_digest: str) -> str:
     return _hash(__version__, values, data_digest)
 
 
+def _model(config: Settings) -> str:
+    """What tells models apart: their name, or of `hf:` what the folder or hub's snapshot holds."""
+    if not config.model.startswith("hf:"):
+        return config.model
+    return f"hf:{_content_of(config.model.removeprefix('hf:'), 'model')}"
+
+
 def _weights(config: Settings) -> str:
-    """What tells weights apart: their name, or of a file or folder the hash of its content."""
-    if config.weights == "pretrained" and config.model.startswith("hf:"):
-        path = user_path("model", config.model.removeprefix("hf:"))
-    elif config.weights in ("none", "pretrained"):
-        return config.weights
-    else:
-        path = user_path("weights", config.weights)
+    """What tells weights apart: of what is published its revision, else the hash of the content."""
+    if config.weights == "none":
+        return "none"
+    if config.weights != "pretrained":
+        return _content_of(config.weights, "weights")
+    if config.model == "bert":
+        return _content_of(_BERT, "weights")
+    if config.model.startswith("hf:"):
+        return _model(config)
+    import torchvision
+
+    if config.model not in torchvision.models.list_models(module=torchvision.models):
+        return config.weights  # refused where it is built
+    return str(torchvision.models.get_model_weights(config.model).DEFAULT.url)
+
+
+def _content_of(name: str, parameter: str) -> str:
+    """What a file or folder holds, as a hash; of a hub id its revision in the cache."""
+    path = user_path(parameter, name)
     if path.is_dir():
-        return _hash(*(_content(file) for file in sorted(path.glob("*")) if file.is_file()))
+        files = (file for file in sorted(path.glob("*")) if file.suffix in _OF_MODELS)
+        return _hash(*((file.name, _hash_of_file(file)) for file in files if file.is_file()))
+    if path.is_file():
+        return _hash_of_file(path)
     # what is no file is refused when it is read; a run that has its base never reads it
-    return _content(path) if path.is_file() else config.weights
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        cached = try_to_load_from_cache(name, "config.json")
+    except HFValidationError:
+        return name
+    return f"{name}@{Path(cached).parent.name}" if isinstance(cached, str) else name
 
 
-def _content(path: Path) -> str:
+def _hash_of_file(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -16,27 +16,37 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from pruneflow.config import Settings
-from pruneflow.errors import InputError, first_line
+from pruneflow.errors import ExperimentError, InputError, first_line
 from pruneflow.tracking import checkpoints, store
+from pruneflow.tracking.delivery import in_short, is_refusal
 from pruneflow.tracking.run import CONTINUED_IN, checkpoint_path, current_experiment, shown
 
 EVERY = 2**31 - 1  # runs, more than any store has
 _MISSING = "RESOURCE_DOES_NOT_EXIST"
 
 
-def find_base(workload: str, settings: Mapping[str, object]) -> str | None:
+def find_base(fingerprint: str) -> str | None:
+    """Id of the newest finished finetune run of a fingerprint, anywhere in the store."""
+    return _newest_base([f"tags.`pruneflow.fingerprint` = '{fingerprint}'"])
+
+
+def newest_base(workload: str, settings: Mapping[str, object]) -> str | None:
     """Id of the newest finished finetune run of a workload, anywhere in the store.
 
     Args:
         workload: its `workload_fingerprint`.
         settings: values of its configuration that it has to have.
     """
-    conditions = [
-        "attributes.status = 'FINISHED'",
-        "tags.`pruneflow.stage` = 'finetune'",
-        f"tags.`pruneflow.workload` = '{workload}'",
-        *(f"params.`cfg/{name}` = '{shown(value)}'" for name, value in settings.items()),
-    ]
+    return _newest_base(
+        [
+            f"tags.`pruneflow.workload` = '{workload}'",
+            *(f"params.`cfg/{name}` = '{shown(value)}'" for name, value in settings.items()),
+        ]
+    )
+
+
+def _newest_base(fitting: list[str]) -> str | None:
+    conditions = ["attributes.status = 'FINISHED'", "tags.`pruneflow.stage` = 'finetune'", *fitting]
     found = mlflow.search_runs(
         filter_string=" and ".join(conditions),
         order_by=["start_time DESC"],
@@ -57,7 +67,7 @@ def base_weights(run_id: str) -> str:
 
 
 def open_base(
-    run_id: str, config: Settings, structure: Mapping[str, Any]
+    run_id: str, config: Settings, structure: Mapping[str, Any], data_digest: str
 ) -> checkpoints.Checkpoint:
     """The model of a finetune run, once it is seen that this configuration can prune it.
 
@@ -65,11 +75,13 @@ def open_base(
         run_id: the run.
         config: of the pruning run.
         structure: of its model, as its checkpoints will have it.
+        data_digest: hash of its samples. A base run of the version before that logged none is
+            compared by what is left.
 
     Raises:
         InputError: a run that does not exist, did not finish, is no finetune run, has another
-            model, image size or classes, or another data set or seed: its training samples would
-            be among those held out here.
+            model, image size or classes, or was trained on other samples: they may be among those
+            held out here.
     """
     run = _finetune_run(run_id)
     for name in ("model", "dataset", "image_size", "seed"):
@@ -85,12 +97,20 @@ def open_base(
     tokenizer, shape = structure.get("tokenizer"), structure.get("config", {})
     theirs_shape = checkpoint.structure.get("config", {})
     same_shape = all(theirs_shape.get(name) == value for name, value in shape.items())
+    same_shape &= checkpoint.structure.get("options", {}) == structure.get("options", {})
     if checkpoint.structure.get("tokenizer") != tokenizer or not same_shape:
         part = "architecture" if not same_shape else "tokenizer"
         raise InputError(
             f"base_run={run_id!r} was trained with another {part} than {config.model} has here: "
             "pass the same weights and train_limit, or another base_run"
         )
+    for theirs in (one.dataset.digest for one in run.inputs.dataset_inputs):
+        if theirs != data_digest:
+            raise InputError(
+                f"base_run={run_id!r} was trained on other samples of {config.dataset} than are "
+                f"read here (digest {theirs}, not {data_digest}): pass the same data_dir and "
+                "train_limit, or another base_run"
+            )
     return checkpoint
 
 
@@ -100,7 +120,7 @@ def _finetune_run(run_id: str) -> MlflowRun:
     Raises:
         InputError: there is none of this id.
     """
-    wanted = "a finished finetune run, or nothing to have one found or made"
+    wanted = "a finished finetune run, newest, or nothing to have one found or made"
     run = _run(run_id, "base_run", wanted)
     stage = run.data.tags.get("pruneflow.stage")
     if stage != "finetune":
@@ -124,7 +144,20 @@ def _run(run_id: str, parameter: str, wanted: str) -> MlflowRun:
         reason = first_line(error)
         if error.error_code == _MISSING:
             reason = f"does not exist in {store.without_credentials(store.uri())}"
-        raise InputError(f"{parameter}={run_id!r} {reason}: pass the id of {wanted}") from None
+        raise _refusing(
+            error, f"{parameter}={run_id!r} {reason}: pass the id of {wanted}"
+        ) from None
+
+
+# What reading a run raises: MLflow itself, a disk, a driver that is not there
+_READING = (MlflowException, OSError, ImportError)
+
+
+def _refusing(error: Exception, text: str) -> InputError | ExperimentError:
+    """What is said of a run that cannot be read: of an outage that it is one."""
+    if isinstance(error, _READING) and not is_refusal(error):
+        return ExperimentError(f"MLflow {store.NO_ANSWER} ({in_short(error)})")
+    return InputError(text)
 
 
 @dataclass(frozen=True)
@@ -196,10 +229,11 @@ def open_pruning_run(run_id: str) -> PruningRun:
             config = json.loads(_read(client, run_id, "config.json", folder))
             rows = list(csv.DictReader(_read(client, run_id, "levels.csv", folder).splitlines()))
             left = {int(row["level"]): float(row["params_left"]) for row in rows}
-        except (MlflowException, OSError, LookupError, ValueError) as error:
-            raise InputError(
+        except (*_READING, LookupError, ValueError) as error:
+            raise _refusing(
+                error,
                 f"run={run_id!r} has lost its config.json or levels.csv ({first_line(error)}): "
-                "pass another one"
+                "pass another one",
             ) from None
     name, fingerprint = run.info.run_name, run.data.tags.get("pruneflow.fingerprint", "")
     study = run.data.tags.get("pruneflow.study")
@@ -281,8 +315,8 @@ def outcome(run_id: str) -> Outcome:
 
 
 def fingerprint_of(run_id: str) -> str:
-    """The fingerprint of a run."""
-    return str(MlflowClient().get_run(run_id).data.tags["pruneflow.fingerprint"])
+    """The fingerprint of a run; its id, if it has none."""
+    return str(MlflowClient().get_run(run_id).data.tags.get("pruneflow.fingerprint", run_id))
 
 
 def check_checkpoint(run_id: str, level: int) -> None:
@@ -294,13 +328,17 @@ def check_checkpoint(run_id: str, level: int) -> None:
     path = checkpoint_path(level)
     try:
         there = {Path(f.path).name for f in MlflowClient().list_artifacts(run_id, path)}
-    except (MlflowException, OSError):
-        there = set()
+    except _READING as error:
+        raise _refusing(error, _no_checkpoint(run_id, level, first_line(error))) from None
     if not {"model.safetensors", "structure.json"} <= there:
-        raise InputError(
-            f"run {run_id} has no checkpoint of level {level} any more: delete that run, or pass "
-            "another one"
-        )
+        raise InputError(_no_checkpoint(run_id, level, "its files are not there"))
+
+
+def _no_checkpoint(run_id: str, level: int, reason: str) -> str:
+    return (
+        f"run {run_id} has no checkpoint of level {level} any more ({reason}): delete that run, or "
+        "pass another one"
+    )
 
 
 def load_structure(run_id: str) -> Mapping[str, Any]:
@@ -313,10 +351,11 @@ def load_structure(run_id: str) -> Mapping[str, Any]:
         try:
             text = _read(MlflowClient(), run_id, f"{checkpoint_path(0)}/structure.json", folder)
             structure: Mapping[str, Any] = json.loads(text)
-        except (MlflowException, OSError, ValueError) as error:
-            raise InputError(
+        except (*_READING, ValueError) as error:
+            raise _refusing(
+                error,
                 f"run {run_id} has no readable structure.json of level 0 ({first_line(error)}): "
-                "delete that run, or pass another one"
+                "delete that run, or pass another one",
             ) from None
     return structure
 
@@ -331,9 +370,6 @@ def load_checkpoint(run_id: str, level: int) -> checkpoints.Checkpoint:
     with tempfile.TemporaryDirectory(prefix="pruneflow-") as folder:
         try:
             local = MlflowClient().download_artifacts(run_id, path, folder)
-        except (MlflowException, OSError) as error:
-            raise InputError(
-                f"run {run_id} has no checkpoint of level {level} any more ({first_line(error)}): "
-                "delete that run, or pass another one"
-            ) from None
+        except _READING as error:
+            raise _refusing(error, _no_checkpoint(run_id, level, first_line(error))) from None
         return checkpoints.load(Path(local))

@@ -17,8 +17,9 @@ import os
 import shutil
 import socket
 import threading
+import uuid
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -62,6 +63,8 @@ class Owner:
         store: its address, without credentials.
         name, stage: of the run.
         host: where its process ran.
+        writer: the mark that its processes leave on the run: while the run has another one, it has
+            been taken over from another journal, and this one is not sent.
     """
 
     run_id: str
@@ -70,6 +73,7 @@ class Owner:
     name: str
     stage: str
     host: str
+    writer: str = ""
 
 
 def state_folder() -> Path:
@@ -152,9 +156,11 @@ class Journal:
         folder = folder_of(owner.run_id)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            if not (folder / "run.json").exists():
+            own = cls(folder)
+            if not writer_of(folder):
+                owner = replace(owner, writer=f"{this_host()} {uuid.uuid4().hex}")
                 write(folder / "run.json", json.dumps(asdict(owner), indent=1).encode())
-            return cls(folder)
+            return own
         except OSError as error:
             raise InputError(
                 f"the run's journal cannot be kept in {folder} ({first_line(error)}): set "
@@ -194,6 +200,11 @@ class Journal:
         """The status that the run was last given; None if it was given none."""
         given = [entry.status for _, entry in self._entries if entry.status is not None]
         return given[-1] if given else None
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The last value of each metric."""
+        return {m[0]: m[1] for _, entry in self._entries for m in entry.metrics}
 
     def append(self, entry: Entry) -> None:
         """Write an entry down; it is on the disk when this returns. A part told before is not.
@@ -282,10 +293,38 @@ def owner_of(folder: Path) -> Owner:
         InputError: none that can be read.
     """
     try:
-        values: dict[str, Any] = json.loads((folder / "run.json").read_text("utf-8"))
+        said = json.loads((folder / "run.json").read_text("utf-8"))
+        values: dict[str, Any] = {"writer": ""} | said  # the version before had none
         return Owner(**{one.name: str(values[one.name]) for one in fields(Owner)})
     except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
         raise InputError(f"{folder} is no journal of a run: {first_line(error)}") from None
+
+
+def writer_of(folder: Path) -> str:
+    """The mark of a journal; empty if it has none."""
+    try:
+        return owner_of(folder).writer
+    except InputError:
+        return ""
+
+
+def owed(run_id: str) -> dict[str, float] | None:
+    """The last metrics of a run whose process left records here that MLflow has not; else None."""
+    folder = folder_of(run_id)
+    if not folder.exists():
+        return None
+    own = Journal(folder)
+    try:
+        return own.metrics if own.pending() else None
+    finally:
+        own.close(remove=False)
+
+
+def set_aside(folder: Path) -> Path:
+    """Keep a journal that has been overtaken under another name; its new path."""
+    place = folder.with_name(f"{folder.name}-{uuid.uuid4().hex[:8]}")
+    folder.rename(place)
+    return place
 
 
 def this_host() -> str:

@@ -9,32 +9,39 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 OK, OUT_OF_MEMORY = "ok", "out of memory"
+CONTENDED = "contended"
+DIFFERENT = "outputs differ"
 
 
 @dataclass(frozen=True)
 class Latency:
     """Times of one form at one batch size, as a row of `latency.csv`.
 
-    What could not be run has `n` 0 and None where there is nothing to say.
+    What could not be run or timed has None where there is nothing to say.
 
     Attributes:
+        machine: name of the processor, and before it of the GPU if that was timed: times of two
+            machines are never put together.
         level: of the pruning run.
         form: `dense`, `masked`, `compact` or `sparse`.
+        engine: what ran it: `eager` (PyTorch), `onnxruntime`, `openvino`.
+        status: `ok`; `out of memory`; `contended`: other work used the processors, so that too few
+            rounds count; or `outputs differ` by more than rounding from those of the form that it
+            stands for, so that its time would be of something else. Only `ok` has times.
         device: `cpu` or `cuda`.
         threads: CPU threads.
         batch_size: samples in a batch.
-        n: rounds, each of which timed every form of the point once.
+        n: rounds that count, each of which timed every form of the point once: those in which
+            other work left the processors alone.
         p50_ms, p95_ms, mean_ms, sd_ms: of one batch.
         samples_per_second: batch size / median time.
         peak_memory_bytes: weights, inputs and the most that one batch held at a time.
         params: stored parameters; of the sparse form those that are not left out.
         macs: multiply-accumulates of one sample as the form does them.
-        engine: what ran it: `eager` (PyTorch), `onnxruntime`, `openvino`.
-        status: `ok` or `out of memory`.
         params_left: of the level, as in `levels.csv`.
         weight_bytes: of parameters and buffers, indices of sparse ones included.
         speedup: median time of the dense form, eager, in the same rounds / the form's own.
-        speedup_low, speedup_high: ends of its 95 % bootstrap interval.
+        speedup_low, speedup_high: ends of its 95 % interval; None of too few rounds.
         difference: largest difference of the logits from the masked form's (an engine's: from the
             same form's in eager PyTorch), relative to the largest logit; None for what is the
             reference itself, and for `compact` of `coupling=independent`, whose outputs are others.
@@ -43,8 +50,11 @@ class Latency:
         bound_share: how much of the time that explains, a fraction.
     """
 
+    machine: str
     level: int
     form: str
+    engine: str
+    status: str
     device: str
     threads: int
     batch_size: int
@@ -57,8 +67,6 @@ class Latency:
     peak_memory_bytes: int | None
     params: int
     macs: int
-    engine: str
-    status: str
     params_left: float
     weight_bytes: int
     speedup: float | None

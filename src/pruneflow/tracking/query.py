@@ -34,6 +34,7 @@ from pruneflow.config import (
     SweepConfig,
 )
 from pruneflow.errors import ExperimentError, InputError, first_line
+from pruneflow.tracking import environment
 from pruneflow.tracking.finished import in_study
 from pruneflow.tracking.latencies import Latency
 from pruneflow.tracking.levels import Layer, Level
@@ -176,11 +177,11 @@ def latencies(
     filter_string: str | None = None,
     previous: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
-    """A row a level, form, engine, device, threads and batch size: `latency.csv`, a download a run.
+    """A row a machine, level, form, engine, device, threads and batch size: `latency.csv`.
 
-    `run_id`, `name`, `run_status` and times of day are the benchmark's; `pruning_run` and all that
-    describes an experiment are those of the pruning run it timed. `run_ids` may name either, and
-    finds the benchmarks of a pruning run in every experiment.
+    That is a download a run. `run_id`, `name`, `run_status` and times of day are the benchmark's;
+    `pruning_run` and all that describes an experiment are those of the pruning run it timed.
+    `run_ids` may name either, and finds the benchmarks of a pruning run in every experiment.
     The other arguments and errors are those of `levels`.
     """
     about = tuple(name for name in _ABOUT if name not in ("form", "status"))
@@ -197,7 +198,20 @@ def latencies(
         own = {name: pruned[timed].get(name) for name in (*IDENTITY[1:], "base_run")}
         own |= {"stage": _TIMES, "run_status": run.info.status}
         table.add_csv(run, "latency.csv", own)
-    return _joined(previous, table.frame())
+    return _joined(previous, _with_machines(table.frame()))
+
+
+def _with_machines(rows: pd.DataFrame) -> pd.DataFrame:
+    """Times with the machine they are of; rows of before there was that column get their run's."""
+    lacking = rows["machine"].isna()
+    known = environments(rows.loc[lacking, "run_id"].unique().tolist())
+    for run_id, one in known.items():
+        for device in ("cpu", "cuda"):
+            own = lacking & (rows["run_id"] == run_id) & (rows["device"] == device)
+            if own.any():
+                name = environment.machine(device, str(one.get("cpu")), str(one.get("gpu")))
+                rows.loc[own, "machine"] = name
+    return rows
 
 
 def environments(run_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -485,7 +499,7 @@ _READ = {"int": int, "float": float, "str": str}
 
 
 def _field_kinds(record: type[Any]) -> dict[str, str]:
-    """Field of a dataclass -> `int`, `float` or `str`; each may be missing but the first."""
+    """Field of a dataclass -> `int`, `float` or `str`; each may be missing but the level."""
     return {field.name: str(field.type).removesuffix(" | None") for field in fields(record)}
 
 
@@ -496,8 +510,7 @@ def _columns_of(table: Mapping[str, Sequence[Any]], record: type[Any]) -> dict[s
         ValueError, TypeError, LookupError, AttributeError, ArithmeticError: they are not.
     """
     kinds = _field_kinds(record)
-    first = next(iter(kinds))
-    count = len(table[first])
+    count = len(table["level"])  # which every record has
     columns = {}
     for name, kind in kinds.items():
         values = table.get(name)
@@ -506,8 +519,8 @@ def _columns_of(table: Mapping[str, Sequence[Any]], record: type[Any]) -> dict[s
         if not isinstance(values, list) or len(values) != count:
             raise ValueError(f"{name} is no list as long as the others")
         columns[name] = [None if value is None else _as_kind(value, kind) for value in values]
-    if None in columns[first]:
-        raise ValueError(f"{first} is missing")
+    if None in columns["level"]:
+        raise ValueError("level is missing")
     return columns
 
 

@@ -13,11 +13,15 @@ from mlflow.tracking import MlflowClient
 
 from pruneflow.errors import InputError, first_line
 from pruneflow.tracking import journal, store
-from pruneflow.tracking.delivery import HEARTBEAT, HEARTBEAT_SECONDS
-from pruneflow.tracking.run import Ended, current_experiment, dismiss, read_levels
+from pruneflow.tracking.run import (
+    Ended,
+    current_experiment,
+    dismiss,
+    read_levels,
+)
+from pruneflow.tracking.writers import HEARTBEAT, check_handed_over, is_alive
 
 AUTO, NEVER = "auto", "never"
-_SILENCE_SECONDS = 6 * HEARTBEAT_SECONDS  # after which a run on another machine counts as dead
 
 
 @dataclass(frozen=True)
@@ -42,12 +46,14 @@ def earlier(wanted: str, fingerprint: str, experiment_id: str | None = None) -> 
         experiment_id: where to look; without it, where the run to be opened would be.
 
     Raises:
-        InputError: a run id that cannot be gone on with.
+        InputError: a run id that cannot be gone on with, or a run handed over that is another's.
     """
-    if wanted == NEVER:
-        return None
     client = MlflowClient()
     handed_over = os.environ.get("MLFLOW_RUN_ID") if experiment_id is None else None
+    if handed_over:
+        check_handed_over(client.get_run(handed_over), fingerprint)
+    if wanted == NEVER:
+        return None
     if wanted != AUTO:
         return _named(client, wanted, fingerprint)
     if experiment_id is None:
@@ -97,26 +103,6 @@ def _named(client: MlflowClient, wanted: str, fingerprint: str) -> Earlier:
         who = run.data.tags.get(HEARTBEAT, "another process")
         raise InputError(f"resume={wanted!r} is still running ({who}): wait for it, or end it")
     return Earlier(wanted, finished=run.info.status == "FINISHED")
-
-
-def is_alive(run: MlflowRun) -> bool:
-    """Whether a process is at work on a run: it holds its journal here, or its heart beats."""
-    folder = journal.folder_of(run.info.run_id)
-    if folder.exists():
-        return journal.is_held(folder)
-    if run.info.status != "RUNNING":
-        return False
-    silent = seconds_silent(run)
-    return silent is not None and silent < _SILENCE_SECONDS
-
-
-def seconds_silent(run: MlflowRun) -> float | None:
-    """How long ago a run's heart has beaten; None if it never has."""
-    try:
-        at = datetime.fromisoformat(run.data.tags[HEARTBEAT].split()[0])
-        return (datetime.now(UTC) - at).total_seconds()
-    except (LookupError, ValueError, TypeError):
-        return None
 
 
 def seconds_since(milliseconds: int) -> float:

@@ -29,12 +29,22 @@ from mlflow.tracking.context.registry import resolve_tags
 
 from pruneflow.config import Config
 from pruneflow.errors import ExperimentError, InputError, first_line, unknown
-from pruneflow.tracking import checkpoints, delivery, environment, journal, latencies, levels, store
+from pruneflow.tracking import (
+    checkpoints,
+    delivery,
+    environment,
+    journal,
+    latencies,
+    levels,
+    store,
+    writers,
+)
 from pruneflow.tracking.checkpoints import Checkpoint
 from pruneflow.tracking.delivery import Delivery
 from pruneflow.tracking.journal import Entry, Journal, Owner
 from pruneflow.tracking.latencies import Latency, LayerLatency
 from pruneflow.tracking.levels import METRICS, TAG_LIMIT, Layer, Level
+from pruneflow.tracking.writers import TakenOverError
 from pruneflow.workloads.training import Snapshot
 
 if TYPE_CHECKING:
@@ -44,6 +54,9 @@ CONTINUED_IN = "pruneflow.continued_in"  # of a run that was handed over and not
 _FAILURE = "pruneflow.failure"
 _PATIENCE_SECONDS = {"FINISHED": 30.0, "FAILED": 10.0, "KILLED": 4.0}  # with a store that is down
 _LATENCIES_PATIENCE_SECONDS = 5.0
+# what is the store's or the machine's, and told in a line
+_ENDINGS = (MlflowException, OSError, ImportError, MemoryError, torch.OutOfMemoryError)
+_START_PATIENCE_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -332,6 +345,9 @@ class Run:
     def end(self, status: str, reason: str | None = None) -> None:
         """End the run, and send what MLflow has not yet, with some patience."""
         self._writer.shutdown()
+        if isinstance(self._delivery.refusal, TakenOverError):  # it is another's to end
+            self._journal.close(remove=False)
+            return
         tags = {} if reason is None else {_FAILURE: reason[:TAG_LIMIT]}
         try:
             self._journal.append(Entry(tags=tags, status=status, time=_now()))
@@ -339,11 +355,14 @@ class Run:
             _end(self._client, self.id, status, reason or "")
         sent = self._delivery.wait(_PATIENCE_SECONDS[status])
         self._delivery.stop()
-        if not sent:
+        refusal = self._delivery.refusal
+        if refusal is not None and not isinstance(refusal, TakenOverError):
+            _end(self._client, self.id, "FAILED", reason or first_line(refusal))
+        if not sent and not isinstance(refusal, TakenOverError):
+            why = self._delivery.outage or (first_line(refusal) if refusal else "too slow")
             print(
-                f"pruneflow: MLflow has not all of run {self.id} ("
-                f"{self._delivery.outage or 'too slow'}): send it later with: pruneflow sync "
-                f"{self._journal.folder}",
+                f"pruneflow: MLflow has not all of run {self.id} ({why}): send it later with: "
+                f"pruneflow sync {self._journal.folder}",
                 file=sys.stderr,
             )
         self._journal.close(remove=sent and status == "FINISHED")
@@ -419,18 +438,17 @@ def open_run(
     client = MlflowClient()
     handed_over = os.environ.pop("MLFLOW_RUN_ID", None) if experiment_id is None else None
     try:
+        if handed_over is not None and interrupted is None:
+            found = client.get_run(handed_over)
+            writers.check_handed_over(found, tags.get("pruneflow.fingerprint", ""), stage)
         run_id, experiment_id = _identify(client, handed_over, interrupted, name, experiment_id)
+        own = _take(client, run_id, experiment_id, name, stage)
     except MlflowException as error:
-        raise ExperimentError(f"no run can be made: {first_line(error)}") from error
-    owner = Owner(
-        run_id,
-        experiment_id,
-        store.without_credentials(store.uri()),
-        name,
-        stage,
-        journal.this_host(),
-    )
-    run = Run(client, run_id, experiment_id, Journal.make(owner))
+        said = delivery.in_short(error)
+        if not delivery.is_refusal(error):
+            said = f"MLflow {store.NO_ANSWER} ({said})"
+        raise ExperimentError(f"no run can be made: {said}") from error
+    run = Run(client, run_id, experiment_id, own)
     try:
         if interrupted is None:
             run.set_tags({"pruneflow.stage": stage, **tags})
@@ -438,6 +456,7 @@ def open_run(
             run._log(Entry(params={f"cfg/{key}": shown(value) for key, value in values.items()}))
             run.log_text("config.json", json.dumps({"stage": stage, **values}, indent=1))
             run.log_text("environment.json", json.dumps(environment.describe(), indent=1))
+        run._delivery.begin(_START_PATIENCE_SECONDS)
         yield run
         run._settle()
     except BaseException as error:
@@ -445,10 +464,33 @@ def open_run(
         what = "terminated" if killed else type(error).__name__
         with _undisturbed():
             run.end("KILLED" if killed else "FAILED", f"{what}: {first_line(error)}")
-        if isinstance(error, MlflowException | OSError | MemoryError | torch.OutOfMemoryError):
+        if isinstance(error, _ENDINGS):
             raise ExperimentError(f"run {run_id} failed: {first_line(error)}") from error
         raise
     run.end("FINISHED")
+    run._delivery.check()
+
+
+def _take(client: MlflowClient, run_id: str, experiment_id: str, name: str, stage: str) -> Journal:
+    """The journal of a run, which is written from it alone from now on.
+
+    One left here by a process whose run was taken over elsewhere is set aside.
+    """
+    folder = journal.folder_of(run_id)
+    run = client.get_run(run_id)
+    writer = run.data.tags.get(writers.WRITER, "")
+    if folder.exists() and writer not in ("", journal.writer_of(folder)):
+        aside = journal.set_aside(folder)
+        print(f"pruneflow: run {run_id} was written to elsewhere since: {aside}", file=sys.stderr)
+    host = journal.this_host()
+    address = store.without_credentials(store.uri())
+    own = Journal.make(Owner(run_id, experiment_id, address, name, stage, host))
+    try:
+        writers.claim(client, run, own)
+    except BaseException:
+        own.close(remove=False)
+        raise
+    return own
 
 
 def _identify(
@@ -522,7 +564,7 @@ def refuse_handed_over(reason: str) -> None:
         return
     try:
         store.check()
-        MlflowClient().get_run(run_id)
+        writers.check_handed_over(MlflowClient().get_run(run_id), "")
     except (InputError, MlflowException):
         return  # the reason has been told, and there is nowhere else to write it
     _end(MlflowClient(), run_id, "FAILED", reason)
@@ -533,7 +575,7 @@ def _end(client: MlflowClient, run_id: str, status: str, reason: str) -> None:
     try:
         client.set_tag(run_id, _FAILURE, reason[:TAG_LIMIT])
         client.set_terminated(run_id, status)
-    except MlflowException as error:
+    except Exception as error:  # whatever a store, a driver or a network has to say
         print(f"pruneflow: run {run_id} could not be ended: {first_line(error)}", file=sys.stderr)
 
 

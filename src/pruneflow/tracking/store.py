@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import sys
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from pruneflow.errors import InputError, first_line
@@ -13,6 +14,9 @@ from pruneflow.errors import InputError, first_line
 UI_PORT = 5000
 _HALF_MADE = re.compile("already exists|duplicate column|alembic_version")  # what SQLite says
 _ANSWER_SECONDS = 5.0
+NO_ANSWER = "does not answer"  # in what is said of an outage, and of nothing else
+_LONGEST_NAME = 200
+_NAME = re.compile(rf"(?! )[\w.\- ]{{1,{_LONGEST_NAME}}}(?<! )")
 
 
 def uri() -> str:
@@ -45,7 +49,7 @@ def check() -> None:
     from filelock import FileLock
     from mlflow.tracking import MlflowClient
 
-    from pruneflow.tracking import journal, offline
+    from pruneflow.tracking import journal, offline, writers
 
     if offline.wanted():
         offline.use()
@@ -57,6 +61,7 @@ def check() -> None:
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
     handed_over = os.environ.get("MLFLOW_RUN_ID")
     experiment = os.environ.get("MLFLOW_EXPERIMENT_ID")
+    name = os.environ.get("MLFLOW_EXPERIMENT_NAME")
     asked = "the store"
     try:
         with FileLock(journal.own_folder() / "store.lock"):  # two that make one spoil it
@@ -64,10 +69,15 @@ def check() -> None:
             client.search_experiments(max_results=1)
         if handed_over:
             asked = f"MLFLOW_RUN_ID={handed_over}"
-            client.get_run(handed_over)
+            writers.check_handed_over(client.get_run(handed_over))
+        elif name:
+            asked = f"MLFLOW_EXPERIMENT_NAME={name}"
+            there = client.get_experiment_by_name(name)
+            _check_experiment(f"MLFLOW_EXPERIMENT_NAME={name!r}", name, there)
         elif experiment:
             asked = f"MLFLOW_EXPERIMENT_ID={experiment}"
-            client.get_experiment(experiment)
+            there = client.get_experiment(experiment)
+            _check_experiment(f"MLFLOW_EXPERIMENT_ID={experiment}", there.name, there)
     except InputError:
         raise
     except Exception as error:  # the store's own: a driver that is missing, a path, a locked file
@@ -75,6 +85,26 @@ def check() -> None:
         if _HALF_MADE.search(reason):
             reason += " (two processes made it at once: if no runs are in it yet, delete it)"
         raise InputError(f"the tracking store {shown} cannot be used ({asked}): {reason}") from None
+
+
+def _check_experiment(which: str, name: str, experiment: Any) -> None:
+    if experiment is not None and experiment.lifecycle_stage != "active":
+        raise InputError(f"{which} is deleted: restore it, or name another one")
+    if experiment is None and len(name) > _LONGEST_NAME:
+        raise InputError(f"{which[:80]}... has {len(name)} characters: {_LONGEST_NAME} are valid")
+
+
+def check_name(parameter: str, name: str) -> None:
+    """See that runs can be tagged with a name, and searched by it.
+
+    Raises:
+        InputError: it holds what MLflow's tags or filters cannot say, or is too long.
+    """
+    if not _NAME.fullmatch(name):
+        raise InputError(
+            f"{parameter}={name[:80]!r} is not a name that MLflow can take: letters, digits, blanks"
+            f" and . _ - are valid, {_LONGEST_NAME} of them at most"
+        )
 
 
 def _check_server(address: str) -> None:
@@ -91,7 +121,7 @@ def _check_server(address: str) -> None:
         return  # MLflow has settings of its own for certificates
     except (requests.RequestException, ValueError) as error:
         raise InputError(
-            f"the tracking server {shown} does not answer ({type(error).__name__}): {instead}"
+            f"the tracking server {shown} {NO_ANSWER} ({type(error).__name__}): {instead}"
         ) from None
     if answer.status_code >= 500:
         raise InputError(

@@ -6,14 +6,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import requests
-from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from pruneflow.errors import InputError, first_line
 from pruneflow.tracking import journal, store
 from pruneflow.tracking.delivery import fail_soon, send
 from pruneflow.tracking.journal import Journal, Owner
+from pruneflow.tracking.writers import TakenOverError, check_writer
 
 
 @dataclass(frozen=True)
@@ -62,24 +61,40 @@ def send_all(folders: Sequence[Path]) -> Iterator[Sent]:
         except InputError:
             yield Sent(owner, 0, "its run is still going on, and sends it itself")
             continue
-        yield _send(client, own, owner)
+        owed, reason = len(own.pending()), ""
+        try:
+            _send(client, own)
+        except Exception as error:  # whatever a store, a driver or a network has to say
+            reason = first_line(error)
+            here = store.without_credentials(store.uri())
+            if isinstance(error, TakenOverError):
+                reason += f": what is in {folder} does not count, and can be deleted"
+            elif owner.store != here:
+                reason += f" (it belongs to {owner.store}, this is {here}: see MLFLOW_TRACKING_URI)"
+        left = len(own.pending())
+        own.close(remove=not reason and own.last_status == "FINISHED")
+        yield Sent(owner, owed - left, reason)
 
 
-def _send(client: MlflowClient, own: Journal, owner: Owner) -> Sent:
-    owed, reason, remove = len(own.pending()), "", False
+def send_journal(folder: Path) -> None:
+    """Send a journal whose process has ended.
+
+    Raises:
+        InputError: it is open in another process.
+        Exception: what the store, a driver or a network has to say.
+    """
+    own = Journal(folder)
     try:
-        client.get_run(owner.run_id)
-        while send(client, owner.run_id, own):
-            pass
-        remove = own.last_status == "FINISHED"
-        if own.last_status in (None, "RUNNING"):
-            client.set_tag(owner.run_id, "pruneflow.failure", "its process ended without a word")
-            client.set_terminated(owner.run_id, "KILLED")
-    except (MlflowException, OSError, requests.RequestException, InputError) as error:
-        reason = first_line(error)
-        here = store.without_credentials(store.uri())
-        if owner.store != here:
-            reason += f" (it belongs to {owner.store}, this is {here}: see MLFLOW_TRACKING_URI)"
-    left = len(own.pending())
-    own.close(remove=remove)
-    return Sent(owner, owed - left, reason)
+        _send(MlflowClient(), own)
+    finally:
+        own.close(remove=own.last_status == "FINISHED" and not own.pending())
+
+
+def _send(client: MlflowClient, own: Journal) -> None:
+    run_id = own.owner.run_id
+    check_writer(client, run_id, own)
+    while send(client, run_id, own):
+        pass
+    if own.last_status in (None, "RUNNING"):
+        client.set_tag(run_id, "pruneflow.failure", "its process ended without a word")
+        client.set_terminated(run_id, "KILLED")

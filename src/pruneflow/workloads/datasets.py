@@ -1,28 +1,29 @@
-"""Data sets: of images, decoded once and kept as uint8, and of texts; split the same every time.
+"""Data sets: of images, kept as uint8, and of texts; split the same every time.
 
-To add one, write a function that returns `Raw` and its row in IMAGES, or one that returns
-`RawTexts` (in `texts`) and its row in TEXTS.
+To add one, write a function that returns `Raw` (see `images`) and its row in IMAGES, or one that
+returns `RawTexts` (see `texts`) and its row in TEXTS.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
-from pruneflow.errors import InputError, first_line, user_path
-from pruneflow.workloads import texts
+from pruneflow.errors import InputError, one_line
+from pruneflow.workloads import images, texts
+from pruneflow.workloads.folders import count, listed
+from pruneflow.workloads.images import Raw as Raw
+from pruneflow.workloads.images import Split as Split
 from pruneflow.workloads.texts import RawTexts, Texts, Tokens
 
 if TYPE_CHECKING:  # imported when used: names and help must not wait for them
     import numpy as np
     from numpy.typing import NDArray
-    from PIL import Image
 
-    Images: TypeAlias = NDArray[np.uint8]
     Labels: TypeAlias = NDArray[np.int64]
+    _Samples: TypeAlias = Split | Texts
 
 VALIDATION = 0.1  # share of the training set that is held out for validation
 TEST = 0.2  # share held out as the test set, where a data set has none of its own
@@ -30,38 +31,16 @@ _TEST_SEED = 2020  # a test set is the same whatever a run's seed
 
 
 @dataclass(frozen=True, eq=False)
-class Split:
-    """Images (N, H, W, 3), uint8, and their class numbers (N,)."""
-
-    images: Images
-    labels: Labels
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: NDArray[np.int64]) -> Split:
-        return Split(self.images[index], self.labels[index])
-
-
-@dataclass(frozen=True, eq=False)
-class Raw:
-    """A data set as it is published: its training set, its test set if it has one, its origin."""
-
-    train: Split
-    test: Split | None
-    classes: tuple[str, ...]
-    source: str
-
-
-@dataclass(frozen=True, eq=False)
 class Data:
     """A data set ready for an experiment.
 
     Attributes:
-        train, val, test: disjoint; `val` is split off the published training set by the seed.
+        train, val, test: disjoint; `val` is split off the published training set by the seed,
+            unless the data set has training, validation and test set.
         classes: names, in the order of the class numbers.
         digest: hash of every sample and label of the three splits.
         source: where it came from.
+        summary: one line on what was read as what.
     """
 
     name: str
@@ -71,6 +50,7 @@ class Data:
     classes: tuple[str, ...]
     digest: str
     source: str
+    summary: str = ""
 
 
 def load(
@@ -90,17 +70,13 @@ def load(
     else:
         assert image_size is not None
         raw = IMAGES[name](data_dir, image_size)
-    published: Split | Texts = raw.train
-    test: Split | Texts | None = raw.test
+    train: _Samples = raw.train
+    val: _Samples | None = raw.val
+    test: _Samples | None = raw.test
     if test is None:
-        held, kept = _balanced(
-            published.labels, round(TEST * len(published)), _TEST_SEED, shares=True
-        )
-        published, test = published[kept], published[held]
-    held, kept = _balanced(
-        published.labels, max(1, round(VALIDATION * len(published))), seed, shares=True
-    )
-    train, val = published[kept], published[held]
+        train, test = _hold_out(train, round(TEST * len(train)), _TEST_SEED)
+    if val is None:
+        train, val = _hold_out(train, max(1, round(VALIDATION * len(train))), seed)
     if train_limit is not None:
         classes = len(raw.classes)
         if not classes <= train_limit <= len(train):
@@ -112,8 +88,38 @@ def load(
         train = train[chosen]
     if len(set(train.labels.tolist())) < 2:
         raise InputError(f"{name} has training samples of one class only; at least 2 are needed")
+    summary = _summary(raw, train, val, test)
     digest = _digest((train, val, test))
-    return Data(name, train, val, test, raw.classes, digest, raw.source)
+    return Data(name, train, val, test, raw.classes, digest, raw.source, summary)
+
+
+def _hold_out(samples: _Samples, number: int, seed: int) -> tuple[_Samples, _Samples]:
+    """The samples without so many of them, and those; every class gives its share."""
+    held, kept = _balanced(samples.labels, number, seed, shares=True)
+    return samples[kept], samples[held]
+
+
+def _summary(raw: Raw | RawTexts, train: _Samples, val: _Samples, test: _Samples) -> str:
+    """One line: what was read as what, how it is split, what stands in two splits."""
+    read = raw.notes or (count(len(raw.train), "sample"),)
+    sizes = f"{len(train):,} to train, {len(val):,} to validate, {len(test):,} to test"
+    known = set(_contents(train))
+    repeated = [
+        f"{number:,} of {count(len(split), f'{part} sample')}"
+        for part, split in (("validation", val), ("test", test))
+        if (number := sum(content in known for content in _contents(split)))
+    ]
+    copies = [f"in train too: {', '.join(repeated)}"] if repeated else []
+    classes = f"classes: {listed(raw.classes)}"
+    return one_line("; ".join([f"read {read[0]}", *read[1:], classes, sizes, *copies]))
+
+
+def _contents(split: _Samples) -> Iterator[object]:
+    """What tells samples from each other: their text, or a hash of their pixels."""
+    if isinstance(split, Texts):
+        yield from split.texts
+    else:
+        yield from (hash(image.tobytes()) for image in split.images)
 
 
 def _balanced(
@@ -137,7 +143,7 @@ def _balanced(
     return np.sort(queue[:count]), np.sort(queue[count:])
 
 
-def _digest(splits: Iterable[Split | Texts]) -> str:
+def _digest(splits: Iterable[_Samples]) -> str:
     import numpy as np
 
     digest = hashlib.sha256()
@@ -170,7 +176,7 @@ def digits(data_dir: str | None, image_size: int) -> Raw:
 
 def cifar10(data_dir: str | None, image_size: int) -> Raw:
     """CIFAR-10 (Krizhevsky 2009): from the hub, or a folder with its layout or an ImageFolder."""
-    raw = _hugging_face("cifar10", "uoft-cs/cifar10", data_dir, image_size)
+    raw = images.from_hub("cifar10", "uoft-cs/cifar10", data_dir, image_size)
     if len(raw.classes) != 10:
         raise InputError(
             f"{raw.source} has {len(raw.classes)} classes, CIFAR-10 has 10: "
@@ -186,7 +192,7 @@ def imagefolder(data_dir: str | None, image_size: int) -> Raw:
     """
     if data_dir is None:
         raise InputError("dataset=imagefolder needs data_dir=<folder of class folders>")
-    return _folder("imagefolder", data_dir, image_size)
+    return images.from_folder("imagefolder", data_dir, image_size)
 
 
 IMAGES: dict[str, Callable[[str | None, int], Raw]] = {
@@ -201,177 +207,3 @@ TEXTS: dict[str, Callable[[str | None], RawTexts]] = {
 }
 DATASETS = (*IMAGES, *TEXTS)
 BUNDLED = ("digits", "reviews")  # need no data_dir, and no network
-
-
-@dataclass(frozen=True, eq=False)
-class _Published:
-    """One split as it is stored: how to read its pictures from the first on, and their labels."""
-
-    pictures: Callable[[], Iterable[Image.Image | None]]
-    labels: Labels
-    where: str
-
-
-def _hugging_face(name: str, hub: str, data_dir: str | None, size: int) -> Raw:
-    """A data set from a folder, if one is given, else from the hub."""
-    if data_dir is not None:
-        return _folder(name, data_dir, size)
-    refused = f"{name} could not be read from the Hugging Face hub ({hub})"
-    instead = "pass data_dir=<folder with the hub repository's layout, or an image folder>"
-    return _table(hub, size, refused, instead)
-
-
-def _folder(name: str, data_dir: str, size: int) -> Raw:
-    """A folder laid out as a hub repository (Parquet files), or of images in class folders."""
-    folder = user_path("data_dir", data_dir)
-    if not folder.exists():
-        raise InputError(f"data_dir={data_dir!r} does not exist (looked at {folder.resolve()})")
-    if not folder.is_dir():
-        raise InputError(f"data_dir={data_dir!r} is a file, not a folder")
-    if not any(folder.glob("*.parquet")) and not any(folder.glob("*/*.parquet")):
-        return _image_folder(folder, size)
-    refused = f"data_dir={data_dir!r} could not be read as {name}"
-    return _table(str(folder.resolve()), size, refused, "it should hold the hub repository's files")
-
-
-def _table(source: str, size: int, refused: str, instead: str) -> Raw:
-    """A data set of Parquet files with an image and a class label column."""
-    import datasets
-    import numpy as np
-
-    datasets.disable_progress_bars()
-    try:
-        splits: Any = datasets.load_dataset(source)
-    except Exception as error:  # its readers raise whatever the network or the bytes lead them to
-        raise InputError(f"{refused}: {first_line(error)}; {instead}") from None
-    if "train" not in splits:
-        raise InputError(f"{source} has no training split; it has: {', '.join(splits)}")
-    features = splits["train"].features
-    kinds = {key: type(feature).__name__ for key, feature in features.items()}
-    image = next((key for key, kind in kinds.items() if kind == "Image"), None)
-    label = next((key for key, kind in kinds.items() if kind == "ClassLabel"), None)
-    if image is None or label is None:
-        raise InputError(
-            f"{source} is not an image classification set: an image and a class label column are "
-            f"needed, there are: {', '.join(f'{k} ({v})' for k, v in kinds.items())}"
-        )
-
-    def published(key: str) -> _Published:
-        labels = list(splits[key][label])
-        if not labels or any(value is None or value < 0 for value in labels):
-            raise InputError(f"{source}: split {key!r} is empty or has rows without a {label}")
-        numbers = np.asarray(labels, dtype=np.int64)
-        where = f"{source}, split {key!r}"
-        return _Published(lambda: _pictures(splits[key], image), numbers, where)
-
-    test = next((key for key in ("test", "validation", "val") if key in splits), None)
-    parts = [published(key) for key in ("train", test) if key is not None]
-    return _raw(parts, tuple(features[label].names), source, size)
-
-
-def _pictures(split: Any, column: str) -> Iterable[Image.Image | None]:
-    """The pictures of a split, decoded once and kept in the library's own cache as plain pixels."""
-    from datasets import Features, Value
-    from PIL import Image
-
-    kept = {"width": Value("int32"), "height": Value("int32"), "pixels": Value("binary")}
-    try:
-        decoded = split.map(
-            _as_pixels,
-            input_columns=[column],
-            batched=True,
-            remove_columns=split.column_names,
-            features=Features(kept),
-        ).with_format("arrow")
-    except Exception:  # a picture that cannot be decoded: told by whom reads them one by one
-        yield from split[column]
-        return
-    for batch in decoded.iter(1_000):
-        for width, height, pixels in zip(*(batch[name] for name in kept), strict=True):
-            yield Image.frombytes("RGB", (width.as_py(), height.as_py()), pixels.as_buffer())
-
-
-def _as_pixels(pictures: list[Image.Image]) -> dict[str, list[Any]]:
-    rgb = [picture.convert("RGB") for picture in pictures]
-    return {
-        "width": [picture.width for picture in rgb],
-        "height": [picture.height for picture in rgb],
-        "pixels": [picture.tobytes() for picture in rgb],
-    }
-
-
-def _image_folder(folder: Path, size: int) -> Raw:
-    """`train/<class>/*` and, if there is one, a test folder beside it; or `<class>/*` alone."""
-    import numpy as np
-    from PIL import Image
-    from torchvision.datasets import ImageFolder
-
-    def find(*names: str) -> Path | None:
-        return next((folder / name for name in names if (folder / name).is_dir()), None)
-
-    train = find("train", "training")
-    test = find("test", "testing", "val", "valid", "validation") if train else None
-    roots = [root for root in (train or folder, test) if root is not None]
-    parts, classes = [], []
-    for root in roots:
-        try:
-            found = ImageFolder(str(root))
-        except (FileNotFoundError, OSError) as error:
-            raise InputError(
-                f"data_dir={str(folder)!r} holds neither Parquet files nor images in class folders "
-                f"(train/<class>/<images>): {first_line(error)}"
-            ) from None
-        paths = [path for path, _ in found.samples]
-        numbers = np.asarray([number for _, number in found.samples], dtype=np.int64)
-        parts.append(
-            _Published(lambda paths=paths: map(Image.open, paths), numbers, str(root))  # type: ignore[misc]
-        )
-        classes.append(tuple(found.classes))
-    if len(set(classes)) > 1:
-        odd = sorted(set(classes[0]) ^ set(classes[1]))
-        raise InputError(f"{roots[0]} and {roots[1]} differ in their classes: {', '.join(odd)}")
-    return _raw(parts, classes[0], str(folder.resolve()), size)
-
-
-def _raw(parts: list[_Published], classes: tuple[str, ...], source: str, size: int) -> Raw:
-    splits = _decode(parts, None) or _decode(parts, (size, size))
-    assert splits is not None
-    return Raw(splits[0], splits[1] if len(splits) > 1 else None, classes, source)
-
-
-def _decode(parts: list[_Published], fit: tuple[int, int] | None) -> list[Split] | None:
-    """Decode every image once, as it is; None at the first one of another size than the others.
-
-    With `fit` (width, height), each has its shorter side resized and its middle cut out.
-    """
-    import numpy as np
-    from PIL import Image, ImageOps
-
-    side = fit
-    splits = []
-    for part in parts:
-        images: Images | None = None
-        index = 0
-        try:
-            for index, picture in enumerate(part.pictures()):
-                if picture is None:
-                    raise ValueError("there is none")
-                side = side or picture.size
-                if fit is None and picture.size != side:
-                    return None
-                rgb = picture.convert("RGB")
-                if images is None:
-                    images = np.empty((len(part.labels), side[1], side[0], 3), dtype=np.uint8)
-                images[index] = np.asarray(ImageOps.fit(rgb, side) if fit else rgb)
-        except (
-            OSError,
-            SyntaxError,
-            ValueError,
-            MemoryError,
-            Image.DecompressionBombError,
-        ) as error:
-            reason = first_line(error)
-            raise InputError(f"{part.where}: image {index} cannot be decoded: {reason}") from None
-        assert images is not None
-        splits.append(Split(images, part.labels))
-    return splits

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,17 @@ _MINI: dict[str, int] = {
     "intermediate_size": 1024,
 }
 _VOCABULARY = 8_000
+_LONGEST = 512  # tokens of a text, whatever a model or a tokenizer says it can take
+# What a configuration may ask for beside logits, or in pieces of some lengths only. None of it
+# changes what the model computes.
+_PLAIN = {
+    "return_dict": True,
+    "torchscript": False,
+    "output_attentions": False,
+    "output_hidden_states": False,
+    "chunk_size_feed_forward": 0,
+    "problem_type": None,
+}
 _SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
@@ -61,7 +72,13 @@ def tokenizer_for(name: str, weights: str, texts: Texts) -> Any:
 
 
 def build(
-    name: str, classes: int, *, weights: str, vocabulary: int, load: bool = True
+    name: str,
+    classes: int,
+    *,
+    weights: str,
+    vocabulary: int,
+    padding: Iterable[int] = (),
+    load: bool = True,
 ) -> nn.Module:
     """A classifier of texts: token numbers (N, L) and attention mask in, logits (N, classes) out.
 
@@ -71,27 +88,28 @@ def build(
         weights: `none` (initialised by torch's global generator), `pretrained` (of the hub, or of
             the folder in the name), or a folder in Hugging Face layout.
         vocabulary: tokens of the tokenizer; sizes the embeddings of `bert` without weights.
+        padding: token numbers to pad with where the configuration names none, best first.
         load: False for the same architecture with new weights.
 
     Raises:
         InputError: what cannot be found, read or used.
     """
-    if weights == "none" or not load:
-        if name == "bert" and weights == "none":
-            source = name
-            config = BertConfig(vocab_size=vocabulary, num_labels=classes, **_MINI)
-        else:
-            source = _source(name, weights)
-            with _quiet(), _refusing(source):
-                config = AutoConfig.from_pretrained(source, num_labels=classes)
-        with _refusing(source):
-            model: nn.Module = AutoModelForSequenceClassification.from_config(config)
-        return model.float()
-    source = _source(name, weights)
+    scratch = name == "bert" and weights == "none"
+    source = name if scratch else _source(name, weights)
     with _quiet(), _refusing(source):
+        if scratch:
+            config: Any = BertConfig(vocab_size=vocabulary, num_labels=classes, **_MINI)
+        else:
+            config = AutoConfig.from_pretrained(source, num_labels=classes)
+        _settle(config, padding)
+        if weights == "none" or not load:
+            model: nn.Module = AutoModelForSequenceClassification.from_config(
+                config, dtype=torch.float32
+            )
+            return model.float()
         model, loaded = AutoModelForSequenceClassification.from_pretrained(
             source,
-            num_labels=classes,
+            config=config,
             ignore_mismatched_sizes=True,  # a head for other classes
             use_safetensors=True,
             dtype=torch.float32,
@@ -101,6 +119,27 @@ def build(
     if any(not bool(p.isfinite().all()) for p in model.parameters()):
         raise InputError(f"weights of {source!r} hold NaN or infinite values")
     return model
+
+
+def _settle(config: Any, padding: Iterable[int]) -> None:
+    """Make a configuration one of a classifier that gives logits, of any batch, and no more.
+
+    Decoders read their summary at the last token that is no padding, so that there has to be one.
+    """
+    for name, value in _PLAIN.items():
+        if getattr(config, name, value) != value:
+            setattr(config, name, value)
+    vocabulary = getattr(config, "vocab_size", None)
+    for number in (getattr(config, "pad_token_id", None), *padding):
+        if isinstance(number, int) and (vocabulary is None or 0 <= number < vocabulary):
+            config.pad_token_id = number
+            return
+
+
+def padding(tokenizer: Any) -> list[int]:
+    """Token numbers that a tokenizer has for filling up texts, or has to spare for it."""
+    numbers = (tokenizer.pad_token_id, tokenizer.eos_token_id)
+    return [number for number in numbers if number is not None]
 
 
 def _check_loaded(model: Any, loaded: Mapping[str, Any], source: str) -> None:
@@ -126,14 +165,19 @@ def describe(model: nn.Module, tokenizer: Any) -> dict[str, object]:
     config["dtype"] = "float32"  # as it runs here, whatever it was published in
     for name in ("_name_or_path", "transformers_version"):  # say nothing of the model
         config.pop(name, None)
-    return {"builder": "transformers", "config": config, "tokenizer": fingerprint(tokenizer)}
+    return {
+        "builder": "transformers",
+        "config": config,
+        "positions": positions(model),
+        "tokenizer": fingerprint(tokenizer),
+    }
 
 
 def rebuild(structure: Mapping[str, Any]) -> nn.Module:
     """A model of the kind that `describe` wrote, not yet with its weights."""
     config = dict(structure["config"])
     made = AutoConfig.for_model(config.pop("model_type"), **config)
-    model: nn.Module = AutoModelForSequenceClassification.from_config(made)
+    model: nn.Module = AutoModelForSequenceClassification.from_config(made, dtype=torch.float32)
     return model.float()
 
 
@@ -143,22 +187,131 @@ def fingerprint(tokenizer: Any) -> str:
     return hashlib.sha256(json.dumps(words).encode()).hexdigest()[:16]
 
 
-def encode(tokenizer: Any, texts: Texts, *, longest: int) -> Tokens:
-    """Tokens of every text, cut off after `longest`."""
+def encode(tokenizer: Any, texts: Texts, *, longest: int, config: Any = None) -> Tokens:
+    """Tokens of every text, cut off after `longest`; filled up as a model's `config` says."""
     encoded = tokenizer(texts.texts.tolist(), truncation=True, max_length=longest)["input_ids"]
     lengths = np.fromiter((len(ids) for ids in encoded), dtype=np.int64, count=len(encoded))
     starts = np.concatenate([np.zeros(1, dtype=np.int64), lengths.cumsum()])
     ids = np.fromiter((i for ids in encoded for i in ids), dtype=np.int32, count=int(starts[-1]))
-    return Tokens(ids, starts, texts.labels, int(tokenizer.pad_token_id or 0))
+    padding = getattr(config, "pad_token_id", None)
+    if padding is None:
+        padding = tokenizer.pad_token_id or 0
+    return Tokens(ids, starts, texts.labels, int(padding), pads_at_start(config))
+
+
+def pads_at_start(config: Any) -> bool:
+    """Whether padding goes before a text: XLNet reads its summary at the last place."""
+    return getattr(config, "summary_type", None) == "last"
+
+
+def positions(model: nn.Module) -> int | None:
+    """Tokens that a model has positions for; None if any number, or it does not say."""
+    config: Any = model.config
+    try:
+        stated = int(config.max_position_embeddings)
+    except (AttributeError, NotImplementedError, TypeError, ValueError, OverflowError):
+        return None
+    for name, table in model.named_modules():
+        # RoBERTa and its kin number positions from the padding's number on
+        first = getattr(table, "padding_idx", None)
+        if name.endswith("position_embeddings") and first is not None:
+            stated = min(stated, int(table.weight.shape[0]) - first - 1)
+    return stated if stated > 0 else None
 
 
 def longest(model: nn.Module, tokenizer: Any) -> int:
-    """Tokens that a model can read at once."""
+    """Tokens that a model and its tokenizer can take at once, 512 at the most.
+
+    Raises:
+        InputError: they have room for no text beside the tokens that go around it.
+    """
+    try:
+        limit = int(tokenizer.model_max_length)
+    except (TypeError, ValueError, OverflowError):
+        limit = 0
+    if limit <= 0:  # none is stated
+        limit = _LONGEST
+    most = min(limit, positions(model) or _LONGEST, _LONGEST)
+    around = tokenizer.num_special_tokens_to_add()
+    if most <= around:
+        raise InputError(
+            f"the model or its tokenizer takes {most} tokens of a text, and {around} go around "
+            "every text: correct max_position_embeddings (config.json) or model_max_length "
+            "(tokenizer_config.json)"
+        )
+    return most
+
+
+def check_tokens(name: str, model: nn.Module, splits: Mapping[str, tuple[Texts, Tokens]]) -> None:
+    """See that every text of every split is made of tokens that the model has.
+
+    Raises:
+        InputError: a text without tokens, a token beyond the embedding, or ends of texts that an
+            encoder-decoder, which reads its summary there, cannot find.
+    """
+    rows = _rows(model)
     config: Any = model.config
-    positions = int(getattr(config, "max_position_embeddings", 512))
-    if positions > 512:  # RoBERTa counts its positions from the padding's number on
-        positions -= int(getattr(config, "pad_token_id", 0) or 0) + 1
-    return min(positions, int(tokenizer.model_max_length), 512)
+    for split, (texts, tokens) in splits.items():
+        empty = np.flatnonzero(tokens.lengths == 0)
+        if len(empty):
+            text = str(texts.texts[empty[0]])[:40]
+            raise InputError(
+                f"the tokenizer of model={name} leaves nothing of {len(empty)} texts of the "
+                f"{split} set, {text!r} for one: take them out"
+            )
+        largest = max(int(tokens.ids.max()), tokens.padding)
+        if rows is not None and largest >= rows:
+            raise InputError(
+                f"the tokenizer of model={name} gives tokens up to number {largest} (in the "
+                f"{split} set), and the model's embedding has {rows} rows: call "
+                "resize_token_embeddings(len(tokenizer)) on the model and save it again, or use "
+                "the tokenizer it was trained with"
+            )
+        if config.is_encoder_decoder and isinstance(config.eos_token_id, int):
+            ends = np.add.reduceat(tokens.ids == config.eos_token_id, tokens.starts[:-1])
+            odd = np.flatnonzero(ends != ends[0])
+            if len(odd):
+                raise InputError(
+                    f"model={name} needs as many ends of text in one text as in another: "
+                    f"{str(texts.texts[odd[0]])[:40]!r} (in the {split} set) has {ends[odd[0]]}, "
+                    f"{str(texts.texts[0])[:40]!r} {ends[0]}"
+                )
+
+
+def _rows(model: Any) -> int | None:
+    """Rows of the embedding of tokens; None of a model that has none."""
+    try:
+        return int(model.get_input_embeddings().weight.shape[0])
+    except (AttributeError, NotImplementedError):
+        return None
+
+
+def check_runs(
+    name: str, model: nn.Module, batches: Sequence[Mapping[str, torch.Tensor]], classes: int
+) -> None:
+    """See that a model gives logits for some batches, in training and in evaluation.
+
+    Raises:
+        InputError: it does not.
+    """
+    training = model.training
+    buffers = [buffer.clone() for buffer in model.buffers()]  # statistics that a batch may change
+    try:
+        with torch.no_grad(), torch.random.fork_rng():
+            for batch in batches:
+                for mode in (True, False):
+                    logits = model.train(mode)(**batch).logits
+                    wanted = (len(batch["input_ids"]), classes)
+                    if logits.shape != wanted:
+                        raise ValueError(f"logits of shape {tuple(logits.shape)}, not {wanted}")
+                    if not bool(logits.isfinite().all()):
+                        raise ValueError("its logits are not finite")
+    except Exception as error:  # whatever an encoder of the hub does with tokens it cannot take
+        raise InputError(f"model={name} cannot classify these texts: {first_line(error)}") from None
+    finally:
+        model.train(training)
+        for buffer, before in zip(model.buffers(), buffers, strict=True):
+            buffer.copy_(before)
 
 
 def _vocabulary(texts: Texts) -> dict[str, int]:

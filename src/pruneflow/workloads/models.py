@@ -5,10 +5,15 @@ Every torchvision classifier works by its name; the study's four are listed for 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+import random
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torchvision
 from safetensors import SafetensorError
@@ -17,11 +22,12 @@ from torch import Tensor, nn
 
 from pruneflow.errors import InputError, first_line, unknown, user_path
 
-# Without these two, the auxiliary heads of Inception-style models would train on nothing.
-_OPTIONS: dict[str, dict[str, Any]] = {
-    "googlenet": {"aux_logits": False, "init_weights": True},
-    "inception_v3": {"aux_logits": False, "init_weights": True},
-}
+# Their auxiliary heads, for training on ImageNet, are left out: here they would train on nothing.
+_WITH_AUXILIARY_HEADS = ("googlenet", "inception_v3")
+# Arguments of torchvision's constructors that its builders set for some published weights, with
+# what they are otherwise: whether images are normalised anew, and the size of a vision transformer.
+_OPTIONS: dict[str, Any] = {"transform_input": False, "image_size": 224}
+_FORCE_SAFE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 
 def names() -> list[str]:
@@ -29,7 +35,7 @@ def names() -> list[str]:
     return list(torchvision.models.list_models(module=torchvision.models))
 
 
-def build(name: str, classes: int, *, weights: str = "none") -> nn.Module:
+def build(name: str, classes: int, *, weights: str = "none", load: bool = True) -> nn.Module:
     """A classifier with `classes` outputs, images (N, 3, H, W) in, logits (N, classes) out.
 
     Args:
@@ -39,38 +45,75 @@ def build(name: str, classes: int, *, weights: str = "none") -> nn.Module:
             `pretrained` (ImageNet, downloaded by torchvision on first use; the head is new),
             or a safetensors file. Of a file whose head has another number of outputs, all but
             the head is taken.
+        load: False for the same architecture with new weights.
 
     Raises:
         InputError: an unknown name, a download that fails, a file that does not fit.
     """
     if name not in names():
         raise unknown("model", name, names())
-    options = _OPTIONS.get(name, {})
-    if weights != "pretrained":
-        model: nn.Module = torchvision.models.get_model(
-            name, weights=None, num_classes=classes, **options
-        )
-        if weights != "none":
-            path = user_path("weights", weights)
-            _load(model, _read(path), path)
-        return model
+    if weights == "pretrained":
+        return _published(name, classes) if load else _new(name, classes, _published_options(name))
+    model = _new(name, classes, {})
+    if weights != "none" and load:
+        path = user_path("weights", weights)
+        _load(model, _read(path), path)
+    return model
+
+
+def _new(name: str, classes: int, options: Mapping[str, Any]) -> nn.Module:
+    """A model with new weights."""
+    fixed: dict[str, Any] = {}
+    if name in _WITH_AUXILIARY_HEADS:
+        fixed = {"aux_logits": False, "init_weights": True}
+    model: nn.Module = torchvision.models.get_model(
+        name, weights=None, num_classes=classes, **fixed, **options
+    )
+    return model
+
+
+def _published(name: str, classes: int) -> nn.Module:
+    """A model as torchvision's builder makes it with its ImageNet weights, and a new head."""
     try:
-        published = torchvision.models.get_model_weights(name).DEFAULT
-        state = published.get_state_dict(progress=True, check_hash=True, weights_only=True)
+        with _no_pickles():
+            model: nn.Module = torchvision.models.get_model(name, weights="DEFAULT")
     except Exception as error:  # torch.hub raises what network, disk or the file's bytes lead it to
         folder = Path(torch.hub.get_dir()) / "checkpoints"
         raise InputError(
             f"the ImageNet weights of {name} could not be downloaded ({first_line(error)}): "
             f"pass weights=none, weights=<file>, or put torchvision's file into {folder}"
         ) from None
-    model = torchvision.models.get_model(
-        name, weights=None, num_classes=len(published.meta["categories"])
-    )
-    model.load_state_dict(state)
-    if options:
-        _without_auxiliary_heads(model)
+    if name in _WITH_AUXILIARY_HEADS:
+        model.aux_logits = False  # type: ignore[assignment]
+        for head in ("AuxLogits", "aux1", "aux2"):
+            if hasattr(model, head):
+                setattr(model, head, None)
     _replace(model, head_name(model), classes)
     return model
+
+
+def _published_options(name: str) -> dict[str, Any]:
+    """What torchvision's builder sets for its ImageNet weights, without fetching them."""
+    if name in _WITH_AUXILIARY_HEADS:
+        return {"transform_input": True}
+    if name.startswith("vit_"):
+        size: int = torchvision.models.get_model_weights(name).DEFAULT.meta["min_size"][0]
+        return {"image_size": size}
+    return {}
+
+
+@contextmanager
+def _no_pickles() -> Iterator[None]:
+    """Make torch.load read tensors alone, also where a library's builder calls it."""
+    before = os.environ.get(_FORCE_SAFE)
+    os.environ[_FORCE_SAFE] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_FORCE_SAFE]
+        else:
+            os.environ[_FORCE_SAFE] = before
 
 
 def logits(model: nn.Module, inputs: Tensor | Mapping[str, Tensor]) -> Tensor:
@@ -80,6 +123,70 @@ def logits(model: nn.Module, inputs: Tensor | Mapping[str, Tensor]) -> Tensor:
     else:
         result = model(**inputs).logits
     return result
+
+
+@contextmanager
+def same_random_state() -> Iterator[None]:
+    """Leave the global generators of PyTorch, NumPy and Python as they were."""
+    on_gpu = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    devices = range(torch.cuda.device_count()) if on_gpu else ()
+    of_numpy, of_python = np.random.get_state(), random.getstate()
+    try:
+        with torch.random.fork_rng(list(devices)):
+            yield
+    finally:
+        np.random.set_state(of_numpy)
+        random.setstate(of_python)
+
+
+@contextmanager
+def same_modes(model: nn.Module) -> Iterator[None]:
+    """Leave every submodule in training or eval mode, as it was; they need not be alike."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
+def looking(*observed: nn.Module) -> Iterator[None]:
+    """Put models into eval mode, to look at them; afterwards they are as they were.
+
+    So are the mode of every submodule, buffers, `requires_grad`, and the global random generators.
+    Whatever runs, traces, exports, counts or times a model does so in here. Weights are not kept
+    twice: nothing that only runs a model writes to them.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(same_random_state())
+        for model in observed:
+            stack.enter_context(same_modes(model))
+            stack.enter_context(_same_tensors(model))
+            model.eval()
+        yield
+
+
+@contextmanager
+def _same_tensors(model: nn.Module) -> Iterator[None]:
+    gradients = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    buffers = [
+        (module, name, buffer, buffer.clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None and buffer.layout == torch.strided
+    ]
+    try:
+        yield
+    finally:
+        for parameter, needed in gradients:
+            if parameter.requires_grad != needed:
+                parameter.requires_grad_(needed)
+        for module, name, buffer, value in buffers:
+            module._buffers[name] = buffer
+            if not torch.equal(buffer, value):
+                with torch.no_grad():
+                    buffer.copy_(value)
 
 
 def random_inputs(
@@ -99,12 +206,30 @@ def random_inputs(
     """
     generator = torch.Generator().manual_seed(0)
     if structure.get("builder") == "transformers":
-        words = int(structure["config"]["vocab_size"])
-        ids = torch.randint(words, (batch, size), generator=generator)
+        config = structure["config"]
+        ids = torch.randint(config.get("vocab_size", 1_000), (batch, size), generator=generator)
+        # as real texts have them: no padding, and one end, where models look for their summary
+        special = [config.get(f"{name}_token_id") for name in ("pad", "eos")]
+        plain = next(number for number in range(3) if number not in special)
+        for number in special:
+            if isinstance(number, int):
+                ids[ids == number] = plain
+        if isinstance(special[1], int):
+            ids[:, -1] = special[1]
         mask = torch.ones_like(ids)
         return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
     images = torch.randn(batch, 3, size, size, generator=generator)
     return images.to(device, memory_format=torch.channels_last)
+
+
+def describe(model: nn.Module) -> dict[str, object]:
+    """What `rebuild` needs of a classifier beside its name and classes, as JSON values."""
+    options = {
+        name: getattr(model, name)
+        for name, usual in _OPTIONS.items()
+        if getattr(model, name, usual) != usual
+    }
+    return {"builder": "torchvision"} | ({"options": options} if options else {})
 
 
 def rebuild(structure: Mapping[str, Any]) -> nn.Module:
@@ -119,15 +244,27 @@ def rebuild(structure: Mapping[str, Any]) -> nn.Module:
         return encoders.rebuild(structure)
     if structure.get("builder") != "torchvision":
         raise ValueError(f"the builder {structure.get('builder')!r} is not known")
-    return build(str(structure["model"]), int(structure["classes"]))
+    name, options = str(structure["model"]), dict(structure.get("options", {}))
+    if name not in names():
+        raise unknown("model", name, names())
+    if strange := options.keys() - _OPTIONS.keys():
+        raise ValueError(f"the option {min(strange)!r} is not known")
+    return _new(name, int(structure["classes"]), options)
 
 
-def _without_auxiliary_heads(model: nn.Module) -> None:
-    """Drop the heads that Inception-style models have for training on ImageNet only."""
-    model.aux_logits = False  # type: ignore[assignment]
-    for name in ("AuxLogits", "aux1", "aux2"):
-        if hasattr(model, name):
-            setattr(model, name, None)
+def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Load a state dict of this very kind of model, whole.
+
+    Tensors from a file do not say in which version of its class a module wrote them, and PyTorch
+    then takes them for the first and converts them (MNASNet: to another stem). They are of the
+    version that the model has.
+
+    Raises:
+        RuntimeError: tensors that do not fit.
+    """
+    versioned = OrderedDict(state)
+    versioned._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]
+    model.load_state_dict(versioned)
 
 
 def check_image_size(model: nn.Module, name: str, size: int) -> Tensor:
@@ -136,33 +273,36 @@ def check_image_size(model: nn.Module, name: str, size: int) -> Tensor:
     Raises:
         InputError: an image size that the model cannot take.
     """
-    training = model.training
     try:
         sample = torch.zeros(1, 3, size, size, device=next(model.parameters()).device)
-        with torch.inference_mode():
-            model.eval()(sample)
+        with looking(model), torch.inference_mode():
+            model(sample)
     except (RuntimeError, ValueError, AssertionError, MemoryError) as error:
         reason = first_line(error)
         raise InputError(f"image_size={size} does not work with {name}: {reason}") from None
-    finally:
-        model.train(training)
     return sample
 
 
 def head_name(model: nn.Module) -> str:
-    """Name of the layer that makes the logits: the last linear layer, or convolution."""
+    """Name of the layer that makes the logits: the last linear layer, or convolution.
+
+    Of an encoder the last of its head: some list the head before the body.
+    """
     linear = [str(n) for n, m in model.named_modules() if isinstance(m, nn.Linear)]
+    body = f"{getattr(model, 'base_model_prefix', '')}."
+    linear = [name for name in linear if not name.startswith(body)] or linear
     return (linear or [str(n) for n, m in model.named_modules() if isinstance(m, nn.Conv2d)])[-1]
 
 
 def _replace(model: nn.Module, name: str, classes: int) -> None:
     old = model.get_submodule(name)
     new: nn.Module
+    has_bias = getattr(old, "bias", None) is not None
     if isinstance(old, nn.Conv2d):
-        new = nn.Conv2d(old.in_channels, classes, old.kernel_size)  # type: ignore[arg-type]
+        new = nn.Conv2d(old.in_channels, classes, old.kernel_size, bias=has_bias)  # type: ignore[arg-type]
     else:
         assert isinstance(old, nn.Linear)
-        new = nn.Linear(old.in_features, classes)
+        new = nn.Linear(old.in_features, classes, bias=has_bias)
     parent, _, attribute = name.rpartition(".")
     setattr(model.get_submodule(parent), attribute, new)
 
@@ -210,4 +350,4 @@ def _load(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
     for name, tensor in taken.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise InputError(f"weights={str(path)!r}: {name} holds NaN or infinite values")
-    model.load_state_dict(own | taken)
+    load_state(model, own | taken)

@@ -5,23 +5,23 @@
 
 from __future__ import annotations
 
+import itertools
 import random
-import re
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from pruneflow.errors import InputError, first_line, user_path
+from pruneflow.errors import InputError, first_line
+from pruneflow.workloads import tables
+from pruneflow.workloads.folders import count, existing, listed, roles, titled
+from pruneflow.workloads.tables import Table
 
 if TYPE_CHECKING:  # imported when used: names and help must not wait for them
     import numpy as np
-    import pandas as pd
     from numpy.typing import NDArray
 
     Labels: TypeAlias = NDArray[np.int64]
 
-_TEXT = ("text", "sentence", "review", "content", "comment")
-_LABEL = ("label", "labels", "class", "target", "sentiment", "category")
 _REVIEWS = 2_000
 _REVIEWS_SEED = 1_888
 _MISLABELLED = 0.03  # so that no model is right about everything
@@ -50,12 +50,14 @@ class Tokens:
         starts: where each text starts in it, and where the last one ends (N + 1,).
         labels: class numbers (N,).
         padding: the token number that fills up shorter texts of a batch.
+        at_start: whether it goes before a text and not after it.
     """
 
     ids: NDArray[np.int32]
     starts: NDArray[np.int64]
     labels: Labels
     padding: int
+    at_start: bool = False
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -76,6 +78,7 @@ class Tokens:
 
         lengths = self.lengths[index]
         mask = np.arange(int(lengths.max()))[None, :] < lengths[:, None]
+        mask = mask[:, ::-1] if self.at_start else mask
         ids = np.full(mask.shape, self.padding, dtype=np.int64)
         ids[mask] = np.concatenate([self.ids[self.starts[i] : self.starts[i + 1]] for i in index])
         return ids, mask.astype(np.int64)
@@ -83,12 +86,19 @@ class Tokens:
 
 @dataclass(frozen=True, eq=False)
 class RawTexts:
-    """A text data set as it is published: training set, test set if it has one, origin."""
+    """A text data set as it is published: its training set, and its others if it has them.
+
+    Attributes:
+        source: where it came from.
+        notes: what was read as what, and what was left out.
+    """
 
     train: Texts
     test: Texts | None
     classes: tuple[str, ...]
     source: str
+    val: Texts | None = None
+    notes: tuple[str, ...] = ()
 
 
 def reviews(data_dir: str | None) -> RawTexts:
@@ -169,55 +179,45 @@ def sst2(data_dir: str | None) -> RawTexts:
     GLUE's own test set has no labels; its validation set is the test set here.
     """
     if data_dir is None:
-        frames = _from_hub("nyu-mll/glue", "sst2")
+        splits, notes = _from_hub("nyu-mll/glue", "sst2"), list[str]()
         source = "nyu-mll/glue (sst2)"
     else:
-        folder = _folder(data_dir)
+        folder = existing(data_dir)
         if (folder / "sst2").is_dir():  # all of GLUE: its other tasks lie beside it
             folder = folder / "sst2"
-        frames, source = _read(folder), str(folder.resolve())
-    test = frames.get("validation")
-    if "train" not in frames or test is None:
+        splits, notes = tables.read(folder)
+        source = str(folder.resolve())
+    if "train" not in splits or "validation" not in splits:
         raise InputError(f"{source} is not SST-2: it needs a train and a validation file")
-    raw = _raw(frames["train"], test, source)
+    if splits.pop("test", None):
+        notes.append("the test set has no labels and is not read")
+    raw = _raw(splits, source, notes)
     if len(raw.classes) != 2:
         raise InputError(f"{source} is not SST-2: it has {len(raw.classes)} classes, not 2")
     names = ("negative", "positive") if raw.classes == ("0", "1") else raw.classes
-    return RawTexts(raw.train, raw.test, names, source)
+    return replace(raw, classes=names)
 
 
 def textfolder(data_dir: str | None) -> RawTexts:
     """Any folder of CSV or Parquet files with a text and a label column.
 
-    `train.csv`, `train-1.parquet`, `train/x.csv` and the like are the training set, those with
-    `test` (or `validation`, `val`, `dev`) the test set; if no file says either, all are one set,
-    from which a test set is held out.
+    A word of a file's or a folder's name says whether it is for training (`reviews_train.csv`,
+    `train/x.parquet`), the test or the validation (which is the test set where there is no other).
+    If no name does, all files are one set, from which a test set is held out.
     """
     if data_dir is None:
         raise InputError("dataset=textfolder needs data_dir=<folder of CSV or Parquet files>")
-    folder = _folder(data_dir)
-    frames = _read(folder)
-    if "all" in frames and len(frames) > 1:
+    folder = existing(data_dir)
+    splits, notes = tables.read(folder)
+    if "train" not in roles(splits):
+        there = listed([table.name for found in splits.values() for table in found])
         raise InputError(
-            f"data_dir={data_dir!r} has files that say which set they are, and files that do not: "
-            "name them all train* or test*, or none"
+            f"data_dir={data_dir!r} has test files but no training file (train*.csv): {there}"
         )
-    train = frames.get("train", frames.get("all"))
-    if train is None:
-        raise InputError(f"data_dir={data_dir!r} has test files but no training file (train*.csv)")
-    return _raw(train, frames.get("test", frames.get("validation")), str(folder.resolve()))
+    return _raw(splits, str(folder.resolve()), notes)
 
 
-def _folder(data_dir: str) -> Path:
-    folder = user_path("data_dir", data_dir)
-    if not folder.exists():
-        raise InputError(f"data_dir={data_dir!r} does not exist (looked at {folder.resolve()})")
-    if not folder.is_dir():
-        raise InputError(f"data_dir={data_dir!r} is a file, not a folder")
-    return folder
-
-
-def _from_hub(repository: str, name: str) -> dict[str, pd.DataFrame]:
+def _from_hub(repository: str, name: str) -> dict[str, list[Table]]:
     import datasets
 
     datasets.disable_progress_bars()
@@ -228,102 +228,55 @@ def _from_hub(repository: str, name: str) -> dict[str, pd.DataFrame]:
             f"{name} could not be read from the Hugging Face hub ({repository}): "
             f"{first_line(error)}; pass data_dir=<folder with the hub repository's files>"
         ) from None
-    return {str(key): splits[key].to_pandas() for key in splits}
+    return {
+        str(key): [tables.of_frame(f"{repository} ({name}), {key}", splits[key].to_pandas())]
+        for key in splits
+    }
 
 
-_PART = re.compile(r"(train|test|validation|val|dev)(?![a-z])", re.IGNORECASE)
-_PARTS = {"train": "train", "test": "test"}  # every other is for validation
+_IN_WORDS = {"train": "training", "validation": "validation", "test": "test"}
 
 
-def _read(folder: Path) -> dict[str, pd.DataFrame]:
-    """Tables of a folder, also one level down, by the set that file or folder is named after.
-
-    Files that are named after none are `all`.
-    """
-    import pandas as pd
-
-    found = [*folder.glob("*"), *folder.glob("*/*")]
-    files = sorted(f for f in found if f.suffix in (".csv", ".parquet") and f.is_file())
-    if not files:
-        raise InputError(f"data_dir={str(folder)!r} holds neither CSV nor Parquet files")
-    parts: dict[str, list[pd.DataFrame]] = {}
-    for file in files:
-        named = _PART.match(file.name)
-        if named is None and file.parent != folder:
-            named = _PART.match(file.parent.name)
-        part = "all" if named is None else _PARTS.get(named[1].lower(), "validation")
-        try:
-            if file.suffix == ".csv":  # a text may be "null" or "None"; nothing is ""
-                table = pd.read_csv(file, keep_default_na=False)
-            else:
-                table = pd.read_parquet(file)
-        except (OSError, ValueError) as error:  # pandas' and Arrow's own are ValueErrors
-            raise InputError(f"{file} cannot be read: {first_line(error)}") from None
-        parts.setdefault(part, []).append(table)
-    return {part: pd.concat(tables, ignore_index=True) for part, tables in parts.items()}
-
-
-def _raw(train: pd.DataFrame, test: pd.DataFrame | None, source: str) -> RawTexts:
-    """Texts and class numbers out of tables.
+def _raw(splits: Mapping[str, Sequence[Table]], source: str, notes: Sequence[str]) -> RawTexts:
+    """Texts and class numbers out of the tables of each split.
 
     Raises:
         InputError: columns that cannot be told, texts or labels that are missing.
     """
     import numpy as np
 
-    text, label = _columns(train, source)
-    tables = [train] if test is None else [train, test]
-    for table in tables:
-        if missing := {text, label} - set(table.columns):
-            raise InputError(f"{source}: the test file has no column {min(missing)!r}")
-        if table.empty:
+    parts = roles(splits)
+    text, label = tables.text_and_label(splits[parts["train"]][0])
+    read = []
+    texts: dict[str, list[str]] = {}
+    labels: dict[str, list[str]] = {}
+    for part, split in parts.items():
+        for table in splits[split]:
+            for column in (text, label):
+                if column not in table.columns:
+                    raise InputError(
+                        f"{table.name}: the {_IN_WORDS[part]} file has no column {column!r}; it "
+                        f"has {listed(list(table.columns))}"
+                    )
+            texts.setdefault(part, []).extend(table.texts(text))
+            labels.setdefault(part, []).extend(table.labels(label))
+        if not texts[part]:
+            raise InputError(f"{source}: a {_IN_WORDS[part]} file is empty")
+        files = count(len(splits[split]), "file")
+        read.append(f"{titled(part, split)}: {files}, {count(len(texts[part]), 'row')}")
+    names = tables.class_names(itertools.chain.from_iterable(labels.values()))
+    known = {names[value] for value in labels["train"]}
+    classes = [name for name in dict.fromkeys(names.values()) if name in known]
+    numbers = {name: number for number, name in enumerate(classes)}
+    sets = {}
+    for part, values in labels.items():
+        if unknown := {names[value] for value in values} - known:
             raise InputError(
-                f"{source}: a {'training' if table is train else 'test'} file is empty"
+                f"{source}: the {_IN_WORDS[part]} file has label {min(unknown)!r}, which the "
+                f"training file has not; it has {listed(classes)}"
             )
-        for value, kinds in ((text, str), (label, (str, int, float, np.generic))):
-            odd = [v for v in table[value] if v is not None and not isinstance(v, kinds)]
-            if odd:
-                raise InputError(
-                    f"{source}: column {value!r} holds {type(odd[0]).__name__}, "
-                    f"not {'text' if kinds is str else 'labels'}"
-                )
-        empty = table[text].isna() | (table[text].astype(str).str.strip() == "")
-        unlabelled = table[label].isna() | (table[label].astype(str).str.strip() == "")
-        if bool((empty | unlabelled).any()):
-            row = int((empty | unlabelled).to_numpy().argmax())
-            lacks = "no text" if bool(empty.iloc[row]) else "no label"
-            raise InputError(f"{source}: row {row} (of {len(table)}, from 0) has {lacks}")
-    names = sorted(set(train[label].tolist()), key=lambda v: (isinstance(v, str), v))
-    numbers = {name: number for number, name in enumerate(names)}
-    splits = []
-    for table in tables:
-        if unknown := set(table[label].tolist()) - set(names):
-            raise InputError(
-                f"{source}: the test file has label {min(map(str, unknown))!r}, which the "
-                "training file has not"
-            )
-        labels = np.array([numbers[value] for value in table[label].tolist()], dtype=np.int64)
-        splits.append(Texts(table[text].astype(str).to_numpy(dtype=object), labels))
-    whole = all(not isinstance(n, float) or n.is_integer() for n in names)
-    classes = tuple(str(int(n)) if whole and isinstance(n, float) else str(n) for n in names)
-    return RawTexts(splits[0], splits[1] if len(splits) > 1 else None, classes, source)
-
-
-def _columns(table: pd.DataFrame, source: str) -> tuple[str, str]:
-    """Names of the text and the label column."""
-    names = {str(name).lower(): str(name) for name in table.columns}
-    label = next((names[name] for name in _LABEL if name in names), None)
-    text = next((names[name] for name in _TEXT if name in names), None)
-    if text is None:
-        strings = [
-            c for c in names.values() if c != label and all(isinstance(v, str) for v in table[c])
-        ]
-        text = strings[0] if len(strings) == 1 else None
-    if text is None or label is None:
-        lacking = "text" if text is None else "label"
-        usual = _TEXT if text is None else _LABEL
-        raise InputError(
-            f"{source}: which column is the {lacking} cannot be told from "
-            f"{', '.join(names.values())}: name it one of {', '.join(usual)}"
-        )
-    return text, label
+        array = np.array([numbers[names[value]] for value in values], dtype=np.int64)
+        sets[part] = Texts(np.array(texts[part], dtype=object), array)
+    read.append(f"texts: column {text}, labels: column {label}")
+    val, test = sets.get("validation"), sets.get("test")
+    return RawTexts(sets["train"], test, tuple(classes), source, val, (*read, *notes))

@@ -8,7 +8,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import math
-import random
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -100,16 +99,13 @@ def callers_state_kept() -> Iterator[None]:
 
     Those are random states, threads, grad mode, autocast, default dtype and default device.
     """
-    used = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-    devices = range(torch.cuda.device_count()) if used else ()
     threads = torch.get_num_threads()
     dtype, device = torch.get_default_dtype(), torch.get_default_device()
-    states = random.getstate(), np.random.get_state()
     with ExitStack() as modes:
-        modes.enter_context(torch.random.fork_rng(devices))
+        modes.enter_context(models.same_random_state())
         modes.enter_context(torch.inference_mode(False))
         modes.enter_context(torch.enable_grad())
-        for kind in ("cpu", "cuda") if devices else ("cpu",):
+        for kind in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
             modes.enter_context(torch.autocast(kind, enabled=False))
         torch.set_default_dtype(torch.float32)
         if device.type != "cpu":
@@ -121,8 +117,6 @@ def callers_state_kept() -> Iterator[None]:
             torch.set_default_dtype(dtype)
             if device.type != "cpu":
                 torch.set_default_device(device)
-            random.setstate(states[0])
-            np.random.set_state(states[1])
 
 
 @functools.cache
@@ -336,7 +330,7 @@ def _go_on(
         parts[part][rest] = tensor
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     try:
-        model.load_state_dict(parts["model"])
+        models.load_state(model, parts["model"])
         moments: dict[int, dict[str, Tensor]] = {}
         for name, tensor in parts["optimizer"].items():
             index, _, moment = name.partition(".")
@@ -374,15 +368,15 @@ def recalibrate(model: nn.Module, data: Samples, recipe: Recipe, machine: Machin
         _to_model(data, order[batch], recipe.image_size, machine)[0]
         for batch in _batches(len(order), recipe.batch_size)
     )
-    torch.manual_seed(recipe.seed)  # dropout is active
-    with machine.autocast():
+    with models.same_random_state(), models.same_modes(model), machine.autocast():
+        torch.manual_seed(recipe.seed)  # dropout is active
         update_bn(batches, model)
 
 
 def accuracy(
     model: nn.Module, data: Samples, machine: Machine, *, image_size: int | None, batch_size: int
 ) -> float:
-    """Correct samples / samples, in eval mode; the model's mode is left as it was found."""
+    """Correct samples / samples, in eval mode; the model is left as it was."""
     if isinstance(data, Tokens):  # alike in length, so that hardly any of a batch is padding
         order, size = np.argsort(data.lengths, kind="stable"), max(batch_size, _EVALUATION_TEXTS)
     else:
@@ -390,16 +384,11 @@ def accuracy(
         order = np.arange(len(data))
         size = max(batch_size, min(512, _EVALUATION_PIXELS // image_size**2))
     correct = 0
-    training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode(), machine.autocast():
-            for start in range(0, len(data), size):
-                batch = order[start : start + size]
-                inputs, labels = _to_model(data, batch, image_size, machine)
-                correct += int((models.logits(model, inputs).argmax(1) == labels).sum())
-    finally:
-        model.train(training)
+    with models.looking(model), torch.inference_mode(), machine.autocast():
+        for start in range(0, len(data), size):
+            batch = order[start : start + size]
+            inputs, labels = _to_model(data, batch, image_size, machine)
+            correct += int((models.logits(model, inputs).argmax(1) == labels).sum())
     return correct / len(data)
 
 
