@@ -262,8 +262,7 @@ class BenchmarkConfig(Config):
 
     run: Names = Field(
         (),
-        description="ids of pruning runs to time (a,b); by default the newest finished one, or, "
-        "where there is none, a quick one that is made",
+        description="ids of pruning runs to time (a,b); by default the newest finished one",
     )
     study: str | None = Field(None, description="time the finished pruning runs of this study")
     model: str | None = Field(

@@ -17,7 +17,6 @@ from pruneflow.errors import InputError
 from pruneflow.inference import ENGINES, FORMS, engines, forms, latency
 from pruneflow.inference.load import Load
 from pruneflow.pruning import cost
-from pruneflow.stages import benchmark
 from pruneflow.tracking import environment
 from pruneflow.workloads import models
 
@@ -204,24 +203,13 @@ def test_the_newest_run_is_taken_and_forms_and_levels_can_be_chosen(
     assert "level 1 has no masked form: the run kept its levels compact" in capsys.readouterr().out
 
 
-def test_without_any_run_a_quick_one_is_made(
-    store: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("PRUNEFLOW_CACHE", str(tmp_path))
-    full = benchmark.resolve
-
-    def smaller(kind: Any, given: Any) -> Any:
-        return full(kind, given | SMALL | {"iterations": 1})
-
-    monkeypatch.setattr(benchmark, "resolve", smaller)
-    client = MlflowClient()
-    handed = client.create_run("0")
-    monkeypatch.setenv("MLFLOW_RUN_ID", handed.info.run_id)
-    done = pruneflow.benchmark_latency(model="resnet18", batch_sizes=1, **QUICK)
-    assert done.run_id == handed.info.run_id  # the benchmark's, not the run that it made
-    pruning = client.get_run(client.get_run(done.run_id).data.tags["pruneflow.pruning_run"])
-    assert pruning.info.status == "FINISHED"
-    assert pruning.data.tags["pruneflow.stage"] == "prune_iterative"
+def test_without_any_run_the_command_that_makes_one_is_named(store: str) -> None:
+    refused = r"no finished pruning run of resnet18 .* pruneflow prune_iterative --model resnet18"
+    with pytest.raises(InputError, match=refused):
+        pruneflow.benchmark_latency(model="resnet18", batch_sizes=1, **QUICK)
+    with pytest.raises(InputError, match="no finished pruning run to time"):
+        pruneflow.benchmark_latency()
+    assert MlflowClient().search_runs(["0"]) == []
 
 
 def test_a_larger_image_takes_more_arithmetic(channels: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pruneflow.config import BenchmarkConfig, PruneConfig, resolve
+from pruneflow.config import BenchmarkConfig
 from pruneflow.errors import InputError
 from pruneflow.inference import EAGER, engines
 from pruneflow.inference.engines import ENGINE_FORMS
@@ -23,7 +23,6 @@ from pruneflow.report.figures import LATENCY_FIGURES
 from pruneflow.stages.benchmark_point import Point, Setting, Subject
 from pruneflow.stages.experiment import cores
 from pruneflow.stages.progress import Reporter, latencies_table
-from pruneflow.stages.prune import prune_iterative
 from pruneflow.tracking import checkpoints
 from pruneflow.tracking.fingerprints import benchmark_fingerprint
 from pruneflow.tracking.finished import (
@@ -36,7 +35,7 @@ from pruneflow.tracking.finished import (
     pruning_runs_of,
 )
 from pruneflow.tracking.latencies import CONTENDED, OK, Latency, LayerLatency
-from pruneflow.tracking.run import Ended, Run, current_experiment, open_run
+from pruneflow.tracking.run import Ended, Run, open_run
 from pruneflow.workloads import models
 from pruneflow.workloads.training import keep_large_buffers
 
@@ -46,7 +45,7 @@ def benchmark_latency(config: BenchmarkConfig, reporter: Reporter) -> list[Ended
     settings = _settings(config)
     _tell_missing(config, reporter)
     config = settled(config)
-    runs = [_open(run_id, config) for run_id in _chosen(config, reporter)]
+    runs = [_open(run_id, config) for run_id in _chosen(config)]
     if any(setting.device == "cpu" for setting in settings):
         keep_large_buffers()  # as training does: one allocator, whatever this process did before
     with _float32():
@@ -113,18 +112,24 @@ def _tell_missing(config: BenchmarkConfig, reporter: Reporter) -> None:
             )
 
 
-def _chosen(config: BenchmarkConfig, reporter: Reporter) -> list[str]:
-    """Ids of the runs to time: those named, of the study, else the newest, else one to be made."""
+def _chosen(config: BenchmarkConfig) -> list[str]:
+    """Ids of the runs to time: those named, of the study, else the newest.
+
+    Raises:
+        InputError: there is none.
+    """
     if config.run:
         return list(dict.fromkeys(config.run))
     if config.study is not None:
         return pruning_runs_of(config.study)
     found = newest_pruning_run(config.model)
     if found is None:
-        given = {} if config.model is None else {"model": config.model}
-        quick = resolve(PruneConfig, given)
-        reporter.say(f"no finished pruning run to time: making a quick one of {quick.model}")
-        found = prune_iterative(quick, reporter, experiment_id=current_experiment()).id
+        model = config.model or "alexnet"
+        which = "" if config.model is None else f" of {config.model}"
+        raise InputError(
+            f"there is no finished pruning run{which} to time in the current experiment: make one "
+            f"with pruneflow prune_iterative --model {model}, or pass run=<id> or study=<name>"
+        )
     return [found]
 
 

@@ -24,7 +24,6 @@ from torch.optim.swa_utils import update_bn
 
 from pruneflow.errors import ExperimentError, InputError
 from pruneflow.workloads import models
-from pruneflow.workloads.convolution import SmallMaps
 from pruneflow.workloads.datasets import Split
 from pruneflow.workloads.texts import Texts, Tokens
 
@@ -81,12 +80,9 @@ class Machine:
             keep_large_buffers()
         return cls(device, "fp32", threads)
 
-    @contextmanager
-    def autocast(self) -> Iterator[None]:
+    def autocast(self) -> torch.autocast:
         """The context in which this machine's forward passes run."""
-        bf16 = torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bf16")
-        with bf16, SmallMaps():
-            yield
+        return torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bf16")
 
     def settings(self) -> dict[str, object]:
         """The three values by the names of their parameters."""
