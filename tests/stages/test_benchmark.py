@@ -130,7 +130,10 @@ def test_rows_say_how_they_were_measured_and_hang_together(timed: Any) -> None:
     expected = 1e3 * rows["batch_size"] / rows["p50_ms"]
     assert rows["samples_per_second"].tolist() == pytest.approx(expected.tolist())
     assert (rows["peak_memory_bytes"] > rows["weight_bytes"]).all()
-    assert rows["bound_share"].between(0, 1).all()
+    reached = rows[rows["pruned_share"].notna()]
+    assert set(reached["form"]) == set(rows["form"]) - {"dense"}
+    assert reached["pruned_share"].between(0, 1).all()
+    assert reached["pruned_macs_left"].between(0, 1).all()
     one, three = (dense[dense["batch_size"] == n]["peak_memory_bytes"].mean() for n in (1, 3))
     assert three > one
 
@@ -162,6 +165,7 @@ def test_the_run_has_the_contract(timed: Any, weights: Any, tmp_path: Path) -> N
     assert (profile.groupby(["level", "form", "batch_size"])["share"].sum() <= 1 + 1e-9).all()
     why = (folder / "why.md").read_text()
     assert why.count("- level") == len(table[table["form"] != "dense"])
+    assert why.count("the layers that were pruned took") == why.count("; most time: ") > 0
     config = json.loads((folder / "config.json").read_text())
     assert (config["levels"], config["image_size"]) == ([0, 1], 32)
     assert "times as fast as dense" in run.data.tags["mlflow.note.content"]

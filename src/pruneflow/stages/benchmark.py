@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -38,6 +38,8 @@ from pruneflow.tracking.latencies import CONTENDED, OK, Latency, LayerLatency
 from pruneflow.tracking.run import Ended, Run, open_run
 from pruneflow.workloads import models
 from pruneflow.workloads.training import keep_large_buffers
+
+_SLOWEST = 3  # layers that a sentence names
 
 
 def benchmark_latency(config: BenchmarkConfig, reporter: Reporter) -> list[Ended]:
@@ -320,28 +322,42 @@ def _in_short(rows: list[Latency]) -> str:
     return ", ".join(parts) or ("contended" if contended else "timed")
 
 
-_BOUND = {
-    "arithmetic": "by arithmetic, which at this machine's best needs",
-    "memory traffic": "by memory traffic, which at this machine's best needs",
-    "overhead": "by the overhead of starting its operations from Python, which needs",
-    "unpruned layers": "by layers that were not pruned, which take",
-}
+def sentence(row: Latency, dense: Latency, profile: Sequence[LayerLatency]) -> str:
+    """How fast a form is, what pruning could reach of it, and where its time goes.
 
-
-def sentence(row: Latency, dense: Latency) -> str:
-    """Why a form is as fast as it is, in one plain sentence; of a row that was timed."""
+    Args:
+        row: of a form that was timed.
+        dense: the dense form of the same level, batch and place.
+        profile: the form's slowest layers.
+    """
     where = f"{row.threads} thread{'s' * (row.threads > 1)}" if row.device == "cpu" else row.device
     interval = ""
     if row.speedup_low is not None:
         interval = f" [{row.speedup_low:.2f}, {row.speedup_high:.2f}]"
-    share = row.bound_share or 0.0
-    bound = "bound" if share >= 0.5 else "not clearly bound by one thing, most"
-    return (
+    text = (
         f"{row.form}, batch {row.batch_size}, {where}: "
         f"{row.speedup:.2f}{interval} times as fast as dense with {row.macs / dense.macs:.2f} of "
-        f"its MACs and {row.weight_bytes / dense.weight_bytes:.2f} of its weight bytes; "
-        f"{bound} {_BOUND[row.bound_by or 'arithmetic']} {100 * share:.0f} % of the time"
+        f"its MACs and {row.weight_bytes / dense.weight_bytes:.2f} of its weight bytes"
     )
+    if row.pruned_share is not None:
+        text += (
+            f"; the layers that were pruned took {100 * row.pruned_share:.0f} % of dense's time "
+            f"(without them {1 / max(1 - row.pruned_share, 1e-3):.1f} times as fast at most), of "
+            f"their MACs {row.pruned_macs_left:.2f} is left, of their time "
+            f"{row.pruned_time_left:.2f}"
+        )
+    slowest = ", ".join(_layer_in_short(layer) for layer in profile[:_SLOWEST])
+    return text + (f"; most time: {slowest}" if slowest else "")
+
+
+def _layer_in_short(layer: LayerLatency) -> str:
+    before = "" if layer.dense_ms is None else f", dense {layer.dense_ms:.2f} ms"
+    return f"{layer.layer} {100 * layer.share:.0f} % ({layer.ms:.2f} ms{before})"
+
+
+def _place(row: Latency | LayerLatency) -> tuple[object, ...]:
+    """What the forms of a point share."""
+    return row.level, row.device, row.threads, row.batch_size
 
 
 def _summarise(subject: Subject, run: Run, notes: list[str]) -> None:
@@ -353,9 +369,12 @@ def _summarise(subject: Subject, run: Run, notes: list[str]) -> None:
     for name, figure in LATENCY_FIGURES.items():
         run.log_figure(f"figures/{name}.png", static.draw(figure(run.latencies, title)))
     eager = [row for row in run.latencies if row.engine == EAGER and row.status == OK]
-    dense = {(r.level, r.device, r.threads, r.batch_size): r for r in eager if r.form == "dense"}
+    dense = {_place(row): row for row in eager if row.form == "dense"}
+    slowest: dict[tuple[object, ...], list[LayerLatency]] = {}
+    for layer in run.profile:
+        slowest.setdefault((*_place(layer), layer.form), []).append(layer)
     why = [
-        (r.level, sentence(r, dense[r.level, r.device, r.threads, r.batch_size]))
+        (r.level, sentence(r, dense[_place(r)], slowest.get((*_place(r), r.form), [])))
         for r in eager
         if r.form != "dense"
     ]

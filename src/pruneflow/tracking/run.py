@@ -112,6 +112,11 @@ class Run:
         return list(self._latencies)
 
     @property
+    def profile(self) -> list[LayerLatency]:
+        """The layers whose times were recorded so far."""
+        return list(self._profile)
+
+    @property
     def ended(self) -> Ended:
         """What its stage tells of it in the end."""
         return Ended(self.id, self.experiment_id, self.levels, self.latencies)
