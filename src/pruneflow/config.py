@@ -134,6 +134,10 @@ class Settings(Config):
     train_limit: Count | None = Field(
         None, description="use only this many training samples, an equal share of each class"
     )
+    train_eval_samples: Count | None = Field(
+        description="training samples that accuracy on the training set is taken of, drawn by the "
+        "seed; all where the preset says nothing, as for paper"
+    )
     batch_size: Count = Field(description="samples in a training step")
     learning_rate: Annotated[float, Field(gt=0)] = Field(
         description="learning rate of this stage's own training (the peak, under one_cycle)"

@@ -146,12 +146,19 @@ def _about(evidence: Evidence) -> str:
     pruning = evidence.pruning
     seeds = pruning["seed"].nunique()
     timed = evidence.latencies["run_id"].nunique()
+    samples = pruning["train_eval_samples"].dropna()
+    sampled = ""
+    if len(samples):
+        sampled = (
+            f"Accuracy on the training set is of at most {int(samples.max()):,} samples of it, "
+            "drawn by the seed. "
+        )
     return (
         f"{len(pruning)} finished pruning runs of {len(evidence.configurations)} configurations "
         f"({', '.join(sorted(pruning['model'].unique()))} on "
         f"{', '.join(sorted(pruning['dataset'].unique()))}), {seeds} "
         f"seed{'s' * (seeds != 1)}, {timed} benchmark{'s' * (timed != 1)}. "
-        f"Made {datetime.now(UTC):%Y-%m-%d %H:%M} UTC by pruneflow."
+        f"{sampled}Made {datetime.now(UTC):%Y-%m-%d %H:%M} UTC by pruneflow."
     )
 
 
