@@ -317,9 +317,8 @@ class ReportConfig(Config):
     output_dir: Annotated[str, Field(min_length=1)] = Field(
         "pruneflow_report", description="folder that the report is written to"
     )
-    reference: bool = Field(False, description="lay the 2020 study's own curves beneath")
-    interactive: bool = Field(
-        True, description="a page whose points tell what they are; some 5 MB smaller without"
+    reference: bool = Field(
+        False, description="compare with the 2020 study: its own curves beneath, its claims judged"
     )
 
 
