@@ -30,7 +30,8 @@ def to_rgb(picture: Image.Image) -> Image.Image:
     """
     from PIL import Image
 
-    stored = str(picture.tile[0].args) if getattr(picture, "tile", None) else ""
+    tiles = getattr(picture, "tile", ())  # none once it is decoded
+    stored = str(tiles[0].args) if tiles else ""
     picture.load()
     if stored in _SHADES and "transparency" in picture.info:
         # Pillow scales the pixels, and not the transparent colour.
