@@ -37,14 +37,14 @@ from pruneflow.stages.experiment import cores
 from pruneflow.stages.progress import Reporter
 from pruneflow.stages.study import Configuration
 from pruneflow.tracking import finished, journal, resume, store, sync
-from pruneflow.tracking.delivery import in_short, is_refusal
 from pruneflow.tracking.fingerprints import (
     benchmark_fingerprint,
     fingerprint,
     workload_fingerprint,
 )
-from pruneflow.tracking.levels import to_csv
+from pruneflow.tracking.refusals import in_short, is_refusal
 from pruneflow.tracking.run import Ended, Run, dismiss, end_deserted, hand_over, open_run
+from pruneflow.tracking.tables import to_csv
 from pruneflow.workloads import datasets
 from pruneflow.workloads.training import Machine
 

@@ -6,56 +6,27 @@ the run goes on or for `pruneflow sync`.
 
 from __future__ import annotations
 
-import errno
 import os
-import re
-import socket
-import ssl
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from itertools import takewhile
 
-import requests
-import urllib3
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
-from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from pruneflow.errors import ExperimentError, InputError, first_line
-from pruneflow.tracking import store
+from pruneflow.errors import ExperimentError, first_line
 from pruneflow.tracking.journal import Entry, Journal
+from pruneflow.tracking.refusals import TakenOverError, in_short, is_refusal
 from pruneflow.tracking.writers import (
     HEARTBEAT,
     HEARTBEAT_SECONDS,
-    TakenOverError,
     check_writer,
     heartbeat,
 )
 
 _LONGEST_PAUSE = 5.0  # between two tries
-_PASSING_STATUS = {408, 409, 425, 429, 499}  # the only ones of 4xx where trying again may help
-_LASTING_STATUS = {501, 507}  # and of 5xx where it does not
-_STATUS_IN_TEXT = re.compile(r"failed with error code (\d{3})")
-_PASSING_ERRNO = {
-    errno.EAGAIN,
-    errno.EBUSY,
-    errno.EHOSTDOWN,
-    errno.EHOSTUNREACH,
-    errno.EINTR,
-    errno.ENETDOWN,
-    errno.ENETRESET,
-    errno.ENETUNREACH,
-    errno.ESTALE,
-}
-_LASTING_TEXT = re.compile(  # of databases and drivers that say it in words alone
-    "readonly database|read-only|disk is full|disk full|no such table|malformed|"
-    "(permission|access) ?denied|not authorized|credential|"
-    "authentication failed",
-    re.IGNORECASE,
-)
 _MOST = {"metrics": 1000, "params": 100, "tags": 100}  # of one request
 
 
@@ -67,75 +38,6 @@ def fail_soon() -> None:
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
-
-
-def is_refusal(error: BaseException) -> bool:
-    """Whether a store has said no, so that trying again does not help, rather than nothing.
-
-    What a driver, a permission, a disk or a name lacks is a refusal; a network, a server or a lock
-    that may be there again is an outage, and so is what cannot be told. An error that says nothing
-    of this by itself is judged by its cause.
-    """
-    cause: BaseException | None = error
-    while cause is not None:
-        verdict = _verdict(cause)
-        if verdict is not None:
-            return verdict
-        cause = cause.__cause__ or cause.__context__
-    return False
-
-
-def _verdict(error: BaseException) -> bool | None:
-    """Whether one error is a refusal; None if it does not say."""
-    status = _status(error)
-    if status is not None and status < 500:
-        return status >= 400 and status not in _PASSING_STATUS
-    if status in _LASTING_STATUS:
-        return True
-    network = (requests.RequestException, urllib3.exceptions.HTTPError, ssl.SSLError)
-    if isinstance(error, (*network, ConnectionError, TimeoutError, socket.gaierror)):
-        return False
-    if isinstance(error, MlflowException) and (error.__cause__ or error.__context__):
-        return None  # its text is that of its cause, with addresses in it
-    if _LASTING_TEXT.search(str(error)) or isinstance(error, TakenOverError | InputError):
-        return True
-    if isinstance(error, OSError):
-        return error.errno not in _PASSING_ERRNO
-    wrong = (ImportError, AttributeError, LookupError, NotImplementedError, TypeError, ValueError)
-    if isinstance(error, wrong) and type(error).__module__ == "builtins":
-        return True
-    return None
-
-
-def _status(error: BaseException) -> int | None:
-    """The HTTP status of an error of MLflow, requests or a cloud's driver."""
-    if isinstance(error, MlflowException):
-        if error.error_code == "INVALID_STATE":  # 500 for MLflow
-            return 400
-        found = _STATUS_IN_TEXT.search(str(error))
-        return int(found[1]) if found else int(error.get_http_status_code())
-    response = getattr(error, "response", None)
-    if isinstance(response, Mapping):  # botocore's
-        return _number(response.get("ResponseMetadata", {}).get("HTTPStatusCode"))
-    for holder, name in ((response, "status_code"), (error, "status_code"), (error, "code")):
-        number = _number(getattr(holder, name, None))
-        if number is not None:
-            return number
-    return None
-
-
-def _number(value: object) -> int | None:
-    return int(value) if isinstance(value, int) and 100 <= value < 600 else None
-
-
-@contextmanager
-def in_a_line() -> Iterator[None]:
-    """What a store raises outside of any run ends an experiment in one line."""
-    try:
-        yield
-    except (MlflowException, requests.RequestException) as error:
-        what = "refuses" if is_refusal(error) else store.NO_ANSWER
-        raise ExperimentError(f"MLflow {what} ({in_short(error)})") from error
 
 
 def send(client: MlflowClient, run_id: str, journal: Journal) -> bool:
@@ -306,8 +208,3 @@ class Delivery:
                 self._outage = in_short(error)
                 self._journal.stir()
                 pause = min(_LONGEST_PAUSE, 2 * pause or 0.5)
-
-
-def in_short(error: BaseException) -> str:
-    """What MLflow says of a request that failed, without what the network said to it."""
-    return first_line(error).partition(" with exception")[0][:200]

@@ -10,13 +10,12 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from mlflow.entities import Run as MlflowRun
-from mlflow.entities import ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from packaging.requirements import Requirement
 
 from pruneflow.errors import InputError, first_line
-from pruneflow.tracking import journal, offline, resume, store, writers
+from pruneflow.tracking import journal, offline, reader, resume, store, writers
 from pruneflow.tracking.run import CONTINUED_IN, current_experiment
 
 FINE, ODD, WRONG = "fine", "odd", "wrong"
@@ -148,8 +147,7 @@ def _artifacts(client: MlflowClient) -> Iterator[Finding]:
 
 def _ghosts(client: MlflowClient) -> Iterator[Finding]:
     """Runs that say RUNNING and are not: they are marked as KILLED."""
-    experiments = [one.experiment_id for one in client.search_experiments(ViewType.ACTIVE_ONLY)]
-    running = list(offline.all_runs(client, experiments, "attributes.status = 'RUNNING'"))
+    running = list(reader.runs(None, "attributes.status = 'RUNNING'"))
     alive = 0
     for run in running:
         silence = _silence(run)
@@ -167,8 +165,7 @@ def _ghosts(client: MlflowClient) -> Iterator[Finding]:
         )
     if alive:
         yield Finding(FINE, f"{alive} runs are running")
-    empty = f"attributes.status = 'FINISHED' and tags.`{CONTINUED_IN}` LIKE '%'"
-    for run in offline.all_runs(client, experiments, empty):
+    for run in reader.runs(None, reader.FINISHED, f"tags.`{CONTINUED_IN}` LIKE '%'"):
         client.delete_run(run.info.run_id)
         yield Finding(
             FINE, f"run {run.info.run_id} was empty, another one stands for it: it is deleted now"

@@ -12,11 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow
-from mlflow.entities import Metric, Param, RunTag, ViewType
+from mlflow.entities import Metric, Param, RunTag
 from mlflow.entities import Run as MlflowRun
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
+from pruneflow.tracking import reader
 from pruneflow.tracking.journal import state_folder
 
 _COPIED_AS = "pruneflow.copied_as"  # of a run here: its id there
@@ -60,10 +61,9 @@ def copy_runs() -> Iterator[tuple[str, str]]:
     if not (state_folder() / "offline" / "mlflow.db").exists():
         return
     here, there = MlflowClient(tracking_uri=uri()), MlflowClient()
-    everywhere = [one.experiment_id for one in here.search_experiments(ViewType.ACTIVE_ONLY)]
     runs = [
         run
-        for run in all_runs(here, everywhere)
+        for run in reader.runs(None, client=here)
         if run.info.status != "RUNNING" and _COPIED_AS not in run.data.tags
     ]
     made = {run.info.run_id: _make(here, there, run) for run in runs}
@@ -72,21 +72,6 @@ def copy_runs() -> Iterator[tuple[str, str]]:
         copy = made[run.info.run_id]
         here.set_tag(run.info.run_id, _COPIED_AS, copy)
         yield run.info.run_name, copy
-
-
-def all_runs(
-    client: MlflowClient, experiments: list[str], condition: str = ""
-) -> Iterator[MlflowRun]:
-    """Every run of some experiments that meets a condition, oldest first."""
-    token = None
-    while True:
-        page = client.search_runs(
-            experiments, condition, order_by=["attributes.start_time ASC"], page_token=token
-        )
-        yield from page
-        token = page.token
-        if not token:
-            return
 
 
 def _make(here: MlflowClient, there: MlflowClient, run: MlflowRun) -> str:

@@ -12,7 +12,6 @@ import os
 import shutil
 import signal
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,7 +35,10 @@ from pruneflow.tracking import (
     journal,
     latencies,
     levels,
+    reader,
+    refusals,
     store,
+    tables,
     writers,
 )
 from pruneflow.tracking.checkpoints import Checkpoint
@@ -44,7 +46,7 @@ from pruneflow.tracking.delivery import Delivery
 from pruneflow.tracking.journal import Entry, Journal, Owner
 from pruneflow.tracking.latencies import Latency, LayerLatency
 from pruneflow.tracking.levels import METRICS, TAG_LIMIT, Layer, Level
-from pruneflow.tracking.writers import TakenOverError
+from pruneflow.tracking.refusals import TakenOverError
 from pruneflow.workloads.training import Snapshot
 
 if TYPE_CHECKING:
@@ -222,8 +224,8 @@ class Run:
             size = self.log_checkpoint(level.level, checkpoint, tokenizer)
             self._levels[-1] = level = replace(level, size_bytes=size)
         # The tables first: a level that they have has its numbers logged when the run goes on.
-        self.log_text("layers.csv", levels.to_csv(self._layers, Layer))
-        self.log_text("levels.csv", levels.to_csv(self._levels, Level))
+        self.log_text("layers.csv", tables.to_csv(self._layers, Layer))
+        self.log_text("levels.csv", tables.to_csv(self._levels, Level))
         self._log_level(level)
         self.set_tags({"pruneflow.curves": levels.curves(self._levels)})
         shutil.rmtree(self._training(level.level), ignore_errors=True)
@@ -268,8 +270,8 @@ class Run:
         self._latencies.extend(rows)
         self._profile.extend(profile)
         self.log_metrics(latencies.metrics(rows, first), step=level)
-        self.log_text("latency.csv", levels.to_csv(self._latencies, Latency))
-        self.log_text("profile.csv", levels.to_csv(self._profile, LayerLatency))
+        self.log_text("latency.csv", tables.to_csv(self._latencies, Latency))
+        self.log_text("profile.csv", tables.to_csv(self._profile, LayerLatency))
         self._delivery.wait(_LATENCIES_PATIENCE_SECONDS)
 
     # ------------------------------------------------------------------- a run that goes on
@@ -279,7 +281,7 @@ class Run:
 
         Levels after it are done again.
         """
-        self._levels, self._layers = read_levels(self._client, self.id)
+        self._levels, self._layers = read_levels(self.id)
         found = None
         while self._levels and found is None:
             number = self._levels[-1].level
@@ -308,8 +310,7 @@ class Run:
         """An artifact of this run, from MLflow if it is not here any more."""
         place = self._journal.artifact(path)
         if not place.exists():
-            with tempfile.TemporaryDirectory(prefix="pruneflow-") as folder:
-                local = Path(self._client.download_artifacts(self.id, path, folder))
+            with reader.artifact(self.id, path) as local:
                 self._journal.stage(path, functools.partial(_copy, local))
         return place
 
@@ -389,20 +390,17 @@ def checkpoint_path(level: int) -> str:
     return f"checkpoints/level_{level:02d}"
 
 
-def read_levels(client: MlflowClient, run_id: str) -> tuple[list[Level], list[Layer]]:
+def read_levels(run_id: str) -> tuple[list[Level], list[Layer]]:
     """The levels and layers of a run as its tables have them, here or in MLflow; what is whole."""
 
     def text(path: str) -> str:
         place = journal.folder_of(run_id) / "artifacts" / path
-        if place.exists():
-            return place.read_text("utf-8")
-        with tempfile.TemporaryDirectory(prefix="pruneflow-") as folder:
-            return Path(client.download_artifacts(run_id, path, folder)).read_text("utf-8")
+        return place.read_text("utf-8") if place.exists() else reader.text(run_id, path)
 
     try:
-        found = levels.from_csv(text("levels.csv"), Level)
-        layers = levels.from_csv(text("layers.csv"), Layer)
-    except (OSError, ValueError, LookupError, MlflowException):
+        found = tables.from_csv(text("levels.csv"), Level)
+        layers = tables.from_csv(text("layers.csv"), Layer)
+    except (*reader.FAILURES, ValueError):
         return [], []  # no level was recorded, or what there is is torn
     complete = {layer.level for layer in layers}
     found = [level for level in found if level.level in complete]
@@ -444,8 +442,8 @@ def open_run(
         run_id, experiment_id = _identify(client, handed_over, interrupted, name, experiment_id)
         own = _take(client, run_id, experiment_id, name, stage)
     except MlflowException as error:
-        said = delivery.in_short(error)
-        if not delivery.is_refusal(error):
+        said = refusals.in_short(error)
+        if not refusals.is_refusal(error):
             said = f"MLflow {store.NO_ANSWER} ({said})"
         raise ExperimentError(f"no run can be made: {said}") from error
     run = Run(client, run_id, experiment_id, own)

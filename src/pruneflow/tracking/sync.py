@@ -12,7 +12,8 @@ from pruneflow.errors import InputError, first_line
 from pruneflow.tracking import journal, store
 from pruneflow.tracking.delivery import fail_soon, send
 from pruneflow.tracking.journal import Journal, Owner
-from pruneflow.tracking.writers import TakenOverError, check_writer
+from pruneflow.tracking.refusals import TakenOverError
+from pruneflow.tracking.writers import check_writer
 
 
 @dataclass(frozen=True)

@@ -14,15 +14,12 @@ from mlflow.tracking import MlflowClient
 
 from pruneflow.errors import InputError
 from pruneflow.tracking.journal import Journal, folder_of, is_held, this_host, writer_of
+from pruneflow.tracking.refusals import TakenOverError
 
 HEARTBEAT = "pruneflow.heartbeat"
 HEARTBEAT_SECONDS = 30.0
 WRITER = "pruneflow.writer"  # the mark of the journal that the run is written from
 _SILENCE_SECONDS = 6 * HEARTBEAT_SECONDS  # after which a run on another machine counts as dead
-
-
-class TakenOverError(Exception):
-    """Another journal's process has taken a run over; its text says which."""
 
 
 def check_handed_over(
