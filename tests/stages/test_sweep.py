@@ -24,7 +24,7 @@ import pruneflow
 from pruneflow import query
 from pruneflow.errors import ExperimentError, InputError
 from pruneflow.stages import sweep
-from pruneflow.tracking import delivery
+from pruneflow.tracking import publish
 from pruneflow.tracking import run as tracking_run
 
 STUDY = """
@@ -78,7 +78,7 @@ def test_a_sweep_shares_bases_goes_on_past_failures_and_outages_and_skips_what_i
     assert query.runs().empty
 
     monkeypatch.setattr(sweep, "_PAUSE_SECONDS", 0.01)
-    monkeypatch.setattr(delivery, "_LONGEST_PAUSE", 0.05)
+    monkeypatch.setattr(publish, "_PAUSE_SECONDS", 0.05)
     with monkeypatch.context() as patch:
         outages = Outages(patch)
         outages.at_every_process(patch, 12)

@@ -25,7 +25,7 @@ def send(folders: Sequence[Path]) -> None:
     with Reporter() as reporter:
         for one in sync.send_all(found):
             name = f"{one.owner.name} ({one.owner.run_id})"
-            reporter.say(f"{name}: {one.entries} records sent{'; ' * bool(one.reason)}{one.reason}")
+            reporter.say(f"{name}: {one.reason or f'{one.entries} records sent'}")
             left += bool(one.reason)
         for name, copy in [] if folders else offline.copy_runs():
             reporter.say(f"{name}, made offline: run {copy}")

@@ -1,7 +1,7 @@
-"""A run in MLflow, by the run contract: opened, filled level by level, ended for a reason.
+"""A run, by the run contract: opened, filled level by level, ended for a reason.
 
-What is logged goes into the run's journal first and from there to MLflow, see `journal` and
-`delivery`; a run that was interrupted goes on from its journal, or from what MLflow has of it.
+What is logged goes into the run's folder first and is published from there, see `journal` and
+`publish`; a run that was interrupted goes on from its folder, or from what MLflow has of it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -30,11 +29,9 @@ from pruneflow.config import Config
 from pruneflow.errors import ExperimentError, InputError, first_line, unknown
 from pruneflow.tracking import (
     checkpoints,
-    delivery,
     environment,
     journal,
     latencies,
-    levels,
     reader,
     refusals,
     store,
@@ -42,10 +39,10 @@ from pruneflow.tracking import (
     writers,
 )
 from pruneflow.tracking.checkpoints import Checkpoint
-from pruneflow.tracking.delivery import Delivery
 from pruneflow.tracking.journal import Entry, Journal, Owner
 from pruneflow.tracking.latencies import Latency, LayerLatency
 from pruneflow.tracking.levels import METRICS, TAG_LIMIT, Layer, Level
+from pruneflow.tracking.publish import LEVELS, Publisher, fail_soon
 from pruneflow.tracking.refusals import TakenOverError
 from pruneflow.workloads.training import Snapshot
 
@@ -55,10 +52,8 @@ if TYPE_CHECKING:
 CONTINUED_IN = "pruneflow.continued_in"  # of a run that was handed over and not needed
 _FAILURE = "pruneflow.failure"
 _PATIENCE_SECONDS = {"FINISHED": 30.0, "FAILED": 10.0, "KILLED": 4.0}  # with a store that is down
-_LATENCIES_PATIENCE_SECONDS = 5.0
 # what is the store's or the machine's, and told in a line
 _ENDINGS = (MlflowException, OSError, ImportError, MemoryError, torch.OutOfMemoryError)
-_START_PATIENCE_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -84,23 +79,22 @@ class Ended:
 class Run:
     """A run that is open. Everything is logged through it, by the names of the run contract."""
 
-    def __init__(self, client: MlflowClient, run_id: str, experiment_id: str, own: Journal) -> None:
+    def __init__(
+        self, client: MlflowClient, run_id: str, experiment_id: str, records: Journal
+    ) -> None:
         self.id = run_id
         self.experiment_id = experiment_id
         self._client = client
-        self._journal = own
-        self._delivery = Delivery(client, run_id, own)
+        self._journal = records
+        self._publisher = Publisher(client, records)
         self._levels: list[Level] = []
         self._layers: list[Layer] = []
         self._latencies: list[Latency] = []
         self._profile: list[LayerLatency] = []
-        self._writer = ThreadPoolExecutor(1, "writer")
-        self._writing: Future[None] | None = None
 
     @property
     def levels(self) -> list[Level]:
-        """The levels recorded so far; what is being written of them is waited for."""
-        self._settle()
+        """The levels recorded so far."""
         return list(self._levels)
 
     @property
@@ -118,18 +112,17 @@ class Run:
         """What its stage tells of it in the end."""
         return Ended(self.id, self.experiment_id, self.levels, self.latencies)
 
-    def _log(self, entry: Entry) -> None:
-        """Write something down for MLflow.
+    def publish(self, *, every: float = 0.0) -> None:
+        """Send what MLflow does not have yet, if the last time is `every` seconds ago.
 
         Raises:
-            ExperimentError: MLflow has refused what it was sent before.
+            ExperimentError: MLflow has refused something, or the run was taken over.
         """
-        self._delivery.check()
-        self._journal.append(entry)
+        self._publisher.publish(every=every)
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags."""
-        self._log(Entry(tags=dict(tags)))
+        self._journal.append(Entry(tags=dict(tags)))
 
     def log_metrics(
         self, values: Mapping[str, float], step: int, *, part: str | None = None
@@ -142,7 +135,8 @@ class Run:
             part: of the run that they are the whole of ("epoch 3"); logged once, however often the
                 run is interrupted and goes on.
         """
-        self._log(Entry(metrics=_metrics(values, step), part=part))
+        self._journal.append(Entry(metrics=_metrics(values, step), part=part))
+        self.publish()
 
     def describe(self, text: str) -> None:
         """Set the Markdown text on the run's page."""
@@ -157,27 +151,28 @@ class Run:
             "source": json.dumps({"uri": source}),
             "profile": json.dumps(dict(profile)),
         }
-        self._log(Entry(inputs=data, part="data"))
+        self._journal.append(Entry(inputs=data, part="data"))
 
     def log_text(self, path: str, text: str) -> None:
         """Write an artifact."""
-        self._stage_text(path, text)
-        self._log(Entry(artifact=path))
+        self._write_text(path, text)
+        self.publish()
 
-    def _stage_text(self, path: str, text: str) -> None:
+    def _write_text(self, path: str, text: str) -> None:
         self._journal.stage(path, lambda place: place.write_text(text, "utf-8"))
+        self._journal.append(Entry(artifact=path))
 
     def log_folder(self, folder: Path, names: Sequence[str]) -> None:
         """Write files and folders of a folder as artifacts, under their own names."""
         for name in names:
             self._journal.stage(name, functools.partial(_copy, folder / name))
-            self._log(Entry(artifact=name))
+            self._journal.append(Entry(artifact=name))
 
     def log_figure(self, path: str, figure: Figure) -> None:
         """Write a figure as an artifact."""
         kind = path.rpartition(".")[2]
         self._journal.stage(path, lambda place: figure.savefig(place, format=kind))
-        self._log(Entry(artifact=path))
+        self._journal.append(Entry(artifact=path))
 
     def log_checkpoint(self, level: int, checkpoint: Checkpoint, tokenizer: Any = None) -> int:
         """Write a level's checkpoint and return its size in bytes."""
@@ -188,7 +183,7 @@ class Run:
             sizes.append(checkpoints.save(place, checkpoint, tokenizer))
 
         self._journal.stage(path, make)
-        self._log(Entry(artifact=path))
+        self._journal.append(Entry(artifact=path))
         if level >= 2:  # the one before is kept here too, in case this one should be damaged
             self._journal.forget(checkpoint_path(level - 2))
         return sizes[0]
@@ -202,44 +197,26 @@ class Run:
     ) -> None:
         """Record a level: checkpoint, metrics, tables and curves, complete as of this level.
 
-        It is written while the run goes on. What goes wrong with it (a full disk, say) is raised
-        where it is waited for: by `levels`, the next record, or the end of the run.
-
         Args:
             level: the level; its `size_bytes` becomes the checkpoint's.
             layers: its layers.
-            checkpoint: its model, which is copied.
+            checkpoint: its model.
             tokenizer: of an encoder.
         """
-        self._settle()
-        self._levels.append(level)
-        self._layers.extend(layers)
-        own = None if checkpoint is None else checkpoint.copy()
-        self._writing = self._writer.submit(self._write_level, own, tokenizer)
-
-    def _write_level(self, checkpoint: Checkpoint | None, tokenizer: Any) -> None:
-        """Write the last level down."""
-        level = self._levels[-1]
         if checkpoint is not None:
             size = self.log_checkpoint(level.level, checkpoint, tokenizer)
-            self._levels[-1] = level = replace(level, size_bytes=size)
+            level = replace(level, size_bytes=size)
+        self._levels.append(level)
+        self._layers.extend(layers)
+        self._write_levels()
         # The tables first: a level that they have has its numbers logged when the run goes on.
-        self.log_text("layers.csv", tables.to_csv(self._layers, Layer))
-        self.log_text("levels.csv", tables.to_csv(self._levels, Level))
         self._log_level(level)
-        self.set_tags({"pruneflow.curves": levels.curves(self._levels)})
         shutil.rmtree(self._training(level.level), ignore_errors=True)
+        self.publish()
 
-    def _settle(self) -> None:
-        """Wait until the last level is written down.
-
-        Raises:
-            OSError: it cannot be, for want of space, say.
-            ExperimentError: MLflow has refused what it was sent.
-        """
-        writing, self._writing = self._writing, None
-        if writing is not None:
-            writing.result()
+    def _write_levels(self) -> None:
+        self._write_text("layers.csv", tables.to_csv(self._layers, Layer))
+        self._write_text(LEVELS, tables.to_csv(self._levels, Level))
 
     def _log_level(self, level: Level) -> None:
         row = asdict(level)
@@ -249,7 +226,7 @@ class Run:
             *_metrics(known, level.level),
             *_metrics(by_sparsity, round(1000 * level.sparsity)),
         )
-        self._log(Entry(metrics=metrics, part=f"level {level.level}"))
+        self._journal.append(Entry(metrics=metrics, part=f"level {level.level}"))
 
     def record_latencies(
         self,
@@ -260,8 +237,6 @@ class Run:
     ) -> None:
         """Record the times of a level: metrics and tables, complete as of this level.
 
-        Waits until they are sent, so that sending them takes no time from what is timed next.
-
         Args:
             level: the level.
             rows, profile: its records.
@@ -269,10 +244,9 @@ class Run:
         """
         self._latencies.extend(rows)
         self._profile.extend(profile)
+        self._write_text("latency.csv", tables.to_csv(self._latencies, Latency))
+        self._write_text("profile.csv", tables.to_csv(self._profile, LayerLatency))
         self.log_metrics(latencies.metrics(rows, first), step=level)
-        self.log_text("latency.csv", tables.to_csv(self._latencies, Latency))
-        self.log_text("profile.csv", tables.to_csv(self._profile, LayerLatency))
-        self._delivery.wait(_LATENCIES_PATIENCE_SECONDS)
 
     # ------------------------------------------------------------------- a run that goes on
 
@@ -282,29 +256,36 @@ class Run:
         Levels after it are done again.
         """
         self._levels, self._layers = read_levels(self.id)
-        found = None
-        while self._levels and found is None:
+        checkpoint, count = None, len(self._levels)
+        while self._levels and checkpoint is None:
             number = self._levels[-1].level
             try:
-                folder = self._local(checkpoint_path(number))
-                checkpoints.verify(folder)
-                found = checkpoints.load(folder)
-            except (InputError, MlflowException, OSError) as error:
+                checkpoint = checkpoints.load(self._local(checkpoint_path(number)))
+            except (InputError, *reader.FAILURES) as error:
                 print(
                     f"pruneflow: level {number} is done again: {first_line(error)}", file=sys.stderr
                 )
                 self._levels.pop()
                 self._layers = [layer for layer in self._layers if layer.level < number]
         where = f"level {self._levels[-1].level}" if self._levels else "its beginning"
-        self._log(
-            Entry(tags={"pruneflow.resumed_from": where}, untag=(_FAILURE,), status="RUNNING")
-        )
+        tags = {"pruneflow.resumed_from": where, _FAILURE: None}
+        self._journal.append(Entry(tags=tags, status="RUNNING"))
+        if 0 < len(self._levels) < count:
+            self._write_levels()
+        published = self._published_levels()
         for level in self._levels:
-            if not self._journal.tells(f"level {level.level}") and not self._has_numbers(level):
+            if level.level not in published:
                 self._log_level(level)
-        if self._levels:
-            self.set_tags({"pruneflow.curves": levels.curves(self._levels)})
-        return found
+        self.publish()
+        return checkpoint
+
+    def _published_levels(self) -> set[int]:
+        """The levels whose metrics are recorded here, or in MLflow from another machine."""
+        here = {v.level for v in self._levels if self._journal.has(f"level {v.level}")}
+        if len(here) == len(self._levels):
+            return here
+        history = self._client.get_metric_history(self.id, METRICS["sparsity"])
+        return here | {metric.step for metric in history}
 
     def _local(self, path: str) -> Path:
         """An artifact of this run, from MLflow if it is not here any more."""
@@ -314,18 +295,13 @@ class Run:
                 self._journal.stage(path, functools.partial(_copy, local))
         return place
 
-    def _has_numbers(self, level: Level) -> bool:
-        """Whether MLflow has the metrics of a level that another machine recorded."""
-        history = self._client.get_metric_history(self.id, METRICS["sparsity"])
-        return any(metric.step == level.level for metric in history)
-
     def save_training(self, level: int, snapshot: Snapshot) -> None:
         """Save where the training of a level stands; on this machine alone, until it is through."""
 
         def make(place: Path) -> None:
             checkpoints.save_training(place, snapshot)
 
-        journal.settle(self._training(level), make)
+        journal.replace_whole(self._training(level), make)
 
     def saved_training(self, level: int) -> Snapshot | None:
         """Where the training of a level stood when it was saved, if it was and is whole."""
@@ -345,8 +321,8 @@ class Run:
 
     def end(self, status: str, reason: str | None = None) -> None:
         """End the run, and send what MLflow has not yet, with some patience."""
-        self._writer.shutdown()
-        if isinstance(self._delivery.refusal, TakenOverError):  # it is another's to end
+        publisher = self._publisher
+        if isinstance(publisher.refusal, TakenOverError):  # it is another's to end
             self._journal.close(remove=False)
             return
         tags = {} if reason is None else {_FAILURE: reason[:TAG_LIMIT]}
@@ -354,13 +330,14 @@ class Run:
             self._journal.append(Entry(tags=tags, status=status, time=_now()))
         except OSError:  # a full disk: the reason at least may find room with MLflow
             _end(self._client, self.id, status, reason or "")
-        sent = self._delivery.wait(_PATIENCE_SECONDS[status])
-        self._delivery.stop()
-        refusal = self._delivery.refusal
+        sent = False
+        with suppress(ExperimentError):  # of what is refused, see below
+            sent = publisher.publish(patience=_PATIENCE_SECONDS[status])
+        refusal = publisher.refusal
         if refusal is not None and not isinstance(refusal, TakenOverError):
             _end(self._client, self.id, "FAILED", reason or first_line(refusal))
         if not sent and not isinstance(refusal, TakenOverError):
-            why = self._delivery.outage or (first_line(refusal) if refusal else "too slow")
+            why = publisher.outage if refusal is None else first_line(refusal)
             print(
                 f"pruneflow: MLflow has not all of run {self.id} ({why}): send it later with: "
                 f"pruneflow sync {self._journal.folder}",
@@ -432,31 +409,31 @@ def open_run(
         InputError: no journal can be kept, or another process has that run.
         ExperimentError: the experiment or MLflow gave up; the run says why.
     """
-    delivery.fail_soon()
+    fail_soon()
     client = MlflowClient()
     handed_over = os.environ.pop("MLFLOW_RUN_ID", None) if experiment_id is None else None
     try:
         if handed_over is not None and interrupted is None:
-            found = client.get_run(handed_over)
-            writers.check_handed_over(found, tags.get("pruneflow.fingerprint", ""), stage)
+            theirs = client.get_run(handed_over)
+            writers.check_handed_over(theirs, tags.get("pruneflow.fingerprint", ""), stage)
         run_id, experiment_id = _identify(client, handed_over, interrupted, name, experiment_id)
-        own = _take(client, run_id, experiment_id, name, stage)
+        records = _take(client, run_id, experiment_id, name, stage)
     except MlflowException as error:
-        said = refusals.in_short(error)
+        reason = refusals.in_short(error)
         if not refusals.is_refusal(error):
-            said = f"MLflow {store.NO_ANSWER} ({said})"
-        raise ExperimentError(f"no run can be made: {said}") from error
-    run = Run(client, run_id, experiment_id, own)
+            reason = f"MLflow {store.NO_ANSWER} ({reason})"
+        raise ExperimentError(f"no run can be made: {reason}") from error
+    run = Run(client, run_id, experiment_id, records)
     try:
         if interrupted is None:
             run.set_tags({"pruneflow.stage": stage, **tags})
             values = config.model_dump(mode="json")
-            run._log(Entry(params={f"cfg/{key}": shown(value) for key, value in values.items()}))
-            run.log_text("config.json", json.dumps({"stage": stage, **values}, indent=1))
-            run.log_text("environment.json", json.dumps(environment.describe(), indent=1))
-        run._delivery.begin(_START_PATIENCE_SECONDS)
+            params = {f"cfg/{key}": shown(value) for key, value in values.items()}
+            run._journal.append(Entry(params=params))
+            run._write_text("config.json", json.dumps({"stage": stage, **values}, indent=1))
+            run._write_text("environment.json", json.dumps(environment.describe(), indent=1))
+            run.publish()
         yield run
-        run._settle()
     except BaseException as error:
         killed = isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit)
         what = "terminated" if killed else type(error).__name__
@@ -466,7 +443,7 @@ def open_run(
             raise ExperimentError(f"run {run_id} failed: {first_line(error)}") from error
         raise
     run.end("FINISHED")
-    run._delivery.check()
+    run._publisher.check()
 
 
 def _take(client: MlflowClient, run_id: str, experiment_id: str, name: str, stage: str) -> Journal:
@@ -482,13 +459,13 @@ def _take(client: MlflowClient, run_id: str, experiment_id: str, name: str, stag
         print(f"pruneflow: run {run_id} was written to elsewhere since: {aside}", file=sys.stderr)
     host = journal.this_host()
     address = store.without_credentials(store.uri())
-    own = Journal.make(Owner(run_id, experiment_id, address, name, stage, host))
+    records = Journal.make(Owner(run_id, experiment_id, address, name, stage, host))
     try:
-        writers.claim(client, run, own)
+        writers.claim(client, run, records)
     except BaseException:
-        own.close(remove=False)
+        records.close(remove=False)
         raise
-    return own
+    return records
 
 
 def _identify(

@@ -64,7 +64,7 @@ def check() -> None:
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME")
     asked = "the store"
     try:
-        with FileLock(journal.own_folder() / "store.lock"):  # two that make one spoil it
+        with FileLock(journal.made_state_folder() / "store.lock"):  # two that make one spoil it
             client = MlflowClient()
             client.search_experiments(max_results=1)
         if handed_over:

@@ -16,10 +16,9 @@ from pruneflow.errors import InputError
 from pruneflow.tracking.journal import Journal, folder_of, is_held, this_host, writer_of
 from pruneflow.tracking.refusals import TakenOverError
 
-HEARTBEAT = "pruneflow.heartbeat"
-HEARTBEAT_SECONDS = 30.0
+HEARTBEAT = "pruneflow.heartbeat"  # when a run that is going on was last published
 WRITER = "pruneflow.writer"  # the mark of the journal that the run is written from
-_SILENCE_SECONDS = 6 * HEARTBEAT_SECONDS  # after which a run on another machine counts as dead
+_SILENCE_SECONDS = 900.0  # after which a run on another machine counts as dead
 
 
 def check_handed_over(
