@@ -4,7 +4,8 @@ A folder for each run, under PRUNEFLOW_STATE or the user's state folder:
 
     run.json       whose folder it is
     journal.jsonl  an entry a line, in the order in which MLflow is to have them
-    sent           number of the last one that MLflow has
+    sent           number of the last one that MLflow has; `copied`: of a run made offline, where
+                   it was published to
     artifacts/     files of the run contract, by the path they have in MLflow
     training/      where the training of a level stood when it was last saved, until it is through
     lock           held by the process that has the run
@@ -128,12 +129,17 @@ def is_held(folder: Path) -> bool:
 class Journal:
     """A journal that is open: no other process can open it until this one closes it or ends.
 
+    Args:
+        folder: of the run.
+        sent: name of the file that says how much a store has: its own, or one of copies.
+
     Raises:
         InputError: a folder that cannot be written to, is no journal, or is open elsewhere.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, sent: str = "sent") -> None:
         self.folder = folder
+        self._sent_file = folder / sent
         self._lock = FileLock(folder / "lock", thread_local=False)
         try:
             self._lock.acquire(timeout=0)
@@ -141,7 +147,7 @@ class Journal:
             self._file = (folder / "journal.jsonl").open("a", encoding="utf-8")
         except Timeout:
             raise InputError(f"the journal {folder} is open in another process") from None
-        self.sent = _number(folder / "sent")
+        self.sent = _number(self._sent_file)
         self._last = max([self.sent, *(number for number, _ in self._entries)])
         self._parts = {entry.part for _, entry in self._entries}
 
@@ -254,7 +260,7 @@ class Journal:
     def acknowledge(self, count: int) -> None:
         """The next `count` entries are in MLflow."""
         self.sent = [number for number, _ in self._entries if number > self.sent][count - 1]
-        write(self.folder / "sent", str(self.sent).encode(), durable=False)
+        write(self._sent_file, str(self.sent).encode(), durable=False)
 
     def close(self, *, remove: bool) -> None:
         """Close it, and remove it if nothing of it is needed any more."""

@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
@@ -21,6 +22,7 @@ from pruneflow.tracking.journal import Entry, Journal
 from pruneflow.tracking.refusals import TakenOverError, in_short, is_refusal
 
 LEVELS = "levels.csv"
+RUN_TAGS = ("pruneflow.base_run", "pruneflow.pruning_run")  # tags that name another run
 _PAUSE_SECONDS = 5.0  # after an outage, at the least
 _SHARE = 0.05  # of a run's time that tries in an outage may take
 _MOST_METRICS, _MOST_OTHERS = 1000, 100  # of one request
@@ -36,21 +38,39 @@ def fail_soon() -> None:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
 
 
-def publish(client: MlflowClient, journal: Journal) -> None:
+def publish(
+    client: MlflowClient,
+    journal: Journal,
+    run_id: str | None = None,
+    renamed: Callable[[str], str] = str,
+) -> None:
     """Send what MLflow does not have yet.
+
+    Args:
+        client: of the store.
+        journal: what was recorded.
+        run_id: of the run there, if it has another id than where it was made.
+        renamed: id that another run has there, by the one it was made with.
 
     Raises:
         TakenOverError: another process has taken the run over; nothing is sent.
         Exception: what a store, a driver or a network has to say.
     """
-    run_id = journal.owner.run_id
+    run_id = run_id or journal.owner.run_id
     writers.check_writer(client, run_id, journal)
     while pending := journal.pending():
         ends = [i for i, entry in enumerate(pending, 1) if entry.artifact or entry.status]
         count = ends[0] if ends else len(pending)
         again = {entry.artifact for entry in pending[count:]}
-        _send(client, run_id, journal, pending[:count], again)
+        entries = [_with_ids(entry, renamed) for entry in pending[:count]]
+        _send(client, run_id, journal, entries, again)
         journal.acknowledge(count)
+
+
+def _with_ids(entry: Entry, renamed: Callable[[str], str]) -> Entry:
+    """An entry whose tags name other runs by the ids they have in the store."""
+    named = {k: renamed(v) for k, v in entry.tags.items() if k in RUN_TAGS and v is not None}
+    return replace(entry, tags={**entry.tags, **named})
 
 
 def _send(
@@ -99,10 +119,17 @@ def _send_artifact(client: MlflowClient, run_id: str, place: Path, path: str) ->
         client.log_artifact(run_id, str(place), path.rpartition("/")[0] or None)
 
 
-def publish_folder(folder: Path) -> int:
+def publish_folder(
+    folder: Path, *, copy: str | None = None, renamed: Callable[[str], str] = str
+) -> int:
     """Publish the folder of a run whose process has ended, and end the run if that was killed.
 
     A folder whose run has finished is removed; others stay, since their runs can go on.
+
+    Args:
+        folder: of the run.
+        copy: id of the run that is to stand for it in a store other than its own.
+        renamed: as in `publish`.
 
     Returns:
         How many records were sent.
@@ -111,10 +138,10 @@ def publish_folder(folder: Path) -> int:
         InputError: it is open in another process, or no run's.
         TakenOverError, Exception: as `publish`.
     """
-    journal = Journal(folder)
+    journal = Journal(folder, sent="sent" if copy is None else "copied")
     try:
-        client, count, run_id = MlflowClient(), len(journal.pending()), journal.owner.run_id
-        publish(client, journal)
+        client, count, run_id = MlflowClient(), len(journal.pending()), copy or journal.owner.run_id
+        publish(client, journal, run_id, renamed)
         if journal.status == "RUNNING":
             client.set_tag(run_id, "pruneflow.failure", "its process ended without a word")
             client.set_terminated(run_id, "KILLED")

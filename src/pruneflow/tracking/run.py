@@ -32,6 +32,7 @@ from pruneflow.tracking import (
     environment,
     journal,
     latencies,
+    offline,
     reader,
     refusals,
     store,
@@ -184,7 +185,9 @@ class Run:
 
         self._journal.stage(path, make)
         self._journal.append(Entry(artifact=path))
-        if level >= 2:  # the one before is kept here too, in case this one should be damaged
+        if (
+            level >= 2 and not offline.wanted()
+        ):  # the one before is kept here too, in case this one should be damaged
             self._journal.forget(checkpoint_path(level - 2))
         return sizes[0]
 
@@ -343,7 +346,8 @@ class Run:
                 f"pruneflow sync {self._journal.folder}",
                 file=sys.stderr,
             )
-        self._journal.close(remove=sent and status == "FINISHED")
+        done = sent and status == "FINISHED"
+        self._journal.close(remove=done and not offline.wanted())  # else it is copied from there
 
 
 def _metrics(values: Mapping[str, float], step: int) -> tuple[tuple[str, float, int, int], ...]:
