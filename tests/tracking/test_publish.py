@@ -26,7 +26,7 @@ from mlflow.tracking import MlflowClient
 
 from pruneflow.config import FinetuneConfig, resolve
 from pruneflow.errors import ExperimentError
-from pruneflow.tracking import journal, publish, refusals, run, sync, writers
+from pruneflow.tracking import journal, publish, refusals, sync, writers
 from pruneflow.tracking.run import Run, open_run
 
 CONFIG = resolve(FinetuneConfig, {"model": "resnet18"})
@@ -95,7 +95,7 @@ def test_a_run_whose_store_is_gone_ends_soon_and_is_sent_later(
     store: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setitem(run._PATIENCE_SECONDS, "FINISHED", 0.3)
+        patch.setitem(publish._PATIENCE_SECONDS, "FINISHED", 0.3)
         outage(patch, set(range(10_000)), BATCH, after=False)
         start = time.monotonic()
         with open_run("finetune", CONFIG, name="n", tags={}) as one:
@@ -117,7 +117,7 @@ def test_journals_of_another_machine_are_sent_from_where_they_lie(
     store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setitem(run._PATIENCE_SECONDS, "FINISHED", 0.3)
+        patch.setitem(publish._PATIENCE_SECONDS, "FINISHED", 0.3)
         outage(patch, set(range(10_000)), BATCH, after=False)
         with open_run("finetune", CONFIG, name="n", tags={}) as one:
             fill(one)
@@ -131,7 +131,7 @@ def test_a_journal_of_another_store_is_kept(
     store: str, empty_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setitem(run._PATIENCE_SECONDS, "FINISHED", 0.3)
+        patch.setitem(publish._PATIENCE_SECONDS, "FINISHED", 0.3)
         outage(patch, set(range(10_000)), BATCH, after=False)
         with open_run("finetune", CONFIG, name="n", tags={}) as one:
             fill(one)

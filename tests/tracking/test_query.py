@@ -25,9 +25,9 @@ import pruneflow
 from pruneflow import query
 from pruneflow.config import FinetuneConfig, resolve
 from pruneflow.errors import ExperimentError, InputError
+from pruneflow.tracking.frames import IDENTITY
 from pruneflow.tracking.latencies import Latency
 from pruneflow.tracking.levels import Layer, Level
-from pruneflow.tracking.query import IDENTITY
 from pruneflow.tracking.run import open_run
 
 

@@ -17,9 +17,9 @@ import pruneflow
 from pruneflow.config import FinetuneConfig, resolve
 from pruneflow.errors import InputError
 from pruneflow.tracking import journal, resume, sync, writers
-from pruneflow.tracking.run import open_run, refuse_handed_over
+from pruneflow.tracking.run import open_run
 from pruneflow.tracking.store import check
-from pruneflow.tracking.writers import HEARTBEAT
+from pruneflow.tracking.writers import HEARTBEAT, refuse_handed_over
 
 CONFIG = resolve(FinetuneConfig, {"model": "resnet18"})
 TAGS = {"pruneflow.fingerprint": "f"}

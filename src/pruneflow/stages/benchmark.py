@@ -36,7 +36,8 @@ from pruneflow.tracking.finished import (
     pruning_runs_of,
 )
 from pruneflow.tracking.latencies import CONTENDED, OK, Latency, LayerLatency
-from pruneflow.tracking.run import Ended, Run, current_experiment, open_run
+from pruneflow.tracking.run import Ended, Run, open_run
+from pruneflow.tracking.store import current_experiment
 from pruneflow.workloads import models
 from pruneflow.workloads.training import keep_large_buffers
 

@@ -44,8 +44,9 @@ from pruneflow.tracking.fingerprints import (
 )
 from pruneflow.tracking.publish import publish_folder
 from pruneflow.tracking.refusals import in_short, is_refusal
-from pruneflow.tracking.run import Ended, Run, dismiss, end_deserted, hand_over, open_run
+from pruneflow.tracking.run import Ended, Run, open_run
 from pruneflow.tracking.tables import to_csv
+from pruneflow.tracking.writers import dismiss, end_deserted, hand_over
 from pruneflow.workloads import datasets
 from pruneflow.workloads.training import Machine
 

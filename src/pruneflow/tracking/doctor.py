@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 
 from pruneflow.errors import InputError, first_line
 from pruneflow.tracking import journal, offline, reader, resume, store, writers
-from pruneflow.tracking.run import current_experiment
+from pruneflow.tracking.store import current_experiment
 
 FINE, ODD, WRONG = "fine", "odd", "wrong"
 _LITTLE_SPACE = 2 * 2**30  # bytes; a checkpoint of VGG16 takes half a GiB

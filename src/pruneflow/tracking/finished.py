@@ -15,8 +15,9 @@ from pruneflow.config import Settings
 from pruneflow.errors import InputError, first_line
 from pruneflow.tracking import checkpoints, reader, tables
 from pruneflow.tracking.levels import Level
-from pruneflow.tracking.reader import FINISHED
-from pruneflow.tracking.run import CONTINUED_IN, checkpoint_path, current_experiment, shown
+from pruneflow.tracking.reader import FINISHED, checkpoint_path
+from pruneflow.tracking.store import current_experiment, shown
+from pruneflow.tracking.writers import CONTINUED_IN
 
 
 def find_base(fingerprint: str) -> str | None:
@@ -180,8 +181,8 @@ def open_pruning_run(run_id: str) -> PruningRun:
     if run.info.status != "FINISHED":
         raise InputError(f"run={run_id!r} did not finish: its status is {run.info.status}")
     try:
-        config = json.loads(reader.text(run_id, "config.json"))
-        levels = tables.from_csv(reader.text(run_id, "levels.csv"), Level)
+        config = json.loads(reader.text_of(run_id, "config.json"))
+        levels = tables.from_csv(reader.text_of(run_id, "levels.csv"), Level)
     except (*reader.FAILURES, ValueError) as error:
         raise reader.refused(
             error,
@@ -293,7 +294,7 @@ def load_structure(run_id: str) -> Mapping[str, Any]:
     """
     try:
         path = f"{checkpoint_path(0)}/structure.json"
-        structure: Mapping[str, Any] = json.loads(reader.text(run_id, path))
+        structure: Mapping[str, Any] = json.loads(reader.text_of(run_id, path))
     except (*reader.FAILURES, ValueError) as error:
         raise reader.refused(
             error,

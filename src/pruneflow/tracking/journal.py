@@ -99,6 +99,16 @@ def made_state_folder() -> Path:
     return folder
 
 
+def offline_uri() -> str:
+    """The tracking URI of the store for runs made offline."""
+    return f"sqlite:///{state_folder() / 'offline' / 'mlflow.db'}"
+
+
+def is_offline(folder: Path) -> bool:
+    """Whether a folder's run was made offline, and is yet to be published elsewhere."""
+    return owner_of(folder).store == offline_uri()
+
+
 def folder_of(run_id: str) -> Path:
     """Where the journal of a run is, or would be."""
     return state_folder() / "journals" / run_id

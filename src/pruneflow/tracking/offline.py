@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import mlflow
 from mlflow.tracking import MlflowClient
@@ -25,18 +24,13 @@ def wanted() -> bool:
     return os.environ.get("PRUNEFLOW_OFFLINE", "").lower() not in ("", "0", "false", "no")
 
 
-def uri() -> str:
-    """The tracking URI of the store for runs made offline."""
-    return f"sqlite:///{journal.state_folder() / 'offline' / 'mlflow.db'}"
-
-
 def use() -> None:
     """Make this process, and those it starts, use that store."""
     folder = journal.state_folder() / "offline"
     folder.mkdir(parents=True, exist_ok=True)
-    os.environ["MLFLOW_TRACKING_URI"] = uri()
+    os.environ["MLFLOW_TRACKING_URI"] = journal.offline_uri()
     os.environ.pop("MLFLOW_EXPERIMENT_ID", None)  # of another store
-    mlflow.set_tracking_uri(uri())
+    mlflow.set_tracking_uri(journal.offline_uri())
     name = os.environ.setdefault("MLFLOW_EXPERIMENT_NAME", "offline")
     client = MlflowClient()
     if client.get_experiment_by_name(name) is None:
@@ -53,10 +47,10 @@ def copy_runs() -> Iterator[tuple[str, str]]:
         Name of each run, and the id it has there.
     """
     folders = {journal.owner_of(folder).run_id: folder for folder in journal.folders()}
-    folders = {k: v for k, v in folders.items() if is_offline(v) and not journal.is_held(v)}
+    folders = {k: v for k, v in folders.items() if journal.is_offline(v) and not journal.is_held(v)}
     if not folders:
         return
-    here, there = MlflowClient(tracking_uri=uri()), MlflowClient()
+    here, there = MlflowClient(tracking_uri=journal.offline_uri()), MlflowClient()
     copies = {run_id: _copy(there, run_id) or _make(here, there, run_id) for run_id in folders}
 
     def renamed(run_id: str) -> str:
@@ -66,11 +60,6 @@ def copy_runs() -> Iterator[tuple[str, str]]:
         name = journal.owner_of(folder).name
         if publish_folder(folder, copy=copies[run_id], renamed=renamed):
             yield name, copies[run_id]
-
-
-def is_offline(folder: Path) -> bool:
-    """Whether a folder's run was made offline."""
-    return journal.owner_of(folder).store == uri()
 
 
 def _copy(there: MlflowClient, run_id: str) -> str | None:

@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,11 +19,16 @@ from mlflow.tracking import MlflowClient
 
 from pruneflow.errors import ExperimentError, first_line
 from pruneflow.tracking import levels, tables, writers
-from pruneflow.tracking.journal import Entry, Journal
+from pruneflow.tracking.journal import Entry, Journal, is_offline
 from pruneflow.tracking.refusals import TakenOverError, in_short, is_refusal
 
 LEVELS = "levels.csv"
 RUN_TAGS = ("pruneflow.base_run", "pruneflow.pruning_run")  # tags that name another run
+_PATIENCE_SECONDS = {
+    "FINISHED": 30.0,
+    "FAILED": 10.0,
+    "KILLED": 4.0,
+}  # at a run's end, in an outage
 _PAUSE_SECONDS = 5.0  # after an outage, at the least
 _SHARE = 0.05  # of a run's time that tries in an outage may take
 _MOST_METRICS, _MOST_OTHERS = 1000, 100  # of one request
@@ -200,6 +206,33 @@ class Publisher:
                     print("pruneflow: MLflow answers again", file=sys.stderr)
                 self.outage, self._last = None, time.monotonic()
                 return True
+
+    def end(self, status: str, reason: str | None = None) -> None:
+        """End the run with a status and what was the reason, publish it, and close its folder."""
+        run_id, journal = self._journal.owner.run_id, self._journal
+        if isinstance(self.refusal, TakenOverError):  # it is another's to end
+            journal.close(remove=False)
+            return
+        tags = {} if reason is None else {writers.FAILURE: reason[: levels.TAG_LIMIT]}
+        try:
+            journal.append(Entry(tags=tags, status=status, time=int(time.time() * 1000)))
+        except OSError:  # a full disk: the reason at least may find room with MLflow
+            writers.end(self._client, run_id, status, reason or "")
+        sent = False
+        with suppress(ExperimentError):  # of what is refused, see below
+            sent = self.publish(patience=_PATIENCE_SECONDS[status])
+        taken_over = isinstance(self.refusal, TakenOverError)
+        if self.refusal is not None and not taken_over:
+            writers.end(self._client, run_id, "FAILED", reason or first_line(self.refusal))
+        if not sent and not taken_over:
+            why = self.outage if self.refusal is None else first_line(self.refusal)
+            print(
+                f"pruneflow: MLflow has not all of run {run_id} ({why}): send it later with: "
+                f"pruneflow sync {journal.folder}",
+                file=sys.stderr,
+            )
+        # what was made offline is copied from there, what did not finish can go on
+        journal.close(remove=sent and status == "FINISHED" and not is_offline(journal.folder))
 
     def check(self) -> None:
         """See that the store takes what it is sent.

@@ -12,7 +12,8 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from pruneflow.errors import ExperimentError, InputError, first_line
-from pruneflow.tracking import store
+from pruneflow.tracking import journal, store, tables
+from pruneflow.tracking.levels import Layer, Level
 from pruneflow.tracking.refusals import in_short, is_refusal
 
 PAGE = 1_000  # runs that are held as MLflow's objects at a time
@@ -93,7 +94,7 @@ def artifact(run_id: str, path: str, client: MlflowClient | None = None) -> Iter
         yield Path((client or MlflowClient()).download_artifacts(run_id, path, folder))
 
 
-def text(run_id: str, path: str) -> str:
+def text_of(run_id: str, path: str) -> str:
     """The text of an artifact.
 
     Raises:
@@ -101,3 +102,26 @@ def text(run_id: str, path: str) -> str:
     """
     with artifact(run_id, path) as place:
         return place.read_text("utf-8")
+
+
+def checkpoint_path(level: int) -> str:
+    """Where a run keeps the checkpoint of a level, among its artifacts."""
+    return f"checkpoints/level_{level:02d}"
+
+
+def read_levels(run_id: str) -> tuple[list[Level], list[Layer]]:
+    """The levels and layers of a run as its tables have them, here or in MLflow; what is whole."""
+
+    def text(path: str) -> str:
+        place = journal.folder_of(run_id) / "artifacts" / path
+        return place.read_text("utf-8") if place.exists() else text_of(run_id, path)
+
+    try:
+        found = tables.from_csv(text("levels.csv"), Level)
+        layers = tables.from_csv(text("layers.csv"), Layer)
+    except (*FAILURES, ValueError):
+        return [], []  # no level was recorded, or what there is is torn
+    complete = {layer.level for layer in layers}
+    found = [level for level in found if level.level in complete]
+    last = found[-1].level if found else -1
+    return found, [layer for layer in layers if layer.level <= last]

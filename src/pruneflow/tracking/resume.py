@@ -12,13 +12,10 @@ from mlflow.tracking import MlflowClient
 
 from pruneflow.errors import InputError, first_line
 from pruneflow.tracking import journal, reader, store
-from pruneflow.tracking.run import (
-    Ended,
-    current_experiment,
-    dismiss,
-    read_levels,
-)
-from pruneflow.tracking.writers import HEARTBEAT, check_handed_over, is_alive
+from pruneflow.tracking.reader import read_levels
+from pruneflow.tracking.run import Ended
+from pruneflow.tracking.store import current_experiment
+from pruneflow.tracking.writers import HEARTBEAT, check_handed_over, dismiss, is_alive
 
 AUTO, NEVER = "auto", "never"
 

@@ -14,8 +14,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,16 +23,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
-from mlflow.tracking.context.registry import resolve_tags
 
 from pruneflow.config import Config
-from pruneflow.errors import ExperimentError, InputError, first_line, unknown
+from pruneflow.errors import ExperimentError, InputError, first_line
 from pruneflow.tracking import (
     checkpoints,
     environment,
     journal,
     latencies,
-    offline,
     reader,
     refusals,
     store,
@@ -40,19 +38,15 @@ from pruneflow.tracking import (
     writers,
 )
 from pruneflow.tracking.checkpoints import Checkpoint
-from pruneflow.tracking.journal import Entry, Journal, Owner
+from pruneflow.tracking.journal import Entry, Journal
 from pruneflow.tracking.latencies import Latency, LayerLatency
 from pruneflow.tracking.levels import METRICS, TAG_LIMIT, Layer, Level
 from pruneflow.tracking.publish import LEVELS, Publisher, fail_soon
-from pruneflow.tracking.refusals import TakenOverError
 from pruneflow.workloads.training import Snapshot
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-CONTINUED_IN = "pruneflow.continued_in"  # of a run that was handed over and not needed
-_FAILURE = "pruneflow.failure"
-_PATIENCE_SECONDS = {"FINISHED": 30.0, "FAILED": 10.0, "KILLED": 4.0}  # with a store that is down
 # what is the store's or the machine's, and told in a line
 _ENDINGS = (MlflowException, OSError, ImportError, MemoryError, torch.OutOfMemoryError)
 
@@ -160,35 +154,35 @@ class Run:
         self.publish()
 
     def _write_text(self, path: str, text: str) -> None:
-        self._journal.stage(path, lambda place: place.write_text(text, "utf-8"))
+        self._write(path, lambda place: place.write_text(text, "utf-8"))
+
+    def _write(self, path: str, make: Callable[[Path], object]) -> None:
+        self._journal.stage(path, make)
         self._journal.append(Entry(artifact=path))
 
     def log_folder(self, folder: Path, names: Sequence[str]) -> None:
         """Write files and folders of a folder as artifacts, under their own names."""
         for name in names:
-            self._journal.stage(name, functools.partial(_copy, folder / name))
-            self._journal.append(Entry(artifact=name))
+            self._write(name, functools.partial(_copy, folder / name))
 
     def log_figure(self, path: str, figure: Figure) -> None:
         """Write a figure as an artifact."""
         kind = path.rpartition(".")[2]
-        self._journal.stage(path, lambda place: figure.savefig(place, format=kind))
-        self._journal.append(Entry(artifact=path))
+        self._write(path, lambda place: figure.savefig(place, format=kind))
 
     def log_checkpoint(self, level: int, checkpoint: Checkpoint, tokenizer: Any = None) -> int:
         """Write a level's checkpoint and return its size in bytes."""
-        path = checkpoint_path(level)
+        path = reader.checkpoint_path(level)
         sizes: list[int] = []
 
         def make(place: Path) -> None:
             sizes.append(checkpoints.save(place, checkpoint, tokenizer))
 
-        self._journal.stage(path, make)
-        self._journal.append(Entry(artifact=path))
-        if (
-            level >= 2 and not offline.wanted()
+        self._write(path, make)
+        if level >= 2 and not journal.is_offline(
+            self._journal.folder
         ):  # the one before is kept here too, in case this one should be damaged
-            self._journal.forget(checkpoint_path(level - 2))
+            self._journal.forget(reader.checkpoint_path(level - 2))
         return sizes[0]
 
     def record(
@@ -258,12 +252,12 @@ class Run:
 
         Levels after it are done again.
         """
-        self._levels, self._layers = read_levels(self.id)
+        self._levels, self._layers = reader.read_levels(self.id)
         checkpoint, count = None, len(self._levels)
         while self._levels and checkpoint is None:
             number = self._levels[-1].level
             try:
-                checkpoint = checkpoints.load(self._local(checkpoint_path(number)))
+                checkpoint = checkpoints.load(self._local(reader.checkpoint_path(number)))
             except (InputError, *reader.FAILURES) as error:
                 print(
                     f"pruneflow: level {number} is done again: {first_line(error)}", file=sys.stderr
@@ -271,7 +265,7 @@ class Run:
                 self._levels.pop()
                 self._layers = [layer for layer in self._layers if layer.level < number]
         where = f"level {self._levels[-1].level}" if self._levels else "its beginning"
-        tags = {"pruneflow.resumed_from": where, _FAILURE: None}
+        tags = {"pruneflow.resumed_from": where, writers.FAILURE: None}
         self._journal.append(Entry(tags=tags, status="RUNNING"))
         if 0 < len(self._levels) < count:
             self._write_levels()
@@ -320,35 +314,6 @@ class Run:
     def _training(self, level: int) -> Path:
         return self._journal.folder / "training" / f"level_{level:02d}"
 
-    # ---------------------------------------------------------------------------------- its end
-
-    def end(self, status: str, reason: str | None = None) -> None:
-        """End the run, and send what MLflow has not yet, with some patience."""
-        publisher = self._publisher
-        if isinstance(publisher.refusal, TakenOverError):  # it is another's to end
-            self._journal.close(remove=False)
-            return
-        tags = {} if reason is None else {_FAILURE: reason[:TAG_LIMIT]}
-        try:
-            self._journal.append(Entry(tags=tags, status=status, time=_now()))
-        except OSError:  # a full disk: the reason at least may find room with MLflow
-            _end(self._client, self.id, status, reason or "")
-        sent = False
-        with suppress(ExperimentError):  # of what is refused, see below
-            sent = publisher.publish(patience=_PATIENCE_SECONDS[status])
-        refusal = publisher.refusal
-        if refusal is not None and not isinstance(refusal, TakenOverError):
-            _end(self._client, self.id, "FAILED", reason or first_line(refusal))
-        if not sent and not isinstance(refusal, TakenOverError):
-            why = publisher.outage if refusal is None else first_line(refusal)
-            print(
-                f"pruneflow: MLflow has not all of run {self.id} ({why}): send it later with: "
-                f"pruneflow sync {self._journal.folder}",
-                file=sys.stderr,
-            )
-        done = sent and status == "FINISHED"
-        self._journal.close(remove=done and not offline.wanted())  # else it is copied from there
-
 
 def _metrics(values: Mapping[str, float], step: int) -> tuple[tuple[str, float, int, int], ...]:
     now = _now()
@@ -364,29 +329,6 @@ def _copy(source: Path, place: Path) -> None:
         shutil.copytree(source, place)
     else:
         shutil.copyfile(source, place)
-
-
-def checkpoint_path(level: int) -> str:
-    """Where a run keeps the checkpoint of a level, among its artifacts."""
-    return f"checkpoints/level_{level:02d}"
-
-
-def read_levels(run_id: str) -> tuple[list[Level], list[Layer]]:
-    """The levels and layers of a run as its tables have them, here or in MLflow; what is whole."""
-
-    def text(path: str) -> str:
-        place = journal.folder_of(run_id) / "artifacts" / path
-        return place.read_text("utf-8") if place.exists() else reader.text(run_id, path)
-
-    try:
-        found = tables.from_csv(text("levels.csv"), Level)
-        layers = tables.from_csv(text("layers.csv"), Layer)
-    except (*reader.FAILURES, ValueError):
-        return [], []  # no level was recorded, or what there is is torn
-    complete = {layer.level for layer in layers}
-    found = [level for level in found if level.level in complete]
-    last = found[-1].level if found else -1
-    return found, [layer for layer in layers if layer.level <= last]
 
 
 @contextmanager
@@ -420,8 +362,10 @@ def open_run(
         if handed_over is not None and interrupted is None:
             theirs = client.get_run(handed_over)
             writers.check_handed_over(theirs, tags.get("pruneflow.fingerprint", ""), stage)
-        run_id, experiment_id = _identify(client, handed_over, interrupted, name, experiment_id)
-        records = _take(client, run_id, experiment_id, name, stage)
+        run_id, experiment_id = writers.identify(
+            client, handed_over, interrupted, name, experiment_id
+        )
+        records = writers.take(client, run_id, experiment_id, name, stage)
     except MlflowException as error:
         reason = refusals.in_short(error)
         if not refusals.is_refusal(error):
@@ -432,7 +376,7 @@ def open_run(
         if interrupted is None:
             run.set_tags({"pruneflow.stage": stage, **tags})
             values = config.model_dump(mode="json")
-            params = {f"cfg/{key}": shown(value) for key, value in values.items()}
+            params = {f"cfg/{key}": store.shown(value) for key, value in values.items()}
             run._journal.append(Entry(params=params))
             run._write_text("config.json", json.dumps({"stage": stage, **values}, indent=1))
             run._write_text("environment.json", json.dumps(environment.describe(), indent=1))
@@ -442,70 +386,12 @@ def open_run(
         killed = isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit)
         what = "terminated" if killed else type(error).__name__
         with _undisturbed():
-            run.end("KILLED" if killed else "FAILED", f"{what}: {first_line(error)}")
+            run._publisher.end("KILLED" if killed else "FAILED", f"{what}: {first_line(error)}")
         if isinstance(error, _ENDINGS):
             raise ExperimentError(f"run {run_id} failed: {first_line(error)}") from error
         raise
-    run.end("FINISHED")
+    run._publisher.end("FINISHED")
     run._publisher.check()
-
-
-def _take(client: MlflowClient, run_id: str, experiment_id: str, name: str, stage: str) -> Journal:
-    """The journal of a run, which is written from it alone from now on.
-
-    One left here by a process whose run was taken over elsewhere is set aside.
-    """
-    folder = journal.folder_of(run_id)
-    run = client.get_run(run_id)
-    writer = run.data.tags.get(writers.WRITER, "")
-    if folder.exists() and writer not in ("", journal.writer_of(folder)):
-        aside = journal.set_aside(folder)
-        print(f"pruneflow: run {run_id} was written to elsewhere since: {aside}", file=sys.stderr)
-    host = journal.this_host()
-    address = store.without_credentials(store.uri())
-    records = Journal.make(Owner(run_id, experiment_id, address, name, stage, host))
-    try:
-        writers.claim(client, run, records)
-    except BaseException:
-        records.close(remove=False)
-        raise
-    return records
-
-
-def _identify(
-    client: MlflowClient,
-    handed_over: str | None,
-    interrupted: str | None,
-    name: str,
-    experiment_id: str | None,
-) -> tuple[str, str]:
-    """Id of the run to open, and of its experiment: an interrupted one, handed over, or new."""
-    if interrupted is not None:
-        if handed_over not in (None, interrupted):
-            dismiss(handed_over, interrupted)
-        return interrupted, str(client.get_run(interrupted).info.experiment_id)
-    if handed_over is not None:
-        client.update_run(handed_over, name=name)
-        return handed_over, str(client.get_run(handed_over).info.experiment_id)
-    experiment_id = experiment_id or current_experiment()
-    made = client.create_run(experiment_id, tags=resolve_tags(), run_name=name)
-    return str(made.info.run_id), experiment_id
-
-
-def dismiss(handed_over: str | None, instead: str) -> None:
-    """Say of a run that was handed over, and stays empty, which one stands for it; delete it.
-
-    One that `mlflow run` made stays, or that would fail at its end; `pruneflow doctor` deletes it.
-    """
-    if handed_over is None:
-        return
-    client = MlflowClient()
-    with suppress(MlflowException):  # at worst an empty run is seen in the UI
-        client.set_tag(handed_over, CONTINUED_IN, instead)
-        client.set_tag(handed_over, "mlflow.note.content", f"Nothing was run here: see {instead}.")
-        client.update_run(handed_over, "FINISHED", f"see-{instead[:8]}")
-        if "mlflow.project.entryPoint" not in client.get_run(handed_over).data.tags:
-            client.delete_run(handed_over)
 
 
 @contextmanager
@@ -520,77 +406,3 @@ def _undisturbed() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def hand_over(name: str, tags: Mapping[str, str]) -> str:
-    """Create a run for another process, which takes it over by MLFLOW_RUN_ID; its id."""
-    client = MlflowClient()
-    run = client.create_run(current_experiment(), tags={**resolve_tags(), **tags}, run_name=name)
-    return str(run.info.run_id)
-
-
-def end_deserted(run_id: str, reason: str) -> None:
-    """End a run as FAILED if the process that had it left it running."""
-    client = MlflowClient()
-    if client.get_run(run_id).info.status == "RUNNING":
-        _end(client, run_id, "FAILED", reason)
-
-
-def refuse_handed_over(reason: str) -> None:
-    """End a run that `mlflow run` handed over, and that was not taken over, as FAILED."""
-    run_id = os.environ.pop("MLFLOW_RUN_ID", None)
-    if run_id is None:
-        return
-    try:
-        store.check()
-        writers.check_handed_over(MlflowClient().get_run(run_id), "")
-    except (InputError, MlflowException):
-        return  # the reason has been told, and there is nowhere else to write it
-    _end(MlflowClient(), run_id, "FAILED", reason)
-
-
-def _end(client: MlflowClient, run_id: str, status: str, reason: str) -> None:
-    """End a run for a reason; a store that has gone must not hide what went wrong."""
-    try:
-        client.set_tag(run_id, _FAILURE, reason[:TAG_LIMIT])
-        client.set_terminated(run_id, status)
-    except Exception as error:  # whatever a store, a driver or a network has to say
-        print(f"pruneflow: run {run_id} could not be ended: {first_line(error)}", file=sys.stderr)
-
-
-def shown(value: object) -> str:
-    """A value of a configuration as its MLflow parameter shows it."""
-    if isinstance(value, list):
-        return ",".join(map(str, value))
-    return "" if value is None else str(value)
-
-
-def experiment_named(wanted: str | None) -> str:
-    """Id of an experiment by its name or id; without one, of MLflow's current experiment.
-
-    Raises:
-        InputError: it is not there, or deleted.
-    """
-    client = MlflowClient()
-    wanted = wanted or os.environ.get("MLFLOW_EXPERIMENT_NAME")
-    by_id = wanted or os.environ.get("MLFLOW_EXPERIMENT_ID") or "0"
-    found = client.get_experiment_by_name(wanted) if wanted else None
-    if found is None:
-        try:
-            found = client.get_experiment(by_id)
-        except MlflowException:
-            known = [one.name for one in client.search_experiments()]
-            raise unknown("experiment", by_id, known) from None
-    if found.lifecycle_stage != "active":
-        raise InputError(f"experiment {by_id!r} is deleted: restore it, or name another one")
-    return str(found.experiment_id)
-
-
-def current_experiment() -> str:
-    """Id of MLflow's current experiment: MLFLOW_EXPERIMENT_ID or _NAME, else the default one."""
-    client = MlflowClient()
-    name = os.environ.get("MLFLOW_EXPERIMENT_NAME")
-    if name:
-        found = client.get_experiment_by_name(name)
-        return str(found.experiment_id if found else client.create_experiment(name))
-    return os.environ.get("MLFLOW_EXPERIMENT_ID") or "0"

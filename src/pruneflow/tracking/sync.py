@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pruneflow.errors import InputError, first_line
-from pruneflow.tracking import journal, offline, store
+from pruneflow.tracking import journal, store
 from pruneflow.tracking.journal import Owner
 from pruneflow.tracking.publish import fail_soon, publish_folder
 from pruneflow.tracking.refusals import TakenOverError
@@ -51,7 +51,7 @@ def send_all(folders: Sequence[Path]) -> Iterator[Sent]:
     here = store.without_credentials(store.uri())
     for folder in folders:
         owner = journal.owner_of(folder)
-        if offline.is_offline(folder):  # and published by `offline.copy_runs`
+        if journal.is_offline(folder):  # and published by `offline.copy_runs`
             continue
         if journal.is_held(folder):
             yield Sent(owner, 0, "its run is still going on, and sends it itself")
