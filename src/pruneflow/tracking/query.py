@@ -18,9 +18,9 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from pruneflow.errors import InputError, first_line
-from pruneflow.tracking import environment, reader
+from pruneflow.tracking import environment, reader, tables
 from pruneflow.tracking.finished import in_study
-from pruneflow.tracking.frames import ABOUT, CURVES, IDENTITY, Table, run_row, runs_frame
+from pruneflow.tracking.frames import ABOUT, IDENTITY, RUN_COLUMNS, records_frame, runs_frame
 from pruneflow.tracking.latencies import Latency
 from pruneflow.tracking.levels import Layer, Level
 from pruneflow.tracking.store import experiment_named
@@ -63,7 +63,7 @@ def runs(experiment: Ids | None = None, **which: Unpack[Which]) -> pd.DataFrame:
             filter that is not valid.
         ExperimentError: a store that does not answer.
     """
-    return runs_frame([run_row(run) for run in _matching(experiment, **which)])
+    return _runs(experiment, **which)[[*RUN_COLUMNS]]
 
 
 def levels(
@@ -79,13 +79,8 @@ def levels(
     Raises:
         InputError, ExperimentError: as `runs`.
     """
-    table = Table(Level)
-    for run in _matching(experiment, **which):
-        if artifacts and CURVES in run.data.tags:
-            table.add_csv(run, "levels.csv")
-        else:
-            table.add_curves(run)
-    return table.frame()
+    found = _runs(experiment, **which)
+    return records_frame(found, _csv(found, "levels.csv") if artifacts else _curves(found), Level)
 
 
 def runs_and_levels(
@@ -96,11 +91,8 @@ def runs_and_levels(
     Raises:
         InputError, ExperimentError: as `runs`.
     """
-    rows, table = [], Table(Level)
-    for run in _matching(experiment, **which):
-        rows.append(run_row(run))
-        table.add_curves(run)
-    return runs_frame(rows), table.frame()
+    found = _runs(experiment, **which)
+    return found[[*RUN_COLUMNS]], records_frame(found, _curves(found), Level)
 
 
 def layers(experiment: Ids | None = None, **which: Unpack[Which]) -> pd.DataFrame:
@@ -108,11 +100,8 @@ def layers(experiment: Ids | None = None, **which: Unpack[Which]) -> pd.DataFram
 
     Arguments, the run's own columns and errors are those of `levels`.
     """
-    table = Table(Layer)
-    for run in _matching(experiment, **which):
-        if CURVES in run.data.tags:
-            table.add_csv(run, "layers.csv")
-    return table.frame()
+    found = _runs(experiment, **which)
+    return records_frame(found, _csv(found, "layers.csv"), Layer)
 
 
 def latencies(experiment: Ids | None = None, **which: Unpack[Which]) -> pd.DataFrame:
@@ -123,20 +112,22 @@ def latencies(experiment: Ids | None = None, **which: Unpack[Which]) -> pd.DataF
     `run_ids` may name either, and finds the benchmarks of a pruning run in every experiment.
     The other arguments and errors are those of `levels`.
     """
-    about = tuple(name for name in ABOUT if name not in ("form", "status"))
-    table = Table(Latency, (*about, "run_status", "pruning_run"))
-    pruned: dict[str, Mapping[str, Any]] = {}
-    for run in _benchmarks(experiment, **which):
-        timed = run.data.tags.get("pruneflow.pruning_run", "")
-        if timed not in pruned:
-            try:
-                pruned[timed] = run_row(MlflowClient().get_run(timed))
-            except MlflowException:
-                pruned[timed] = {}
-        about_it = {name: pruned[timed].get(name) for name in (*IDENTITY[1:], "base_run")}
-        about_it |= {"stage": _TIMES, "run_status": run.info.status}
-        table.add_csv(run, "latency.csv", about_it)
-    return _with_machines(table.frame())
+    found = runs_frame(_benchmarks(experiment, **which))
+    rows = _csv(found.assign(curves="there"), "latency.csv")
+    timed = runs_frame(filter(None, map(_found, found["pruning_run"].dropna().unique())))
+    theirs = [*IDENTITY[1:-1], "base_run"]  # all but the run's id and stage
+    found[theirs] = timed.set_index("run_id")[theirs].reindex(found["pruning_run"]).to_numpy()
+    found = found.astype(timed.dtypes[theirs].to_dict()).assign(run_status=found["status"])
+    about = [name for name in ABOUT if name not in ("form", "status")]
+    frame = records_frame(found, rows, Latency, (*about, "run_status", "pruning_run"))
+    return _with_machines(frame)
+
+
+def _found(run_id: str) -> MlflowRun | None:
+    try:
+        return MlflowClient().get_run(run_id)
+    except MlflowException:
+        return None
 
 
 def _with_machines(rows: pd.DataFrame) -> pd.DataFrame:
@@ -163,7 +154,46 @@ def environments(run_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
     return described
 
 
+# ------------------------------------------------------------------------------- reading records
+
+
+def _curves(runs: pd.DataFrame) -> dict[str, Mapping[str, Any] | None]:
+    """The columns of the levels that runs' tags of curves have, by run id."""
+    columns: dict[str, Mapping[str, Any] | None] = {}
+    for run_id, text in runs.dropna(subset="curves")[["run_id", "curves"]].itertuples(index=False):
+        try:
+            columns[run_id] = dict(json.loads(text))
+        except (ValueError, TypeError, RecursionError):  # of brackets in brackets
+            columns[run_id] = None
+    return columns
+
+
+def _csv(runs: pd.DataFrame, path: str) -> dict[str, Mapping[str, Any] | None]:
+    """The columns of an artifact, by run id, of the runs that have levels and that artifact."""
+    columns: dict[str, Mapping[str, Any] | None] = {}
+    for run_id in runs.dropna(subset="curves")["run_id"]:
+        try:
+            cells = tables.cells(reader.text_of(run_id, path))
+            columns[run_id] = {str(name): list(cells[name]) for name in cells}
+        except (*reader.FAILURES, ValueError):
+            if _holds(run_id, path):
+                columns[run_id] = None
+    return columns
+
+
+def _holds(run_id: str, path: str) -> bool:
+    """Whether a run has an artifact, or does not let itself be asked."""
+    try:
+        return path in {entry.path for entry in MlflowClient().list_artifacts(run_id)}
+    except reader.FAILURES:
+        return True
+
+
 # ---------------------------------------------------------------------------------- reading runs
+
+
+def _runs(experiment: Ids | None, **which: Unpack[Which]) -> pd.DataFrame:
+    return runs_frame(_matching(experiment, **which))
 
 
 def _matching(
