@@ -313,6 +313,19 @@ def test_an_outage_holds_up_no_training(store: str, monkeypatch: pytest.MonkeyPa
     assert sorted((m.step, m.value) for m in history) == [(n, n / 3) for n in range(1000)]
 
 
+def test_a_long_epoch_is_published_now_and_then(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(publish.time, "monotonic", lambda: now[0])
+    with open_run("finetune", CONFIG, name="n", tags={}) as one:
+        seen = outage(monkeypatch, set(), "set_tag", after=False)
+        for _ in range(100):  # batches, a second each
+            now[0] += 1.0
+            one.publish(every=30.0)
+        assert len(seen) == 3  # it is alive, others see
+
+
 def test_numbers_are_sent_in_few_requests(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with open_run("finetune", CONFIG, name="n", tags={}) as one:
         with monkeypatch.context() as patch:

@@ -102,13 +102,13 @@ def _number(value: object) -> int | None:
 
 
 @contextmanager
-def in_a_line() -> Iterator[None]:
-    """What a store raises outside of any run ends an experiment in one line."""
+def in_a_line(before: str = "") -> Iterator[None]:
+    """What a store raises outside of any run ends an experiment in one line, after `before`."""
     try:
         yield
     except (MlflowException, requests.RequestException) as error:
         what = "refuses" if is_refusal(error) else store.NO_ANSWER
-        raise ExperimentError(f"MLflow {what} ({in_short(error)})") from error
+        raise ExperimentError(f"{before}MLflow {what} ({in_short(error)})") from error
 
 
 def in_short(error: BaseException) -> str:

@@ -74,11 +74,9 @@ class Ended:
 class Run:
     """A run that is open. Everything is logged through it, by the names of the run contract."""
 
-    def __init__(
-        self, client: MlflowClient, run_id: str, experiment_id: str, records: Journal
-    ) -> None:
-        self.id = run_id
-        self.experiment_id = experiment_id
+    def __init__(self, client: MlflowClient, records: Journal) -> None:
+        self.id = records.owner.run_id
+        self.experiment_id = records.owner.experiment_id
         self._client = client
         self._journal = records
         self._publisher = Publisher(client, records)
@@ -179,9 +177,8 @@ class Run:
             sizes.append(checkpoints.save(place, checkpoint, tokenizer))
 
         self._write(path, make)
-        if level >= 2 and not journal.is_offline(
-            self._journal.folder
-        ):  # the one before is kept here too, in case this one should be damaged
+        # the one before is kept here too, in case this one should be damaged
+        if level >= 2 and not journal.is_offline(self._journal.folder):
             self._journal.forget(reader.checkpoint_path(level - 2))
         return sizes[0]
 
@@ -219,10 +216,8 @@ class Run:
         row = asdict(level)
         known = {k: row[field] for field, k in METRICS.items() if row[field] is not None}
         by_sparsity = {"by_sparsity/test_after": level.test_after}
-        metrics = (
-            *_metrics(known, level.level),
-            *_metrics(by_sparsity, round(1000 * level.sparsity)),
-        )
+        metrics = _metrics(known, level.level)
+        metrics += _metrics(by_sparsity, round(1000 * level.sparsity))
         self._journal.append(Entry(metrics=metrics, part=f"level {level.level}"))
 
     def record_latencies(
@@ -294,10 +289,7 @@ class Run:
 
     def save_training(self, level: int, snapshot: Snapshot) -> None:
         """Save where the training of a level stands; on this machine alone, until it is through."""
-
-        def make(place: Path) -> None:
-            checkpoints.save_training(place, snapshot)
-
+        make = functools.partial(checkpoints.save_training, snapshot=snapshot)
         journal.replace_whole(self._training(level), make)
 
     def saved_training(self, level: int) -> Snapshot | None:
@@ -316,12 +308,8 @@ class Run:
 
 
 def _metrics(values: Mapping[str, float], step: int) -> tuple[tuple[str, float, int, int], ...]:
-    now = _now()
+    now = int(time.time() * 1000)
     return tuple((key, float(value), now, step) for key, value in values.items())
-
-
-def _now() -> int:
-    return int(time.time() * 1000)
 
 
 def _copy(source: Path, place: Path) -> None:
@@ -355,23 +343,7 @@ def open_run(
         InputError: no journal can be kept, or another process has that run.
         ExperimentError: the experiment or MLflow gave up; the run says why.
     """
-    fail_soon()
-    client = MlflowClient()
-    handed_over = os.environ.pop("MLFLOW_RUN_ID", None) if experiment_id is None else None
-    try:
-        if handed_over is not None and interrupted is None:
-            theirs = client.get_run(handed_over)
-            writers.check_handed_over(theirs, tags.get("pruneflow.fingerprint", ""), stage)
-        run_id, experiment_id = writers.identify(
-            client, handed_over, interrupted, name, experiment_id
-        )
-        records = writers.take(client, run_id, experiment_id, name, stage)
-    except MlflowException as error:
-        reason = refusals.in_short(error)
-        if not refusals.is_refusal(error):
-            reason = f"MLflow {store.NO_ANSWER} ({reason})"
-        raise ExperimentError(f"no run can be made: {reason}") from error
-    run = Run(client, run_id, experiment_id, records)
+    run = _opened(stage, name, tags, experiment_id, interrupted)
     try:
         if interrupted is None:
             run.set_tags({"pruneflow.stage": stage, **tags})
@@ -388,10 +360,29 @@ def open_run(
         with _undisturbed():
             run._publisher.end("KILLED" if killed else "FAILED", f"{what}: {first_line(error)}")
         if isinstance(error, _ENDINGS):
-            raise ExperimentError(f"run {run_id} failed: {first_line(error)}") from error
+            raise ExperimentError(f"run {run.id} failed: {first_line(error)}") from error
         raise
     run._publisher.end("FINISHED")
     run._publisher.check()
+
+
+def _opened(
+    stage: str,
+    name: str,
+    tags: Mapping[str, str],
+    experiment_id: str | None,
+    interrupted: str | None,
+) -> Run:
+    """The run that was handed over, was interrupted, or a new one; nothing is logged yet."""
+    fail_soon()
+    client = MlflowClient()
+    handed_over = os.environ.pop("MLFLOW_RUN_ID", None) if experiment_id is None else None
+    with refusals.in_a_line("no run can be made: "):
+        if handed_over is not None and interrupted is None:
+            theirs = client.get_run(handed_over)
+            writers.check_handed_over(theirs, tags.get("pruneflow.fingerprint", ""), stage)
+        ids = writers.identify(client, handed_over, interrupted, name, experiment_id)
+        return Run(client, writers.take(client, *ids, name, stage))
 
 
 @contextmanager
