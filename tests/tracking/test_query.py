@@ -1,4 +1,4 @@
-"""Queries: which runs they find, what their columns are, and what they read again."""
+"""Queries: which runs they find, and what their columns are."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ import pruneflow
 from pruneflow import query
 from pruneflow.config import FinetuneConfig, resolve
 from pruneflow.errors import ExperimentError, InputError
+from pruneflow.tracking.frames import IDENTITY
 from pruneflow.tracking.latencies import Latency
 from pruneflow.tracking.levels import Layer, Level
-from pruneflow.tracking.query import IDENTITY
 from pruneflow.tracking.run import open_run
 
 
@@ -191,29 +191,6 @@ def test_a_study_whose_name_holds_a_quote_is_found(store: str) -> None:
     assert query.runs(study="it's")["run_id"].tolist() == [own]
 
 
-def test_the_store_is_asked_for_what_is_new_alone(
-    store: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("pruneflow.tracking.query._CLOCKS_AGREE", pd.Timedelta(0))
-    for seed in range(3):
-        prune(seed=seed)
-        time.sleep(0.05)  # so that no two end in the same millisecond
-    before = query.levels()
-    new = prune(seed=3)
-    given: list[str] = []
-    search = MlflowClient.search_runs
-
-    def counted(*args: Any, **named: Any) -> Any:
-        page = search(*args, **named)
-        given.extend(run.info.run_id for run in page)
-        return page
-
-    monkeypatch.setattr(MlflowClient, "search_runs", counted)
-    assert query.levels(previous=before)["seed"].unique().tolist() == [0, 1, 2, 3]
-    newest = before["run_id"].iloc[-1]  # ended in the very instant from which on is asked
-    assert set(given) == {newest, new}
-
-
 def test_a_store_in_trouble_is_not_blamed_on_the_filter(
     store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -221,63 +198,22 @@ def test_a_store_in_trouble_is_not_blamed_on_the_filter(
         raise MlflowException("no connection")
 
     monkeypatch.setattr(MlflowClient, "search_runs", gone)
-    with pytest.raises(ExperimentError, match="cannot be read: no connection"):
+    with pytest.raises(ExperimentError, match="does not answer, it cannot be read: no connection"):
         query.runs(filter_string="attributes.status = 'FINISHED'")
 
 
-def test_a_finished_run_that_joins_a_study_late_is_found(
-    store: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("pruneflow.tracking.query._CLOCKS_AGREE", pd.Timedelta(0))
-    late = prune(seed=1)
-    time.sleep(0.05)  # so that its end lies before all that is known
-    own = prune(study="a")
-    before = query.levels(study="a")
-    MlflowClient().set_tag(late, "pruneflow.study.a", "a")
-    assert query.levels(study="a", previous=before)["run_id"].unique().tolist() == [late, own]
-
-
-def test_the_oldest_run_comes_first_whatever_was_read_before(store: str) -> None:
+def test_the_oldest_run_comes_first(store: str) -> None:
     oldest = MlflowClient().create_run("0", tags={"pruneflow.stage": "prune_direct"}).info.run_id
     newer = prune()
-    before = query.runs()
-    MlflowClient().set_terminated(oldest)
-    assert query.runs(previous=before)["run_id"].tolist() == [oldest, newer]
+    assert query.runs()["run_id"].tolist() == [oldest, newer]
     assert query.runs(run_ids=[newer, oldest])["run_id"].tolist() == [oldest, newer]
 
 
 def test_every_page_is_read(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pruneflow.tracking.query.PAGE", 2)
+    monkeypatch.setattr("pruneflow.tracking.reader.PAGE", 2)
     made = [prune(seed=seed) for seed in range(5)]
     assert query.runs()["run_id"].tolist() == made
     assert query.levels()["run_id"].unique().tolist() == made
-
-
-def test_what_was_finished_is_not_read_again(store: str) -> None:
-    old = prune()
-    running = MlflowClient().create_run("0", tags={"pruneflow.stage": "prune_direct"})
-    before_runs, before = query.runs(), query.levels()
-    MlflowClient().set_tag(old, "pruneflow.curves", "no longer JSON")  # seen, if it were read
-    MlflowClient().set_tag(running.info.run_id, "pruneflow.curves", '{"level":[0,1]}')
-    MlflowClient().set_terminated(running.info.run_id)
-    new = prune(seed=1)
-    after = query.levels(previous=before)
-    assert after.groupby("run_id").size().to_dict() == {old: 3, running.info.run_id: 2, new: 3}
-    runs = query.runs(previous=before_runs)
-    assert runs.set_index("run_id")["status"].to_dict() == dict.fromkeys(
-        [old, running.info.run_id, new], "FINISHED"
-    )
-
-
-@pytest.mark.parametrize("name", ["runs", "levels", "layers", "latencies"])
-def test_what_another_function_gave_before_is_refused(store: str, name: str) -> None:
-    ask = getattr(query, name)
-    own = ask()
-    assert ask(previous=own.assign(mine=1)).columns[:3].tolist() == own.columns[:3].tolist()
-    other = query.levels() if name != "levels" else query.layers()
-    for wrong in (other, own[["run_id"]]):
-        with pytest.raises(InputError, match="previous lacks"):
-            ask(previous=wrong)
 
 
 def test_layers_are_read_from_their_artifact(store: str) -> None:
@@ -335,7 +271,6 @@ def test_latencies_say_what_was_timed(store: str) -> None:
         assert (row["run_id"], row["pruning_run"]) == (timed, pruned)
         assert (row["model"], row["seed"], row["stage"]) == ("resnet18", 2, "benchmark_latency")
         assert (row["p50_ms"], row["run_status"], row["status"]) == (5.0, "FINISHED", "ok")
-    assert query.latencies(previous=query.latencies()).shape[0] == 1
 
 
 def test_times_say_what_machine_they_are_of_and_old_ones_what_their_run_says(store: str) -> None:
@@ -408,4 +343,4 @@ def test_a_server_is_read_as_a_file_is(server: str) -> None:
     assert query.runs(study="a")["run_id"].tolist() == [run_id]
     assert query.levels()["test_after"].tolist() == [0.912346, 0.85, 0.7]
     assert query.levels(artifacts=True)["test_after"].tolist() == [0.912345678, 0.85, 0.7]
-    assert len(query.layers(previous=query.layers())) == 3
+    assert len(query.layers()) == 3

@@ -13,8 +13,8 @@ from records import LAYER, LEVELS
 
 from pruneflow.config import FinetuneConfig, resolve
 from pruneflow.errors import ExperimentError, InputError
-from pruneflow.tracking import run as tracking
 from pruneflow.tracking import store as stores
+from pruneflow.tracking import writers
 from pruneflow.tracking.checkpoints import Checkpoint
 from pruneflow.tracking.finished import load_checkpoint
 from pruneflow.tracking.run import open_run
@@ -170,5 +170,5 @@ def test_refusing_a_handed_over_run_that_is_not_there_raises_nothing(
     store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_RUN_ID", "deadbeef")
-    tracking.refuse_handed_over("a reason")
+    writers.refuse_handed_over("a reason")
     assert "MLFLOW_RUN_ID" not in os.environ

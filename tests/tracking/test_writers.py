@@ -17,9 +17,9 @@ import pruneflow
 from pruneflow.config import FinetuneConfig, resolve
 from pruneflow.errors import InputError
 from pruneflow.tracking import journal, resume, sync, writers
-from pruneflow.tracking.run import open_run, refuse_handed_over
+from pruneflow.tracking.run import open_run
 from pruneflow.tracking.store import check
-from pruneflow.tracking.writers import HEARTBEAT
+from pruneflow.tracking.writers import HEARTBEAT, refuse_handed_over
 
 CONFIG = resolve(FinetuneConfig, {"model": "resnet18"})
 TAGS = {"pruneflow.fingerprint": "f"}
@@ -31,7 +31,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from pruneflow.config import FinetuneConfig, resolve
 from pruneflow.errors import ExperimentError
-from pruneflow.tracking import delivery, run
+from pruneflow.tracking import publish, run
 
 def cut(name):
     method = getattr(MlflowClient, name)
@@ -43,8 +43,7 @@ def cut(name):
 
 for name in ("get_run", "set_tag", "log_batch", "log_artifact", "set_terminated", "update_run"):
     cut(name)
-delivery._LONGEST_PAUSE = 0.05
-delivery.HEARTBEAT_SECONDS = 0.5
+publish._PAUSE_SECONDS = 0.05
 config = resolve(FinetuneConfig, {"model": "resnet18"})
 try:
     with run.open_run("finetune", config, name="n", tags={"pruneflow.fingerprint": "f"}) as one:

@@ -124,11 +124,11 @@ def run(stage: str, parameters: Mapping[str, Any]) -> FinishedRun | None:
     import pandas as pd
 
     from pruneflow.stages.progress import Reporter
-    from pruneflow.tracking import delivery, store
+    from pruneflow.tracking import refusals, store
     from pruneflow.workloads.training import callers_state_kept
 
     store.check()
-    with callers_state_kept(), Reporter() as reporter, delivery.in_a_line():
+    with callers_state_kept(), Reporter() as reporter, refusals.in_a_line():
         done = STAGES[stage].start(config, reporter)
         for one in done:
             reporter.say(f"run {one.id} finished: {one.address}")

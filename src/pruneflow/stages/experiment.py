@@ -28,6 +28,7 @@ from pruneflow.workloads.training import Epoch, Machine, Recipe, Samples
 # than this share of the time.
 SAVE_SECONDS = 20.0
 _SAVE_SHARE = 0.005
+ALIVE_SECONDS = 60.0  # a run is published at least as often, so that it is seen to go on
 
 C = TypeVar("C", bound=Settings)
 D = TypeVar("D", bound=Settings)
@@ -111,6 +112,12 @@ class Experiment(Generic[C]):
 
         It is saved after the caller has done with an epoch, so that an interruption costs minutes.
         """
+
+        def progress(epoch: int, share: float, loss: float) -> None:
+            run.publish(every=ALIVE_SECONDS)
+            if on_progress is not None:
+                on_progress(epoch, share, loss)
+
         saved, pause = time.monotonic(), SAVE_SECONDS
         for epoch in training.fit(
             model,
@@ -118,7 +125,7 @@ class Experiment(Generic[C]):
             self.recipe(epochs, level=level),
             self.machine,
             after_step=after_step,
-            on_progress=on_progress,
+            on_progress=progress,
             since=run.saved_training(level),
         ):
             yield epoch

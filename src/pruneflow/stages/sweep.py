@@ -33,18 +33,20 @@ from pruneflow.config import (
 )
 from pruneflow.errors import ExperimentError, InputError, first_line, user_path
 from pruneflow.stages import benchmark, study
-from pruneflow.stages.experiment import cores
+from pruneflow.stages.experiment import ALIVE_SECONDS, cores
 from pruneflow.stages.progress import Reporter
 from pruneflow.stages.study import Configuration
-from pruneflow.tracking import finished, journal, resume, store, sync
-from pruneflow.tracking.delivery import in_short, is_refusal
+from pruneflow.tracking import finished, journal, resume, store
 from pruneflow.tracking.fingerprints import (
     benchmark_fingerprint,
     fingerprint,
     workload_fingerprint,
 )
-from pruneflow.tracking.levels import to_csv
-from pruneflow.tracking.run import Ended, Run, dismiss, end_deserted, hand_over, open_run
+from pruneflow.tracking.publish import publish_folder
+from pruneflow.tracking.refusals import in_short, is_refusal
+from pruneflow.tracking.run import Ended, Run, open_run
+from pruneflow.tracking.tables import to_csv
+from pruneflow.tracking.writers import dismiss, end_deserted, hand_over
 from pruneflow.workloads import datasets
 from pruneflow.workloads.training import Machine
 
@@ -327,7 +329,7 @@ def _run_all(
     say = children.reporter.say
     waiting = [job for job in jobs if job.state == "to do"]
     total, started = len(waiting), 0
-    running: dict[Future[None], Job] = {}
+    running: dict[Future[str], Job] = {}
     with ThreadPoolExecutor(config.workers) as pool, _ended_with(children):
         while waiting or running:
             for job in list(waiting):
@@ -341,12 +343,15 @@ def _run_all(
                     started += 1
                     say(f"  [{started}/{total}] {job.stage} {job.name} {_told(job)}")
                     running[pool.submit(_run_one, job, config, run, children)] = job
-            done, _ = wait(running, return_when=FIRST_COMPLETED)
+            done, _ = wait(running, ALIVE_SECONDS, return_when=FIRST_COMPLETED)
+            run.publish(every=ALIVE_SECONDS)
             for future in done:
                 job = running.pop(future)
                 problem = future.exception()
                 if problem is not None:
                     job.state, job.failure = "failed", first_line(problem)
+                elif job.run_id and future.result():
+                    run.log_text(f"logs/{job.name}-{job.run_id[:8]}.txt", future.result())
                 say(f"    {job.name}: {_ended(job)}")
                 yield job
 
@@ -361,19 +366,22 @@ def _ended_with(children: Children) -> Iterator[None]:
         raise
 
 
-def _run_one(job: Job, config: SweepConfig, run: Run, children: Children) -> None:
-    """Run a job in a process of its own, to its end; again where that found no store."""
+def _run_one(job: Job, config: SweepConfig, run: Run, children: Children) -> str:
+    """Run a job in a process of its own, to its end; again where that found no store.
+
+    Returns:
+        What its process printed; nothing if the run was finished already.
+    """
     start = time.monotonic()
     for _ in range(_TRIES):
         children.patiently(lambda: _hand_over(job, config, run))
         if job.state == "finished":
-            return
+            return ""
         code, lines = _process(job, run, children)
         last = (lines.strip().splitlines() or [""])[-1]
         if code == 0 or store.NO_ANSWER not in last:
             break
     job.seconds = time.monotonic() - start
-    run.log_text(f"logs/{job.name}-{job.run_id[:8]}.txt", lines)
     try:
         if code != 0:
             end_deserted(job.run_id, f"its process ended with code {code}: {last}")
@@ -384,13 +392,14 @@ def _run_one(job: Job, config: SweepConfig, run: Run, children: Children) -> Non
         if is_refusal(error):
             raise
         status, job.failure = "", last
-    owed = journal.owed(job.run_id)
+    owed = journal.unsent_metrics(job.run_id)
     if owed is not None:
         job.metrics = owed
     if code == 0 and (status in ("", "FINISHED") or owed is not None):
         job.state, job.failure, job.unsent = "finished", "", owed is not None
     else:
         job.state = "failed"
+    return lines
 
 
 def _hand_over(job: Job, config: SweepConfig, run: Run) -> None:
@@ -417,7 +426,7 @@ def _hand_over(job: Job, config: SweepConfig, run: Run) -> None:
 def _send(job: Job) -> None:
     """Send what a job's process could not."""
     if job.unsent:
-        sync.send_journal(journal.folder_of(job.run_id))
+        publish_folder(journal.folder_of(job.run_id))
         job.unsent = False
 
 

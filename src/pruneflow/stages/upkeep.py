@@ -21,19 +21,20 @@ def send(folders: Sequence[Path]) -> None:
         raise InputError("PRUNEFLOW_OFFLINE is set: unset it, and name the store to send to")
     found = sync.journals(folders)
     store.check()
-    left = 0
+    left = sent = 0
     with Reporter() as reporter:
         for one in sync.send_all(found):
             name = f"{one.owner.name} ({one.owner.run_id})"
-            reporter.say(f"{name}: {one.entries} records sent{'; ' * bool(one.reason)}{one.reason}")
+            reporter.say(f"{name}: {one.reason or f'{one.entries} records sent'}")
+            sent += 1
             left += bool(one.reason)
         for name, copy in [] if folders else offline.copy_runs():
             reporter.say(f"{name}, made offline: run {copy}")
-            found.append(Path(copy))
-        if not found:
+            sent += 1
+        if not sent:
             reporter.say("there is nothing to send")
     if left:
-        raise ExperimentError(f"{left} of {len(found)} journals were not sent, or not to the end")
+        raise ExperimentError(f"{left} of {sent} journals were not sent, or not to the end")
 
 
 def examine() -> None:

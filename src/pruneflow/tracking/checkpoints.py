@@ -1,4 +1,4 @@
-"""Checkpoints: `model.safetensors`, `structure.json` and their checksums in a folder. No pickle.
+"""Checkpoints: `model.safetensors` and `structure.json` in a folder. No pickle.
 
 A tensor that masks have pruned is stored as the values that are kept and one bit an entry that
 says where they go (`<name>.kept`), so that a checkpoint's size falls with its sparsity; every
@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -30,7 +30,7 @@ from pruneflow.workloads import models
 from pruneflow.workloads.training import Snapshot
 
 FORMAT = 1
-SUMS = "SHA256SUMS"  # of its files, as `sha256sum -c` reads it
+_TENSORS = "tensors"  # of a file's metadata: the hash of which tensors it holds
 _BITS = ".kept"
 # What building a checkpoint's model may take: a multiple of what is stored, and at least the
 # largest of torchvision's.
@@ -51,14 +51,6 @@ class Checkpoint:
     structure: Mapping[str, Any]
     state: Mapping[str, Tensor]
     masks: Mapping[str, Tensor]
-
-    def copy(self) -> Checkpoint:
-        """The same, on the CPU, in memory of its own: it stays as it is while training goes on."""
-        tied = _tied(self)
-        state = {name: _copy(value) for name, value in self.state.items() if name not in tied}
-        state |= {name: state[other] for name, other in tied.items()}
-        masks = {name: _copy(mask) for name, mask in self.masks.items()}
-        return Checkpoint(self.structure, state, masks)
 
 
 def save(folder: Path, checkpoint: Checkpoint, tokenizer: Any = None) -> int:
@@ -103,7 +95,6 @@ def save(folder: Path, checkpoint: Checkpoint, tokenizer: Any = None) -> int:
     (folder / "structure.json").write_text(json.dumps(described, indent=1), "utf-8")
     if tokenizer is not None:
         tokenizer.save_pretrained(folder / "tokenizer")
-    _sum_up(folder)
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
@@ -131,44 +122,24 @@ def _kept(tensor: Tensor, mask: Tensor) -> Tensor:
 def save_training(folder: Path, snapshot: Snapshot) -> None:
     """Write where a training stands, into a new folder."""
     folder.mkdir()
-    tensors = {name: _copy(tensor) for name, tensor in snapshot.tensors.items()}
+    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in snapshot.tensors.items()}
     _save(tensors, folder / "training.safetensors")
     values = {"epoch": snapshot.epoch, "seconds": snapshot.seconds, "values": snapshot.values}
     (folder / "training.json").write_text(json.dumps(values), "utf-8")
-    _sum_up(folder)
 
 
 def load_training(folder: Path) -> Snapshot:
     """Where a training stood when it was saved.
 
     Raises:
-        InputError: files that are torn, altered or none of these.
+        InputError: files that are torn or none of these.
     """
-    verify(folder)
     try:
         values = json.loads((folder / "training.json").read_text("utf-8"))
-        tensors = load_file(folder / "training.safetensors")
+        tensors = _load(folder / "training.safetensors")
         return Snapshot(values["epoch"], values["seconds"], tensors, values["values"])
     except (OSError, SafetensorError, LookupError, TypeError, ValueError) as error:
         raise InputError(f"{folder} cannot be read: {first_line(error)}") from None
-
-
-def verify(folder: Path) -> None:
-    """See that the files of a checkpoint are as they were written, by their checksums.
-
-    Raises:
-        InputError: one is torn, altered or missing, or there are no checksums.
-    """
-    try:
-        lines = (folder / SUMS).read_text("utf-8").splitlines()
-        written = {name: sum_ for sum_, name in (line.split("  ", 1) for line in lines)}
-        found = {str(p.relative_to(folder)): _sha256(p) for p in _files(folder) if p.name != SUMS}
-    except (OSError, ValueError) as error:
-        raise InputError(f"{SUMS} in {folder} cannot be read: {first_line(error)}") from None
-    if odd := sorted(written.items() ^ found.items()):
-        raise InputError(f"{odd[0][0]} in {folder} is damaged: it is not as it was written")
-    if not found:
-        raise InputError(f"{folder} is empty")
 
 
 def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -178,29 +149,29 @@ def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
         OSError: it cannot be, for want of space, say.
     """
     try:
-        save_file(dict(tensors), path)
+        save_file(dict(tensors), path, metadata={_TENSORS: _hash_of_header(tensors)})
     except SafetensorError as error:  # which hides what the system said
         raise OSError(first_line(error)) from None
 
 
-def _copy(tensor: Tensor) -> Tensor:
-    """A contiguous copy on the CPU."""
-    return torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor.detach())
+def _load(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file.
+
+    Raises:
+        ValueError, SafetensorError, OSError: it is torn, or its header altered.
+    """
+    with safe_open(path, framework="pt") as file:
+        written = (file.metadata() or {}).get(_TENSORS)  # the version before wrote none
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if written not in (None, _hash_of_header(tensors)):
+        raise ValueError(f"the header of {path.name} is damaged")
+    return tensors
 
 
-def _sum_up(folder: Path) -> None:
-    sums = {str(path.relative_to(folder)): _sha256(path) for path in _files(folder)}
-    text = "".join(f"{sums[name]}  {name}\n" for name in sorted(sums))
-    (folder / SUMS).write_text(text, "utf-8")
-
-
-def _files(folder: Path) -> list[Path]:
-    return [path for path in folder.rglob("*") if path.is_file()]
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _hash_of_header(tensors: Mapping[str, Tensor]) -> str:
+    """Hash of the names, types and shapes of tensors: what a file's header says of them."""
+    entries = sorted((name, str(t.dtype), list(t.shape)) for name, t in tensors.items())
+    return hashlib.sha256(json.dumps(entries).encode()).hexdigest()
 
 
 def restore(checkpoint: Checkpoint) -> nn.Module:
@@ -281,7 +252,7 @@ def load(folder: Path) -> Checkpoint:
     """
     try:
         structure = json.loads((folder / "structure.json").read_text("utf-8"))
-        stored = load_file(folder / "model.safetensors")
+        stored = _load(folder / "model.safetensors")
         if structure.pop("format") != FORMAT:
             raise InputError(f"the checkpoint in {folder} has an unknown format")
         packed: dict[str, list[int]] = structure.pop("packed")

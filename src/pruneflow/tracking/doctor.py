@@ -10,19 +10,18 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from mlflow.entities import Run as MlflowRun
-from mlflow.entities import ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from packaging.requirements import Requirement
 
 from pruneflow.errors import InputError, first_line
-from pruneflow.tracking import journal, offline, resume, store, writers
-from pruneflow.tracking.run import CONTINUED_IN, current_experiment
+from pruneflow.tracking import journal, offline, reader, resume, store, writers
+from pruneflow.tracking.store import current_experiment
 
 FINE, ODD, WRONG = "fine", "odd", "wrong"
 _LITTLE_SPACE = 2 * 2**30  # bytes; a checkpoint of VGG16 takes half a GiB
 _OLD_STORE = "mlruns"  # folder of MLflow's file store, which it no longer writes to
-_SILENT_SECONDS = 600.0  # after which a run that never had a heartbeat counts as deserted
+_SILENT_SECONDS = 900.0  # after which a run that never had a heartbeat counts as deserted
 
 
 @dataclass(frozen=True)
@@ -148,8 +147,7 @@ def _artifacts(client: MlflowClient) -> Iterator[Finding]:
 
 def _ghosts(client: MlflowClient) -> Iterator[Finding]:
     """Runs that say RUNNING and are not: they are marked as KILLED."""
-    experiments = [one.experiment_id for one in client.search_experiments(ViewType.ACTIVE_ONLY)]
-    running = list(offline.all_runs(client, experiments, "attributes.status = 'RUNNING'"))
+    running = list(reader.runs(None, "attributes.status = 'RUNNING'"))
     alive = 0
     for run in running:
         silence = _silence(run)
@@ -167,12 +165,6 @@ def _ghosts(client: MlflowClient) -> Iterator[Finding]:
         )
     if alive:
         yield Finding(FINE, f"{alive} runs are running")
-    empty = f"attributes.status = 'FINISHED' and tags.`{CONTINUED_IN}` LIKE '%'"
-    for run in offline.all_runs(client, experiments, empty):
-        client.delete_run(run.info.run_id)
-        yield Finding(
-            FINE, f"run {run.info.run_id} was empty, another one stands for it: it is deleted now"
-        )
 
 
 def _silence(run: MlflowRun) -> str | None:
@@ -203,7 +195,7 @@ def _journals() -> Iterator[Finding]:
         except InputError as error:
             yield Finding(WRONG, str(error), "look at it, and delete it if it is of no use")
             continue
-        owed, status, owner = len(own.pending()), own.last_status, own.owner
+        owed, status, owner = len(own.pending()), own.status, own.owner
         own.close(remove=False)
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         of = f"run {owner.run_id} ({owner.name}) of {owner.store}"

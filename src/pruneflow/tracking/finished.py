@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-import csv
 import json
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import mlflow
 from mlflow.entities import Run as MlflowRun
-from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from pruneflow.config import Settings
-from pruneflow.errors import ExperimentError, InputError, first_line
-from pruneflow.tracking import checkpoints, store
-from pruneflow.tracking.delivery import in_short, is_refusal
-from pruneflow.tracking.run import CONTINUED_IN, checkpoint_path, current_experiment, shown
-
-EVERY = 2**31 - 1  # runs, more than any store has
-_MISSING = "RESOURCE_DOES_NOT_EXIST"
+from pruneflow.errors import InputError, first_line
+from pruneflow.tracking import checkpoints, reader, tables
+from pruneflow.tracking.levels import Level
+from pruneflow.tracking.reader import FINISHED, checkpoint_path
+from pruneflow.tracking.store import current_experiment, shown
+from pruneflow.tracking.writers import CONTINUED_IN
 
 
 def find_base(fingerprint: str) -> str | None:
     """Id of the newest finished finetune run of a fingerprint, anywhere in the store."""
-    return _newest_base([f"tags.`pruneflow.fingerprint` = '{fingerprint}'"])
+    return _newest(None, _BASES, f"tags.`pruneflow.fingerprint` = '{fingerprint}'")
 
 
 def newest_base(workload: str, settings: Mapping[str, object]) -> str | None:
@@ -37,24 +32,17 @@ def newest_base(workload: str, settings: Mapping[str, object]) -> str | None:
         workload: its `workload_fingerprint`.
         settings: values of its configuration that it has to have.
     """
-    return _newest_base(
-        [
-            f"tags.`pruneflow.workload` = '{workload}'",
-            *(f"params.`cfg/{name}` = '{shown(value)}'" for name, value in settings.items()),
-        ]
-    )
+    values = [f"params.`cfg/{name}` = '{shown(value)}'" for name, value in settings.items()]
+    return _newest(None, _BASES, f"tags.`pruneflow.workload` = '{workload}'", *values)
 
 
-def _newest_base(fitting: list[str]) -> str | None:
-    conditions = ["attributes.status = 'FINISHED'", "tags.`pruneflow.stage` = 'finetune'", *fitting]
-    found = mlflow.search_runs(
-        filter_string=" and ".join(conditions),
-        order_by=["start_time DESC"],
-        max_results=1,
-        search_all_experiments=True,
-        output_format="list",
-    )
-    return str(found[0].info.run_id) if found else None
+_BASES = "tags.`pruneflow.stage` = 'finetune'"
+
+
+def _newest(experiments: list[str] | None, *conditions: str) -> str | None:
+    """Id of the newest finished run that meets conditions."""
+    found = next(reader.runs(experiments, FINISHED, *conditions, newest_first=True, page=1), None)
+    return None if found is None else str(found.info.run_id)
 
 
 def base_weights(run_id: str) -> str:
@@ -121,7 +109,7 @@ def _finetune_run(run_id: str) -> MlflowRun:
         InputError: there is none of this id.
     """
     wanted = "a finished finetune run, newest, or nothing to have one found or made"
-    run = _run(run_id, "base_run", wanted)
+    run = reader.run(run_id, "base_run", f"the id of {wanted}")
     stage = run.data.tags.get("pruneflow.stage")
     if stage != "finetune":
         raise InputError(
@@ -130,34 +118,6 @@ def _finetune_run(run_id: str) -> MlflowRun:
     if run.info.status != "FINISHED":
         raise InputError(f"base_run={run_id!r} did not finish: its status is {run.info.status}")
     return run
-
-
-def _run(run_id: str, parameter: str, wanted: str) -> MlflowRun:
-    """A run by its id.
-
-    Raises:
-        InputError: there is none.
-    """
-    try:
-        return MlflowClient().get_run(run_id)
-    except MlflowException as error:
-        reason = first_line(error)
-        if error.error_code == _MISSING:
-            reason = f"does not exist in {store.without_credentials(store.uri())}"
-        raise _refusing(
-            error, f"{parameter}={run_id!r} {reason}: pass the id of {wanted}"
-        ) from None
-
-
-# What reading a run raises: MLflow itself, a disk, a driver that is not there
-_READING = (MlflowException, OSError, ImportError)
-
-
-def _refusing(error: Exception, text: str) -> InputError | ExperimentError:
-    """What is said of a run that cannot be read: of an outage that it is one."""
-    if isinstance(error, _READING) and not is_refusal(error):
-        return ExperimentError(f"MLflow {store.NO_ANSWER} ({in_short(error)})")
-    return InputError(text)
 
 
 @dataclass(frozen=True)
@@ -185,11 +145,8 @@ _OF_PRUNING = "tags.`pruneflow.stage` LIKE 'prune_%'"
 
 def newest_pruning_run(model: str | None) -> str | None:
     """Id of the newest finished pruning run of MLflow's current experiment, of a model or any."""
-    conditions = ["attributes.status = 'FINISHED'", _OF_PRUNING]
-    if model is not None:
-        conditions.append(f"params.`cfg/model` = '{_quoted(model)}'")
-    found = _search(conditions, most=1)
-    return str(found[0].info.run_id) if found else None
+    of_model = "" if model is None else f"params.`cfg/model` = '{_quoted(model)}'"
+    return _newest([current_experiment()], _OF_PRUNING, of_model)
 
 
 def pruning_runs_of(study: str) -> list[str]:
@@ -198,10 +155,9 @@ def pruning_runs_of(study: str) -> list[str]:
     Raises:
         InputError: there are none.
     """
-    conditions = ["attributes.status = 'FINISHED'", _OF_PRUNING]
-    own = f"tags.`pruneflow.study` = '{_quoted(study)}'"
+    tagged = f"tags.`pruneflow.study` = '{_quoted(study)}'"
     shared = f"tags.`pruneflow.study.{_quoted(study)}` LIKE '%'"
-    runs = {run.info.run_id: run for one in (own, shared) for run in _search([*conditions, one])}
+    runs = {run.info.run_id: run for of in (tagged, shared) for run in _finished(_OF_PRUNING, of)}
     if not runs:
         raise InputError(
             f"study={study!r} has no finished pruning runs in the current experiment: run it "
@@ -217,43 +173,31 @@ def open_pruning_run(run_id: str) -> PruningRun:
         InputError: a run that does not exist, is no pruning run, did not finish or has lost its
             tables.
     """
-    run = _run(run_id, "run", "a finished pruning run, or nothing for the newest")
+    run = reader.run(run_id, "run", "the id of a finished pruning run, or nothing for the newest")
     stage = run.data.tags.get("pruneflow.stage", "one of something else")
     if not stage.startswith("prune_"):
         raise InputError(f"run={run_id!r} is not a pruning run but {stage}")
     if run.info.status != "FINISHED":
         raise InputError(f"run={run_id!r} did not finish: its status is {run.info.status}")
-    with tempfile.TemporaryDirectory(prefix="pruneflow-") as folder:
-        client = MlflowClient()
-        try:
-            config = json.loads(_read(client, run_id, "config.json", folder))
-            rows = list(csv.DictReader(_read(client, run_id, "levels.csv", folder).splitlines()))
-            left = {int(row["level"]): float(row["params_left"]) for row in rows}
-        except (*_READING, LookupError, ValueError) as error:
-            raise _refusing(
-                error,
-                f"run={run_id!r} has lost its config.json or levels.csv ({first_line(error)}): "
-                "pass another one",
-            ) from None
+    try:
+        config = json.loads(reader.text_of(run_id, "config.json"))
+        levels = tables.from_csv(reader.text_of(run_id, "levels.csv"), Level)
+    except (*reader.FAILURES, ValueError) as error:
+        raise reader.refused(
+            error,
+            f"run={run_id!r} has lost its config.json or levels.csv ({first_line(error)}): "
+            "pass another one",
+        ) from None
+    left = {level.level: level.params_left for level in levels}
     name, fingerprint = run.info.run_name, run.data.tags.get("pruneflow.fingerprint", "")
     study = run.data.tags.get("pruneflow.study")
     return PruningRun(run_id, name, config, left, fingerprint, study)
 
 
-def _read(client: MlflowClient, run_id: str, path: str, folder: str) -> str:
-    return Path(client.download_artifacts(run_id, path, folder)).read_text("utf-8")
-
-
-def _search(conditions: list[str], *, most: int = EVERY) -> list[MlflowRun]:
-    """Runs of MLflow's current experiment, the newest first."""
-    found: list[MlflowRun] = mlflow.search_runs(
-        [current_experiment()],
-        filter_string=" and ".join(conditions),
-        order_by=["start_time DESC"],
-        max_results=most,
-        output_format="list",
-    )
-    return found
+def _finished(*conditions: str, newest_first: bool = False) -> Iterator[MlflowRun]:
+    """The finished runs of MLflow's current experiment that meet conditions."""
+    experiment = current_experiment()
+    return reader.runs([experiment], FINISHED, *conditions, newest_first=newest_first)
 
 
 def _quoted(text: str) -> str:
@@ -274,8 +218,8 @@ def by_fingerprint(study: str) -> dict[str, str]:
     Of runs with the same one, that of the study is given, else the newest.
     """
     found: dict[str, str] = {}
-    finished = _search(["attributes.status = 'FINISHED'"])
-    for run in sorted(finished, key=lambda run: in_study(run.data.tags, study), reverse=True):
+    newest_first = _finished(newest_first=True)
+    for run in sorted(newest_first, key=lambda run: in_study(run.data.tags, study), reverse=True):
         found.setdefault(run.data.tags.get("pruneflow.fingerprint", ""), str(run.info.run_id))
     return found
 
@@ -328,8 +272,8 @@ def check_checkpoint(run_id: str, level: int) -> None:
     path = checkpoint_path(level)
     try:
         there = {Path(f.path).name for f in MlflowClient().list_artifacts(run_id, path)}
-    except _READING as error:
-        raise _refusing(error, _no_checkpoint(run_id, level, first_line(error))) from None
+    except reader.FAILURES as error:
+        raise reader.refused(error, _no_checkpoint(run_id, level, first_line(error))) from None
     if not {"model.safetensors", "structure.json"} <= there:
         raise InputError(_no_checkpoint(run_id, level, "its files are not there"))
 
@@ -347,16 +291,15 @@ def load_structure(run_id: str) -> Mapping[str, Any]:
     Raises:
         InputError: it cannot be read.
     """
-    with tempfile.TemporaryDirectory(prefix="pruneflow-") as folder:
-        try:
-            text = _read(MlflowClient(), run_id, f"{checkpoint_path(0)}/structure.json", folder)
-            structure: Mapping[str, Any] = json.loads(text)
-        except (*_READING, ValueError) as error:
-            raise _refusing(
-                error,
-                f"run {run_id} has no readable structure.json of level 0 ({first_line(error)}): "
-                "delete that run, or pass another one",
-            ) from None
+    try:
+        path = f"{checkpoint_path(0)}/structure.json"
+        structure: Mapping[str, Any] = json.loads(reader.text_of(run_id, path))
+    except (*reader.FAILURES, ValueError) as error:
+        raise reader.refused(
+            error,
+            f"run {run_id} has no readable structure.json of level 0 ({first_line(error)}): "
+            "delete that run, or pass another one",
+        ) from None
     return structure
 
 
@@ -366,10 +309,8 @@ def load_checkpoint(run_id: str, level: int) -> checkpoints.Checkpoint:
     Raises:
         InputError: the run has no such checkpoint, or it cannot be read.
     """
-    path = checkpoint_path(level)
-    with tempfile.TemporaryDirectory(prefix="pruneflow-") as folder:
-        try:
-            local = MlflowClient().download_artifacts(run_id, path, folder)
-        except _READING as error:
-            raise _refusing(error, _no_checkpoint(run_id, level, first_line(error))) from None
-        return checkpoints.load(Path(local))
+    try:
+        with reader.artifact(run_id, checkpoint_path(level)) as folder:
+            return checkpoints.load(folder)
+    except reader.FAILURES as error:
+        raise reader.refused(error, _no_checkpoint(run_id, level, first_line(error))) from None

@@ -1,11 +1,12 @@
-"""The journal of a run: what it logs, safe on this machine's disk before MLflow has it.
+"""The folder of a run on this machine: what it records, safe on the disk before MLflow has it.
 
-A folder for each run, under PRUNEFLOW_STATE or the user's own state folder:
+A folder for each run, under PRUNEFLOW_STATE or the user's state folder:
 
-    run.json       whose journal it is
+    run.json       whose folder it is
     journal.jsonl  an entry a line, in the order in which MLflow is to have them
-    sent           number of the last one that MLflow has acknowledged
-    artifacts/     files, by the path they have in MLflow
+    sent           number of the last one that MLflow has; `copied`: of a run made offline, where
+                   it was published to
+    artifacts/     files of the run contract, by the path they have in MLflow
     training/      where the training of a level stood when it was last saved, until it is through
     lock           held by the process that has the run
 """
@@ -16,7 +17,6 @@ import json
 import os
 import shutil
 import socket
-import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -35,19 +35,17 @@ class Entry:
 
     Attributes:
         metrics: key, value, time (ms since 1970) and step of each.
-        params, tags: by name.
-        untag: names of tags to take away.
+        params, tags: by name; a tag that is None is taken away.
         inputs: a data set: name, digest, source_type, source, profile.
         artifact: path of a file or folder under `artifacts/`.
         status: that the run has from here on.
         time: when it ended, ms since 1970; None where it did not.
-        part: what of the run this completes ("level 3"), if anything; never told twice.
+        part: what of the run this completes ("level 3"), if anything; it is recorded once.
     """
 
     metrics: tuple[tuple[str, float, int, int], ...] = ()
     params: Mapping[str, str] = field(default_factory=dict)
-    tags: Mapping[str, str] = field(default_factory=dict)
-    untag: tuple[str, ...] = ()
+    tags: Mapping[str, str | None] = field(default_factory=dict)
     inputs: Mapping[str, str] | None = None
     artifact: str | None = None
     status: str | None = None
@@ -78,12 +76,12 @@ class Owner:
 
 
 def state_folder() -> Path:
-    """Where journals are kept: PRUNEFLOW_STATE, or the user's state folder."""
+    """Where the folders of runs are: PRUNEFLOW_STATE, or the user's state folder."""
     folder = os.environ.get("PRUNEFLOW_STATE") or user_state_path("pruneflow")
     return Path(folder).expanduser()
 
 
-def own_folder() -> Path:
+def made_state_folder() -> Path:
     """The state folder, made if it is not there.
 
     Raises:
@@ -98,6 +96,16 @@ def own_folder() -> Path:
             "PRUNEFLOW_STATE to a folder that can be written to"
         ) from None
     return folder
+
+
+def offline_uri() -> str:
+    """The tracking URI of the store for runs made offline."""
+    return f"sqlite:///{state_folder() / 'offline' / 'mlflow.db'}"
+
+
+def is_offline(folder: Path) -> bool:
+    """Whether a folder's run was made offline, and is yet to be published elsewhere."""
+    return owner_of(folder).store == offline_uri()
 
 
 def folder_of(run_id: str) -> Path:
@@ -130,13 +138,17 @@ def is_held(folder: Path) -> bool:
 class Journal:
     """A journal that is open: no other process can open it until this one closes it or ends.
 
+    Args:
+        folder: of the run.
+        sent: name of the file that says how much a store has: its own, or one of copies.
+
     Raises:
         InputError: a folder that cannot be written to, is no journal, or is open elsewhere.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, sent: str = "sent") -> None:
         self.folder = folder
-        self._news = threading.Condition()
+        self._sent_file = folder / sent
         self._lock = FileLock(folder / "lock", thread_local=False)
         try:
             self._lock.acquire(timeout=0)
@@ -144,7 +156,7 @@ class Journal:
             self._file = (folder / "journal.jsonl").open("a", encoding="utf-8")
         except Timeout:
             raise InputError(f"the journal {folder} is open in another process") from None
-        self.sent = _number(folder / "sent")
+        self.sent = _number(self._sent_file)
         self._last = max([self.sent, *(number for number, _ in self._entries)])
         self._parts = {entry.part for _, entry in self._entries}
 
@@ -154,11 +166,11 @@ class Journal:
         folder = folder_of(owner.run_id)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            own = cls(folder)
+            opened = cls(folder)
             if not writer_of(folder):
                 owner = replace(owner, writer=f"{this_host()} {uuid.uuid4().hex}")
                 write(folder / "run.json", json.dumps(asdict(owner), indent=1).encode())
-            return own
+            return opened
         except OSError as error:
             raise InputError(
                 f"the run's journal cannot be kept in {folder} ({first_line(error)}): set "
@@ -178,26 +190,25 @@ class Journal:
         """The entries that are whole, and their numbers; torn and altered ones are left out."""
         path = self.folder / "journal.jsonl"
         data = path.read_bytes() if path.exists() else b""
-        known = {one.name for one in fields(Entry)}
+        known = {field.name for field in fields(Entry)}
         for line in data.split(b"\n"):
             try:
                 values = json.loads(line)
                 values["metrics"] = tuple(tuple(m) for m in values.get("metrics", ()))
-                values["untag"] = tuple(values.get("untag", ()))
                 entry = Entry(**{name: values[name] for name in known & values.keys()})
                 yield int(values["n"]), entry
             except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
                 continue
 
-    def tells(self, part: str) -> bool:
+    def has(self, part: str) -> bool:
         """Whether a part of the run is in the journal already."""
         return part in self._parts
 
     @property
-    def last_status(self) -> str | None:
-        """The status that the run was last given; None if it was given none."""
+    def status(self) -> str:
+        """The status that the run was last given; RUNNING if it was given none."""
         given = [entry.status for _, entry in self._entries if entry.status is not None]
-        return given[-1] if given else None
+        return given[-1] if given else "RUNNING"
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -205,7 +216,7 @@ class Journal:
         return {m[0]: m[1] for _, entry in self._entries for m in entry.metrics}
 
     def append(self, entry: Entry) -> None:
-        """Write an entry down; it is on the disk when this returns. A part told before is not.
+        """Write an entry down; it is on the disk when this returns. A part is recorded once.
 
         Raises:
             OSError: a full disk.
@@ -213,17 +224,15 @@ class Journal:
         if entry.part is not None and entry.part in self._parts:
             return
         plain = Entry()
-        said = {k: v for k, v in asdict(entry).items() if v != getattr(plain, k)}
-        with self._news:
-            # remembered first: a signal or a full disk that stops the writing stops no sending
-            self._last += 1
-            self._entries.append((self._last, entry))
-            self._parts.add(entry.part)
-            self._news.notify_all()
-            # on a line of its own, whatever an earlier one has left
-            self._file.write("\n" + json.dumps({"n": self._last} | said) + "\n")
-            self._file.flush()
-            os.fsync(self._file.fileno())
+        values = {k: v for k, v in asdict(entry).items() if v != getattr(plain, k)}
+        # remembered first: a signal or a full disk that stops the writing stops no sending
+        self._last += 1
+        self._entries.append((self._last, entry))
+        self._parts.add(entry.part)
+        # on a line of its own, whatever an earlier one has left
+        self._file.write("\n" + json.dumps({"n": self._last} | values) + "\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
 
     def stage(self, path: str, make: Callable[[Path], object]) -> Path:
         """Put a file or folder among the artifacts, whole or not at all.
@@ -233,7 +242,7 @@ class Journal:
             make: writes it to the path it is given, which is in an existing folder.
         """
         place = self.artifact(path)
-        settle(place, make)
+        replace_whole(place, make)
         return place
 
     def artifact(self, path: str) -> Path:
@@ -249,32 +258,18 @@ class Journal:
 
     def forget(self, path: str) -> None:
         """Delete the copy here of an artifact that MLflow has."""
-        told = [number for number, entry in self._entries if entry.artifact == path]
-        if told and told[-1] <= self.sent:
+        numbers = [number for number, entry in self._entries if entry.artifact == path]
+        if numbers and numbers[-1] <= self.sent:
             shutil.rmtree(self.artifact(path), ignore_errors=True)
 
     def pending(self) -> list[Entry]:
-        """What MLflow has not acknowledged yet, in order."""
-        with self._news:
-            return [entry for number, entry in self._entries if number > self.sent]
+        """What MLflow does not have yet, in order."""
+        return [entry for number, entry in self._entries if number > self.sent]
 
     def acknowledge(self, count: int) -> None:
         """The next `count` entries are in MLflow."""
-        with self._news:
-            waiting = [number for number, _ in self._entries if number > self.sent]
-            self.sent = waiting[count - 1]
-            write(self.folder / "sent", str(self.sent).encode(), durable=False)
-            self._news.notify_all()
-
-    def wait(self, seconds: float, until: Callable[[], bool]) -> bool:
-        """Wait for news, until a condition holds or the time is over; whether it holds."""
-        with self._news:
-            return self._news.wait_for(until, seconds)
-
-    def stir(self) -> None:
-        """Wake whoever waits."""
-        with self._news:
-            self._news.notify_all()
+        self.sent = [number for number, _ in self._entries if number > self.sent][count - 1]
+        write(self._sent_file, str(self.sent).encode(), durable=False)
 
     def close(self, *, remove: bool) -> None:
         """Close it, and remove it if nothing of it is needed any more."""
@@ -291,9 +286,9 @@ def owner_of(folder: Path) -> Owner:
         InputError: none that can be read.
     """
     try:
-        said = json.loads((folder / "run.json").read_text("utf-8"))
-        values: dict[str, Any] = {"writer": ""} | said  # the version before had none
-        return Owner(**{one.name: str(values[one.name]) for one in fields(Owner)})
+        values: dict[str, Any] = {"writer": ""}  # the version before had none
+        values |= json.loads((folder / "run.json").read_text("utf-8"))
+        return Owner(**{field.name: str(values[field.name]) for field in fields(Owner)})
     except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
         raise InputError(f"{folder} is no journal of a run: {first_line(error)}") from None
 
@@ -306,16 +301,16 @@ def writer_of(folder: Path) -> str:
         return ""
 
 
-def owed(run_id: str) -> dict[str, float] | None:
+def unsent_metrics(run_id: str) -> dict[str, float] | None:
     """The last metrics of a run whose process left records here that MLflow has not; else None."""
     folder = folder_of(run_id)
     if not folder.exists():
         return None
-    own = Journal(folder)
+    records = Journal(folder)
     try:
-        return own.metrics if own.pending() else None
+        return records.metrics if records.pending() else None
     finally:
-        own.close(remove=False)
+        records.close(remove=False)
 
 
 def set_aside(folder: Path) -> Path:
@@ -347,22 +342,22 @@ def write(path: Path, content: bytes, *, durable: bool = True) -> None:
     def make(place: Path) -> None:
         place.write_bytes(content)
 
-    settle(path, make, durable=durable)
+    replace_whole(path, make, durable=durable)
 
 
-def settle(path: Path, make: Callable[[Path], object], *, durable: bool = True) -> None:
+def replace_whole(path: Path, make: Callable[[Path], object], *, durable: bool = True) -> None:
     """Make a file or folder under a temporary name, see that it is on the disk, and rename it.
 
     Whenever the machine stops, at `path` is what was there, nothing, or all that was made.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         make(temporary)
         if durable:
             inside = list(temporary.rglob("*")) if temporary.is_dir() else []
-            for one in (*inside, temporary):
-                _sync(one)
+            for place in (*inside, temporary):
+                _sync(place)
         if path.is_dir():
             shutil.rmtree(path)
         os.replace(temporary, path)

@@ -5,12 +5,9 @@ To add a metric, add its field to Level and its row to METRICS.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import asdict, astuple, dataclass, fields
-from typing import Any, TypeVar
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict, dataclass, fields
 
 TAG_LIMIT = 8_000  # characters that MLflow keeps of a tag
 
@@ -103,39 +100,6 @@ class Layer:
     params: int
     zeros: int
     sparsity: float
-
-
-def to_csv(rows: Iterable[Any], kind: type[Any]) -> str:
-    """Records of a dataclass as CSV text, the fields' names as its header."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(field.name for field in fields(kind))
-    writer.writerows(astuple(row) for row in rows)
-    return out.getvalue()
-
-
-R = TypeVar("R", Level, Layer)
-
-
-def from_csv(text: str, kind: type[R]) -> list[R]:
-    """Records from the CSV text that `to_csv` made of them, to the last digit.
-
-    Raises:
-        ValueError, LookupError: text that is something else, or torn.
-    """
-    rows = []
-    for row in csv.DictReader(io.StringIO(text)):
-        values: dict[str, Any] = {f.name: _READ[str(f.type)](row[f.name]) for f in fields(kind)}
-        rows.append(kind(**values))
-    return rows
-
-
-_READ: dict[str, Callable[[str], object]] = {
-    "int": int,
-    "float": float,
-    "float | None": lambda cell: float(cell) if cell else None,
-    "str": str,
-}
 
 
 _LEAST_TELLING = (

@@ -1,28 +1,22 @@
 """Offline: runs made without any MLflow server go to a store of this machine, and on from there.
 
 With PRUNEFLOW_OFFLINE=1 the entry points use a SQLite store in the state folder in place of the
-one that MLFLOW_TRACKING_URI names; `copy_runs`, as `pruneflow sync` calls it, puts its runs there.
+one that MLFLOW_TRACKING_URI names, and runs keep their folders. `copy_runs`, as `pruneflow sync`
+calls it, publishes those as new runs there.
 """
 
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import mlflow
-from mlflow.entities import Metric, Param, RunTag, ViewType
-from mlflow.entities import Run as MlflowRun
-from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from pruneflow.tracking.journal import state_folder
+from pruneflow.tracking import journal
+from pruneflow.tracking.publish import RUN_TAGS, publish_folder
 
-_COPIED_AS = "pruneflow.copied_as"  # of a run here: its id there
 _COPY_OF = "pruneflow.copy_of"  # of a run there: its id here
-_OF_RUNS = ("pruneflow.base_run", "pruneflow.pruning_run")  # tags that name another run
-_METRICS, _OTHERS = 1000, 100  # of one request
 
 
 def wanted() -> bool:
@@ -30,18 +24,13 @@ def wanted() -> bool:
     return os.environ.get("PRUNEFLOW_OFFLINE", "").lower() not in ("", "0", "false", "no")
 
 
-def uri() -> str:
-    """The tracking URI of the store for runs made offline."""
-    return f"sqlite:///{state_folder() / 'offline' / 'mlflow.db'}"
-
-
 def use() -> None:
     """Make this process, and those it starts, use that store."""
-    folder = state_folder() / "offline"
+    folder = journal.state_folder() / "offline"
     folder.mkdir(parents=True, exist_ok=True)
-    os.environ["MLFLOW_TRACKING_URI"] = uri()
+    os.environ["MLFLOW_TRACKING_URI"] = journal.offline_uri()
     os.environ.pop("MLFLOW_EXPERIMENT_ID", None)  # of another store
-    mlflow.set_tracking_uri(uri())
+    mlflow.set_tracking_uri(journal.offline_uri())
     name = os.environ.setdefault("MLFLOW_EXPERIMENT_NAME", "offline")
     client = MlflowClient()
     if client.get_experiment_by_name(name) is None:
@@ -49,92 +38,43 @@ def use() -> None:
 
 
 def copy_runs() -> Iterator[tuple[str, str]]:
-    """Copy what was run offline, and is not there yet, to the current store.
+    """Publish what was run offline, and is not there yet, to the current store.
 
-    Interrupted and begun again, everything is there once: runs are found by a tag, and metrics
+    Interrupted and begun again, everything is there once: runs are found by a tag, and records
     have the times they had.
 
     Yields:
         Name of each run, and the id it has there.
     """
-    if not (state_folder() / "offline" / "mlflow.db").exists():
+    folders = {journal.owner_of(folder).run_id: folder for folder in journal.folders()}
+    folders = {k: v for k, v in folders.items() if journal.is_offline(v) and not journal.is_held(v)}
+    if not folders:
         return
-    here, there = MlflowClient(tracking_uri=uri()), MlflowClient()
-    everywhere = [one.experiment_id for one in here.search_experiments(ViewType.ACTIVE_ONLY)]
-    runs = [
-        run
-        for run in all_runs(here, everywhere)
-        if run.info.status != "RUNNING" and _COPIED_AS not in run.data.tags
-    ]
-    made = {run.info.run_id: _make(here, there, run) for run in runs}
-    for run in runs:
-        _copy(here, there, run, made)
-        copy = made[run.info.run_id]
-        here.set_tag(run.info.run_id, _COPIED_AS, copy)
-        yield run.info.run_name, copy
+    here, there = MlflowClient(tracking_uri=journal.offline_uri()), MlflowClient()
+    copies = {run_id: _copy(there, run_id) or _make(here, there, run_id) for run_id in folders}
+
+    def renamed(run_id: str) -> str:
+        return copies.get(run_id) or _copy(there, run_id) or run_id
+
+    for run_id, folder in folders.items():
+        name = journal.owner_of(folder).name
+        if publish_folder(folder, copy=copies[run_id], renamed=renamed):
+            yield name, copies[run_id]
 
 
-def all_runs(
-    client: MlflowClient, experiments: list[str], condition: str = ""
-) -> Iterator[MlflowRun]:
-    """Every run of some experiments that meets a condition, oldest first."""
-    token = None
-    while True:
-        page = client.search_runs(
-            experiments, condition, order_by=["attributes.start_time ASC"], page_token=token
-        )
-        yield from page
-        token = page.token
-        if not token:
-            return
+def _copy(there: MlflowClient, run_id: str) -> str | None:
+    """The id that a run, published there before, has there."""
+    everywhere = [experiment.experiment_id for experiment in there.search_experiments()]
+    found = there.search_runs(everywhere, f"tags.`{_COPY_OF}` = '{run_id}'", max_results=1)
+    return str(found[0].info.run_id) if found else None
 
 
-def _make(here: MlflowClient, there: MlflowClient, run: MlflowRun) -> str:
-    """An empty run there for one here; the one made before, if there is one."""
+def _make(here: MlflowClient, there: MlflowClient, run_id: str) -> str:
+    """An empty run there for one here, with what is in no folder: times, names and study."""
+    run = here.get_run(run_id)
     name = here.get_experiment(run.info.experiment_id).name
     found = there.get_experiment_by_name(name)
     experiment = there.create_experiment(name) if found is None else found.experiment_id
-    made = there.search_runs([experiment], f"tags.`{_COPY_OF}` = '{run.info.run_id}'")
-    if made:
-        return str(made[0].info.run_id)
-    copy = there.create_run(
-        experiment,
-        start_time=run.info.start_time,
-        tags={_COPY_OF: run.info.run_id},
-        run_name=run.info.run_name,
-    )
-    return str(copy.info.run_id)
-
-
-def _copy(here: MlflowClient, there: MlflowClient, run: MlflowRun, made: dict[str, str]) -> None:
-    """Fill a run there with what the one here has."""
-    copy = made[run.info.run_id]
-    tags = dict(run.data.tags)
-    for name in _OF_RUNS:
-        if name in tags:
-            tags[name] = made.get(tags[name]) or _copied_as(here, tags[name])
-    params = [Param(k, v) for k, v in run.data.params.items()]
-    marks = [RunTag(k, v) for k, v in tags.items()]
-    for start in range(0, max(len(params), len(marks)), _OTHERS):
-        part = slice(start, start + _OTHERS)
-        there.log_batch(copy, params=params[part], tags=marks[part])
-    points: list[Metric] = []
-    for key in run.data.metrics:
-        points += here.get_metric_history(run.info.run_id, key)
-    for start in range(0, len(points), _METRICS):
-        there.log_batch(copy, metrics=points[start : start + _METRICS])
-    if run.inputs.dataset_inputs:
-        there.log_inputs(copy, run.inputs.dataset_inputs)
-    with tempfile.TemporaryDirectory(prefix="pruneflow-") as folder:
-        local = here.download_artifacts(run.info.run_id, "", folder)
-        if any(Path(local).iterdir()):
-            there.log_artifacts(copy, local)
-    there.set_terminated(copy, run.info.status, run.info.end_time)
-
-
-def _copied_as(here: MlflowClient, run_id: str) -> str:
-    """The id that a run, copied at another time, has there; its own, if it was never here."""
-    try:
-        return str(here.get_run(run_id).data.tags.get(_COPIED_AS, run_id))
-    except MlflowException:
-        return run_id
+    tags = {k: v for k, v in run.data.tags.items() if k not in RUN_TAGS} | {_COPY_OF: run_id}
+    made = there.create_run(experiment, run.info.start_time, tags, run.info.run_name)
+    return str(made.info.run_id)

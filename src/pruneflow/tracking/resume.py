@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -12,14 +11,11 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from pruneflow.errors import InputError, first_line
-from pruneflow.tracking import journal, store
-from pruneflow.tracking.run import (
-    Ended,
-    current_experiment,
-    dismiss,
-    read_levels,
-)
-from pruneflow.tracking.writers import HEARTBEAT, check_handed_over, is_alive
+from pruneflow.tracking import journal, reader, store
+from pruneflow.tracking.reader import read_levels
+from pruneflow.tracking.run import Ended
+from pruneflow.tracking.store import current_experiment
+from pruneflow.tracking.writers import HEARTBEAT, check_handed_over, dismiss, is_alive
 
 AUTO, NEVER = "auto", "never"
 
@@ -60,18 +56,14 @@ def earlier(wanted: str, fingerprint: str, experiment_id: str | None = None) -> 
         experiment_id = (
             client.get_run(handed_over).info.experiment_id if handed_over else current_experiment()
         )
-    found: Sequence[MlflowRun] = client.search_runs(
-        [experiment_id],
-        f"tags.`pruneflow.fingerprint` = '{fingerprint}'",
-        order_by=["attributes.start_time DESC"],
-        max_results=1000,
-    )
+    same = f"tags.`pruneflow.fingerprint` = '{fingerprint}'"
+    found = list(reader.runs([experiment_id], same, newest_first=True))
     for run in found:
         if run.info.status == "FINISHED":
             return Earlier(run.info.run_id, finished=True)
     first = [run for run in found if run.info.run_id == handed_over]
     for run in [*first, *found]:
-        if not is_alive(run) and _has_something(client, run):
+        if not is_alive(run) and _has_something(run):
             return Earlier(run.info.run_id, finished=False)
     return None
 
@@ -81,7 +73,7 @@ def report(run: Earlier, experiment_id: str | None = None) -> Ended:
     if experiment_id is None:
         dismiss(os.environ.pop("MLFLOW_RUN_ID", None), run.id)
     client = MlflowClient()
-    levels, _ = read_levels(client, run.id)
+    levels, _ = read_levels(run.id)
     return Ended(run.id, str(client.get_run(run.id).info.experiment_id), levels)
 
 
@@ -110,9 +102,9 @@ def seconds_since(milliseconds: int) -> float:
     return datetime.now(UTC).timestamp() - milliseconds / 1000
 
 
-def _has_something(client: MlflowClient, run: MlflowRun) -> bool:
+def _has_something(run: MlflowRun) -> bool:
     """Whether there is anything to go on from, here or in MLflow."""
     if journal.folder_of(run.info.run_id).exists():
         return True
-    found, _ = read_levels(client, run.info.run_id)
+    found, _ = read_levels(run.info.run_id)
     return bool(found)

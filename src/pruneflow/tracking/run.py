@@ -1,7 +1,7 @@
-"""A run in MLflow, by the run contract: opened, filled level by level, ended for a reason.
+"""A run, by the run contract: opened, filled level by level, ended for a reason.
 
-What is logged goes into the run's journal first and from there to MLflow, see `journal` and
-`delivery`; a run that was interrupted goes on from its journal, or from what MLflow has of it.
+What is logged goes into the run's folder first and is published from there, see `journal` and
+`publish`; a run that was interrupted goes on from its folder, or from what MLflow has of it.
 """
 
 from __future__ import annotations
@@ -12,12 +12,10 @@ import os
 import shutil
 import signal
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,38 +23,32 @@ from typing import TYPE_CHECKING, Any
 import torch
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
-from mlflow.tracking.context.registry import resolve_tags
 
 from pruneflow.config import Config
-from pruneflow.errors import ExperimentError, InputError, first_line, unknown
+from pruneflow.errors import ExperimentError, InputError, first_line
 from pruneflow.tracking import (
     checkpoints,
-    delivery,
     environment,
     journal,
     latencies,
-    levels,
+    reader,
+    refusals,
     store,
+    tables,
     writers,
 )
 from pruneflow.tracking.checkpoints import Checkpoint
-from pruneflow.tracking.delivery import Delivery
-from pruneflow.tracking.journal import Entry, Journal, Owner
+from pruneflow.tracking.journal import Entry, Journal
 from pruneflow.tracking.latencies import Latency, LayerLatency
 from pruneflow.tracking.levels import METRICS, TAG_LIMIT, Layer, Level
-from pruneflow.tracking.writers import TakenOverError
+from pruneflow.tracking.publish import LEVELS, Publisher, fail_soon
 from pruneflow.workloads.training import Snapshot
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-CONTINUED_IN = "pruneflow.continued_in"  # of a run that was handed over and not needed
-_FAILURE = "pruneflow.failure"
-_PATIENCE_SECONDS = {"FINISHED": 30.0, "FAILED": 10.0, "KILLED": 4.0}  # with a store that is down
-_LATENCIES_PATIENCE_SECONDS = 5.0
 # what is the store's or the machine's, and told in a line
 _ENDINGS = (MlflowException, OSError, ImportError, MemoryError, torch.OutOfMemoryError)
-_START_PATIENCE_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -82,23 +74,20 @@ class Ended:
 class Run:
     """A run that is open. Everything is logged through it, by the names of the run contract."""
 
-    def __init__(self, client: MlflowClient, run_id: str, experiment_id: str, own: Journal) -> None:
-        self.id = run_id
-        self.experiment_id = experiment_id
+    def __init__(self, client: MlflowClient, records: Journal) -> None:
+        self.id = records.owner.run_id
+        self.experiment_id = records.owner.experiment_id
         self._client = client
-        self._journal = own
-        self._delivery = Delivery(client, run_id, own)
+        self._journal = records
+        self._publisher = Publisher(client, records)
         self._levels: list[Level] = []
         self._layers: list[Layer] = []
         self._latencies: list[Latency] = []
         self._profile: list[LayerLatency] = []
-        self._writer = ThreadPoolExecutor(1, "writer")
-        self._writing: Future[None] | None = None
 
     @property
     def levels(self) -> list[Level]:
-        """The levels recorded so far; what is being written of them is waited for."""
-        self._settle()
+        """The levels recorded so far."""
         return list(self._levels)
 
     @property
@@ -121,18 +110,17 @@ class Run:
         """What its stage tells of it in the end."""
         return Ended(self.id, self.experiment_id, self.levels, self.latencies)
 
-    def _log(self, entry: Entry) -> None:
-        """Write something down for MLflow.
+    def publish(self, *, every: float = 0.0) -> None:
+        """Send what MLflow does not have yet, if the last time is `every` seconds ago.
 
         Raises:
-            ExperimentError: MLflow has refused what it was sent before.
+            ExperimentError: MLflow has refused something, or the run was taken over.
         """
-        self._delivery.check()
-        self._journal.append(entry)
+        self._publisher.publish(every=every)
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags."""
-        self._log(Entry(tags=dict(tags)))
+        self._journal.append(Entry(tags=dict(tags)))
 
     def log_metrics(
         self, values: Mapping[str, float], step: int, *, part: str | None = None
@@ -145,7 +133,8 @@ class Run:
             part: of the run that they are the whole of ("epoch 3"); logged once, however often the
                 run is interrupted and goes on.
         """
-        self._log(Entry(metrics=_metrics(values, step), part=part))
+        self._journal.append(Entry(metrics=_metrics(values, step), part=part))
+        self.publish()
 
     def describe(self, text: str) -> None:
         """Set the Markdown text on the run's page."""
@@ -160,40 +149,42 @@ class Run:
             "source": json.dumps({"uri": source}),
             "profile": json.dumps(dict(profile)),
         }
-        self._log(Entry(inputs=data, part="data"))
+        self._journal.append(Entry(inputs=data, part="data"))
 
     def log_text(self, path: str, text: str) -> None:
         """Write an artifact."""
-        self._stage_text(path, text)
-        self._log(Entry(artifact=path))
+        self._write_text(path, text)
+        self.publish()
 
-    def _stage_text(self, path: str, text: str) -> None:
-        self._journal.stage(path, lambda place: place.write_text(text, "utf-8"))
+    def _write_text(self, path: str, text: str) -> None:
+        self._write(path, lambda place: place.write_text(text, "utf-8"))
+
+    def _write(self, path: str, make: Callable[[Path], object]) -> None:
+        self._journal.stage(path, make)
+        self._journal.append(Entry(artifact=path))
 
     def log_folder(self, folder: Path, names: Sequence[str]) -> None:
         """Write files and folders of a folder as artifacts, under their own names."""
         for name in names:
-            self._journal.stage(name, functools.partial(_copy, folder / name))
-            self._log(Entry(artifact=name))
+            self._write(name, functools.partial(_copy, folder / name))
 
     def log_figure(self, path: str, figure: Figure) -> None:
         """Write a figure as an artifact."""
         kind = path.rpartition(".")[2]
-        self._journal.stage(path, lambda place: figure.savefig(place, format=kind))
-        self._log(Entry(artifact=path))
+        self._write(path, lambda place: figure.savefig(place, format=kind))
 
     def log_checkpoint(self, level: int, checkpoint: Checkpoint, tokenizer: Any = None) -> int:
         """Write a level's checkpoint and return its size in bytes."""
-        path = checkpoint_path(level)
+        path = reader.checkpoint_path(level)
         sizes: list[int] = []
 
         def make(place: Path) -> None:
             sizes.append(checkpoints.save(place, checkpoint, tokenizer))
 
-        self._journal.stage(path, make)
-        self._log(Entry(artifact=path))
-        if level >= 2:  # the one before is kept here too, in case this one should be damaged
-            self._journal.forget(checkpoint_path(level - 2))
+        self._write(path, make)
+        # the one before is kept here too, in case this one should be damaged
+        if level >= 2 and not journal.is_offline(self._journal.folder):
+            self._journal.forget(reader.checkpoint_path(level - 2))
         return sizes[0]
 
     def record(
@@ -205,54 +196,34 @@ class Run:
     ) -> None:
         """Record a level: checkpoint, metrics, tables and curves, complete as of this level.
 
-        It is written while the run goes on. What goes wrong with it (a full disk, say) is raised
-        where it is waited for: by `levels`, the next record, or the end of the run.
-
         Args:
             level: the level; its `size_bytes` becomes the checkpoint's.
             layers: its layers.
-            checkpoint: its model, which is copied.
+            checkpoint: its model.
             tokenizer: of an encoder.
         """
-        self._settle()
-        self._levels.append(level)
-        self._layers.extend(layers)
-        own = None if checkpoint is None else checkpoint.copy()
-        self._writing = self._writer.submit(self._write_level, own, tokenizer)
-
-    def _write_level(self, checkpoint: Checkpoint | None, tokenizer: Any) -> None:
-        """Write the last level down."""
-        level = self._levels[-1]
         if checkpoint is not None:
             size = self.log_checkpoint(level.level, checkpoint, tokenizer)
-            self._levels[-1] = level = replace(level, size_bytes=size)
+            level = replace(level, size_bytes=size)
+        self._levels.append(level)
+        self._layers.extend(layers)
+        self._write_levels()
         # The tables first: a level that they have has its numbers logged when the run goes on.
-        self.log_text("layers.csv", levels.to_csv(self._layers, Layer))
-        self.log_text("levels.csv", levels.to_csv(self._levels, Level))
         self._log_level(level)
-        self.set_tags({"pruneflow.curves": levels.curves(self._levels)})
         shutil.rmtree(self._training(level.level), ignore_errors=True)
+        self.publish()
 
-    def _settle(self) -> None:
-        """Wait until the last level is written down.
-
-        Raises:
-            OSError: it cannot be, for want of space, say.
-            ExperimentError: MLflow has refused what it was sent.
-        """
-        writing, self._writing = self._writing, None
-        if writing is not None:
-            writing.result()
+    def _write_levels(self) -> None:
+        self._write_text("layers.csv", tables.to_csv(self._layers, Layer))
+        self._write_text(LEVELS, tables.to_csv(self._levels, Level))
 
     def _log_level(self, level: Level) -> None:
         row = asdict(level)
         known = {k: row[field] for field, k in METRICS.items() if row[field] is not None}
         by_sparsity = {"by_sparsity/test_after": level.test_after}
-        metrics = (
-            *_metrics(known, level.level),
-            *_metrics(by_sparsity, round(1000 * level.sparsity)),
-        )
-        self._log(Entry(metrics=metrics, part=f"level {level.level}"))
+        metrics = _metrics(known, level.level)
+        metrics += _metrics(by_sparsity, round(1000 * level.sparsity))
+        self._journal.append(Entry(metrics=metrics, part=f"level {level.level}"))
 
     def record_latencies(
         self,
@@ -263,8 +234,6 @@ class Run:
     ) -> None:
         """Record the times of a level: metrics and tables, complete as of this level.
 
-        Waits until they are sent, so that sending them takes no time from what is timed next.
-
         Args:
             level: the level.
             rows, profile: its records.
@@ -272,10 +241,9 @@ class Run:
         """
         self._latencies.extend(rows)
         self._profile.extend(profile)
+        self._write_text("latency.csv", tables.to_csv(self._latencies, Latency))
+        self._write_text("profile.csv", tables.to_csv(self._profile, LayerLatency))
         self.log_metrics(latencies.metrics(rows, first), step=level)
-        self.log_text("latency.csv", levels.to_csv(self._latencies, Latency))
-        self.log_text("profile.csv", levels.to_csv(self._profile, LayerLatency))
-        self._delivery.wait(_LATENCIES_PATIENCE_SECONDS)
 
     # ------------------------------------------------------------------- a run that goes on
 
@@ -284,52 +252,50 @@ class Run:
 
         Levels after it are done again.
         """
-        self._levels, self._layers = read_levels(self._client, self.id)
-        found = None
-        while self._levels and found is None:
+        self._levels, self._layers = reader.read_levels(self.id)
+        checkpoint, count = None, len(self._levels)
+        while self._levels and checkpoint is None:
             number = self._levels[-1].level
             try:
-                folder = self._local(checkpoint_path(number))
-                checkpoints.verify(folder)
-                found = checkpoints.load(folder)
-            except (InputError, MlflowException, OSError) as error:
+                checkpoint = checkpoints.load(self._local(reader.checkpoint_path(number)))
+            except (InputError, *reader.FAILURES) as error:
                 print(
                     f"pruneflow: level {number} is done again: {first_line(error)}", file=sys.stderr
                 )
                 self._levels.pop()
                 self._layers = [layer for layer in self._layers if layer.level < number]
         where = f"level {self._levels[-1].level}" if self._levels else "its beginning"
-        self._log(
-            Entry(tags={"pruneflow.resumed_from": where}, untag=(_FAILURE,), status="RUNNING")
-        )
+        tags = {"pruneflow.resumed_from": where, writers.FAILURE: None}
+        self._journal.append(Entry(tags=tags, status="RUNNING"))
+        if 0 < len(self._levels) < count:
+            self._write_levels()
+        published = self._published_levels()
         for level in self._levels:
-            if not self._journal.tells(f"level {level.level}") and not self._has_numbers(level):
+            if level.level not in published:
                 self._log_level(level)
-        if self._levels:
-            self.set_tags({"pruneflow.curves": levels.curves(self._levels)})
-        return found
+        self.publish()
+        return checkpoint
+
+    def _published_levels(self) -> set[int]:
+        """The levels whose metrics are recorded here, or in MLflow from another machine."""
+        here = {v.level for v in self._levels if self._journal.has(f"level {v.level}")}
+        if len(here) == len(self._levels):
+            return here
+        history = self._client.get_metric_history(self.id, METRICS["sparsity"])
+        return here | {metric.step for metric in history}
 
     def _local(self, path: str) -> Path:
         """An artifact of this run, from MLflow if it is not here any more."""
         place = self._journal.artifact(path)
         if not place.exists():
-            with tempfile.TemporaryDirectory(prefix="pruneflow-") as folder:
-                local = Path(self._client.download_artifacts(self.id, path, folder))
+            with reader.artifact(self.id, path) as local:
                 self._journal.stage(path, functools.partial(_copy, local))
         return place
 
-    def _has_numbers(self, level: Level) -> bool:
-        """Whether MLflow has the metrics of a level that another machine recorded."""
-        history = self._client.get_metric_history(self.id, METRICS["sparsity"])
-        return any(metric.step == level.level for metric in history)
-
     def save_training(self, level: int, snapshot: Snapshot) -> None:
         """Save where the training of a level stands; on this machine alone, until it is through."""
-
-        def make(place: Path) -> None:
-            checkpoints.save_training(place, snapshot)
-
-        journal.settle(self._training(level), make)
+        make = functools.partial(checkpoints.save_training, snapshot=snapshot)
+        journal.replace_whole(self._training(level), make)
 
     def saved_training(self, level: int) -> Snapshot | None:
         """Where the training of a level stood when it was saved, if it was and is whole."""
@@ -345,41 +311,10 @@ class Run:
     def _training(self, level: int) -> Path:
         return self._journal.folder / "training" / f"level_{level:02d}"
 
-    # ---------------------------------------------------------------------------------- its end
-
-    def end(self, status: str, reason: str | None = None) -> None:
-        """End the run, and send what MLflow has not yet, with some patience."""
-        self._writer.shutdown()
-        if isinstance(self._delivery.refusal, TakenOverError):  # it is another's to end
-            self._journal.close(remove=False)
-            return
-        tags = {} if reason is None else {_FAILURE: reason[:TAG_LIMIT]}
-        try:
-            self._journal.append(Entry(tags=tags, status=status, time=_now()))
-        except OSError:  # a full disk: the reason at least may find room with MLflow
-            _end(self._client, self.id, status, reason or "")
-        sent = self._delivery.wait(_PATIENCE_SECONDS[status])
-        self._delivery.stop()
-        refusal = self._delivery.refusal
-        if refusal is not None and not isinstance(refusal, TakenOverError):
-            _end(self._client, self.id, "FAILED", reason or first_line(refusal))
-        if not sent and not isinstance(refusal, TakenOverError):
-            why = self._delivery.outage or (first_line(refusal) if refusal else "too slow")
-            print(
-                f"pruneflow: MLflow has not all of run {self.id} ({why}): send it later with: "
-                f"pruneflow sync {self._journal.folder}",
-                file=sys.stderr,
-            )
-        self._journal.close(remove=sent and status == "FINISHED")
-
 
 def _metrics(values: Mapping[str, float], step: int) -> tuple[tuple[str, float, int, int], ...]:
-    now = _now()
+    now = int(time.time() * 1000)
     return tuple((key, float(value), now, step) for key, value in values.items())
-
-
-def _now() -> int:
-    return int(time.time() * 1000)
 
 
 def _copy(source: Path, place: Path) -> None:
@@ -387,32 +322,6 @@ def _copy(source: Path, place: Path) -> None:
         shutil.copytree(source, place)
     else:
         shutil.copyfile(source, place)
-
-
-def checkpoint_path(level: int) -> str:
-    """Where a run keeps the checkpoint of a level, among its artifacts."""
-    return f"checkpoints/level_{level:02d}"
-
-
-def read_levels(client: MlflowClient, run_id: str) -> tuple[list[Level], list[Layer]]:
-    """The levels and layers of a run as its tables have them, here or in MLflow; what is whole."""
-
-    def text(path: str) -> str:
-        place = journal.folder_of(run_id) / "artifacts" / path
-        if place.exists():
-            return place.read_text("utf-8")
-        with tempfile.TemporaryDirectory(prefix="pruneflow-") as folder:
-            return Path(client.download_artifacts(run_id, path, folder)).read_text("utf-8")
-
-    try:
-        found = levels.from_csv(text("levels.csv"), Level)
-        layers = levels.from_csv(text("layers.csv"), Layer)
-    except (OSError, ValueError, LookupError, MlflowException):
-        return [], []  # no level was recorded, or what there is is torn
-    complete = {layer.level for layer in layers}
-    found = [level for level in found if level.level in complete]
-    last = found[-1].level if found else -1
-    return found, [layer for layer in layers if layer.level <= last]
 
 
 @contextmanager
@@ -439,99 +348,46 @@ def open_run(
         InputError: no journal can be kept, or another process has that run.
         ExperimentError: the experiment or MLflow gave up; the run says why.
     """
-    delivery.fail_soon()
-    client = MlflowClient()
-    handed_over = os.environ.pop("MLFLOW_RUN_ID", None) if experiment_id is None else None
-    try:
-        if handed_over is not None and interrupted is None:
-            found = client.get_run(handed_over)
-            writers.check_handed_over(found, tags.get("pruneflow.fingerprint", ""), stage)
-        run_id, experiment_id = _identify(client, handed_over, interrupted, name, experiment_id)
-        own = _take(client, run_id, experiment_id, name, stage)
-    except MlflowException as error:
-        said = delivery.in_short(error)
-        if not delivery.is_refusal(error):
-            said = f"MLflow {store.NO_ANSWER} ({said})"
-        raise ExperimentError(f"no run can be made: {said}") from error
-    run = Run(client, run_id, experiment_id, own)
+    run = _opened(stage, name, tags, experiment_id, interrupted)
     try:
         if interrupted is None:
             run.set_tags({"pruneflow.stage": stage, **tags})
             values = config.model_dump(mode="json")
-            run._log(Entry(params={f"cfg/{key}": shown(value) for key, value in values.items()}))
-            run.log_text("config.json", json.dumps({"stage": stage, **values}, indent=1))
-            run.log_text("environment.json", json.dumps(environment.describe(), indent=1))
-        run._delivery.begin(_START_PATIENCE_SECONDS)
+            params = {f"cfg/{key}": store.shown(value) for key, value in values.items()}
+            run._journal.append(Entry(params=params))
+            run._write_text("config.json", json.dumps({"stage": stage, **values}, indent=1))
+            run._write_text("environment.json", json.dumps(environment.describe(), indent=1))
+            run.publish()
         yield run
-        run._settle()
     except BaseException as error:
         killed = isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit)
         what = "terminated" if killed else type(error).__name__
         with _undisturbed():
-            run.end("KILLED" if killed else "FAILED", f"{what}: {first_line(error)}")
+            run._publisher.end("KILLED" if killed else "FAILED", f"{what}: {first_line(error)}")
         if isinstance(error, _ENDINGS):
-            raise ExperimentError(f"run {run_id} failed: {first_line(error)}") from error
+            raise ExperimentError(f"run {run.id} failed: {first_line(error)}") from error
         raise
-    run.end("FINISHED")
-    run._delivery.check()
+    run._publisher.end("FINISHED")
+    run._publisher.check()
 
 
-def _take(client: MlflowClient, run_id: str, experiment_id: str, name: str, stage: str) -> Journal:
-    """The journal of a run, which is written from it alone from now on.
-
-    One left here by a process whose run was taken over elsewhere is set aside.
-    """
-    folder = journal.folder_of(run_id)
-    run = client.get_run(run_id)
-    writer = run.data.tags.get(writers.WRITER, "")
-    if folder.exists() and writer not in ("", journal.writer_of(folder)):
-        aside = journal.set_aside(folder)
-        print(f"pruneflow: run {run_id} was written to elsewhere since: {aside}", file=sys.stderr)
-    host = journal.this_host()
-    address = store.without_credentials(store.uri())
-    own = Journal.make(Owner(run_id, experiment_id, address, name, stage, host))
-    try:
-        writers.claim(client, run, own)
-    except BaseException:
-        own.close(remove=False)
-        raise
-    return own
-
-
-def _identify(
-    client: MlflowClient,
-    handed_over: str | None,
-    interrupted: str | None,
+def _opened(
+    stage: str,
     name: str,
+    tags: Mapping[str, str],
     experiment_id: str | None,
-) -> tuple[str, str]:
-    """Id of the run to open, and of its experiment: an interrupted one, handed over, or new."""
-    if interrupted is not None:
-        if handed_over not in (None, interrupted):
-            dismiss(handed_over, interrupted)
-        return interrupted, str(client.get_run(interrupted).info.experiment_id)
-    if handed_over is not None:
-        client.update_run(handed_over, name=name)
-        return handed_over, str(client.get_run(handed_over).info.experiment_id)
-    experiment_id = experiment_id or current_experiment()
-    made = client.create_run(experiment_id, tags=resolve_tags(), run_name=name)
-    return str(made.info.run_id), experiment_id
-
-
-def dismiss(handed_over: str | None, instead: str) -> None:
-    """Say of a run that was handed over, and stays empty, which one stands for it; delete it.
-
-    One that `mlflow run` made stays, or that would fail at its end; `pruneflow doctor` deletes it.
-    """
-    if handed_over is None:
-        return
+    interrupted: str | None,
+) -> Run:
+    """The run that was handed over, was interrupted, or a new one; nothing is logged yet."""
+    fail_soon()
     client = MlflowClient()
-    with suppress(MlflowException):  # at worst an empty run is seen in the UI
-        client.set_tag(handed_over, CONTINUED_IN, instead)
-        client.set_tag(handed_over, "mlflow.note.content", f"Nothing was run here: see {instead}.")
-        client.update_run(handed_over, "FINISHED", f"see-{instead[:8]}")
-        if "mlflow.project.entryPoint" not in client.get_run(handed_over).data.tags:
-            client.delete_run(handed_over)
+    handed_over = os.environ.pop("MLFLOW_RUN_ID", None) if experiment_id is None else None
+    with refusals.in_a_line("no run can be made: "):
+        if handed_over is not None and interrupted is None:
+            theirs = client.get_run(handed_over)
+            writers.check_handed_over(theirs, tags.get("pruneflow.fingerprint", ""), stage)
+        ids = writers.identify(client, handed_over, interrupted, name, experiment_id)
+        return Run(client, writers.take(client, *ids, name, stage))
 
 
 @contextmanager
@@ -546,77 +402,3 @@ def _undisturbed() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def hand_over(name: str, tags: Mapping[str, str]) -> str:
-    """Create a run for another process, which takes it over by MLFLOW_RUN_ID; its id."""
-    client = MlflowClient()
-    run = client.create_run(current_experiment(), tags={**resolve_tags(), **tags}, run_name=name)
-    return str(run.info.run_id)
-
-
-def end_deserted(run_id: str, reason: str) -> None:
-    """End a run as FAILED if the process that had it left it running."""
-    client = MlflowClient()
-    if client.get_run(run_id).info.status == "RUNNING":
-        _end(client, run_id, "FAILED", reason)
-
-
-def refuse_handed_over(reason: str) -> None:
-    """End a run that `mlflow run` handed over, and that was not taken over, as FAILED."""
-    run_id = os.environ.pop("MLFLOW_RUN_ID", None)
-    if run_id is None:
-        return
-    try:
-        store.check()
-        writers.check_handed_over(MlflowClient().get_run(run_id), "")
-    except (InputError, MlflowException):
-        return  # the reason has been told, and there is nowhere else to write it
-    _end(MlflowClient(), run_id, "FAILED", reason)
-
-
-def _end(client: MlflowClient, run_id: str, status: str, reason: str) -> None:
-    """End a run for a reason; a store that has gone must not hide what went wrong."""
-    try:
-        client.set_tag(run_id, _FAILURE, reason[:TAG_LIMIT])
-        client.set_terminated(run_id, status)
-    except Exception as error:  # whatever a store, a driver or a network has to say
-        print(f"pruneflow: run {run_id} could not be ended: {first_line(error)}", file=sys.stderr)
-
-
-def shown(value: object) -> str:
-    """A value of a configuration as its MLflow parameter shows it."""
-    if isinstance(value, list):
-        return ",".join(map(str, value))
-    return "" if value is None else str(value)
-
-
-def experiment_named(wanted: str | None) -> str:
-    """Id of an experiment by its name or id; without one, of MLflow's current experiment.
-
-    Raises:
-        InputError: it is not there, or deleted.
-    """
-    client = MlflowClient()
-    wanted = wanted or os.environ.get("MLFLOW_EXPERIMENT_NAME")
-    by_id = wanted or os.environ.get("MLFLOW_EXPERIMENT_ID") or "0"
-    found = client.get_experiment_by_name(wanted) if wanted else None
-    if found is None:
-        try:
-            found = client.get_experiment(by_id)
-        except MlflowException:
-            known = [one.name for one in client.search_experiments()]
-            raise unknown("experiment", by_id, known) from None
-    if found.lifecycle_stage != "active":
-        raise InputError(f"experiment {by_id!r} is deleted: restore it, or name another one")
-    return str(found.experiment_id)
-
-
-def current_experiment() -> str:
-    """Id of MLflow's current experiment: MLFLOW_EXPERIMENT_ID or _NAME, else the default one."""
-    client = MlflowClient()
-    name = os.environ.get("MLFLOW_EXPERIMENT_NAME")
-    if name:
-        found = client.get_experiment_by_name(name)
-        return str(found.experiment_id if found else client.create_experiment(name))
-    return os.environ.get("MLFLOW_EXPERIMENT_ID") or "0"

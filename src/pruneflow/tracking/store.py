@@ -9,7 +9,7 @@ import sys
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-from pruneflow.errors import InputError, first_line
+from pruneflow.errors import InputError, first_line, unknown
 
 UI_PORT = 5000
 _HALF_MADE = re.compile("already exists|duplicate column|alembic_version")  # what SQLite says
@@ -64,7 +64,7 @@ def check() -> None:
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME")
     asked = "the store"
     try:
-        with FileLock(journal.own_folder() / "store.lock"):  # two that make one spoil it
+        with FileLock(journal.made_state_folder() / "store.lock"):  # two that make one spoil it
             client = MlflowClient()
             client.search_experiments(max_results=1)
         if handed_over:
@@ -92,6 +92,42 @@ def _check_experiment(which: str, name: str, experiment: Any) -> None:
         raise InputError(f"{which} is deleted: restore it, or name another one")
     if experiment is None and len(name) > _LONGEST_NAME:
         raise InputError(f"{which[:80]}... has {len(name)} characters: {_LONGEST_NAME} are valid")
+
+
+def experiment_named(wanted: str | None) -> str:
+    """Id of an experiment by its name or id; without one, of MLflow's current experiment.
+
+    Raises:
+        InputError: it is not there, or deleted.
+    """
+    from mlflow.exceptions import MlflowException
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient()
+    wanted = wanted or os.environ.get("MLFLOW_EXPERIMENT_NAME")
+    by_id = wanted or os.environ.get("MLFLOW_EXPERIMENT_ID") or "0"
+    found = client.get_experiment_by_name(wanted) if wanted else None
+    if found is None:
+        try:
+            found = client.get_experiment(by_id)
+        except MlflowException:
+            known = [one.name for one in client.search_experiments()]
+            raise unknown("experiment", by_id, known) from None
+    if found.lifecycle_stage != "active":
+        raise InputError(f"experiment {by_id!r} is deleted: restore it, or name another one")
+    return str(found.experiment_id)
+
+
+def current_experiment() -> str:
+    """Id of MLflow's current experiment: MLFLOW_EXPERIMENT_ID or _NAME, else the default one."""
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient()
+    name = os.environ.get("MLFLOW_EXPERIMENT_NAME")
+    if name:
+        found = client.get_experiment_by_name(name)
+        return str(found.experiment_id if found else client.create_experiment(name))
+    return os.environ.get("MLFLOW_EXPERIMENT_ID") or "0"
 
 
 def check_name(parameter: str, name: str) -> None:
@@ -155,3 +191,10 @@ def serve_ui(port: int) -> None:
     command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--no-serve-artifacts"]
     command += ["--host", "127.0.0.1", "--port", str(port)]
     os.execv(sys.executable, command)
+
+
+def shown(value: object) -> str:
+    """A value of a configuration as its MLflow parameter shows it."""
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    return "" if value is None else str(value)

@@ -1,4 +1,4 @@
-"""Delivery: outages delay what is sent, nothing is lost or there twice, and nobody waits."""
+"""Publish: outages delay what is sent, nothing is lost or there twice, and nobody waits."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from mlflow.tracking import MlflowClient
 
 from pruneflow.config import FinetuneConfig, resolve
 from pruneflow.errors import ExperimentError
-from pruneflow.tracking import delivery, journal, run, sync, writers
+from pruneflow.tracking import journal, publish, refusals, sync, writers
 from pruneflow.tracking.run import Run, open_run
 
 CONFIG = resolve(FinetuneConfig, {"model": "resnet18"})
@@ -37,7 +37,7 @@ BATCH = "log_batch"
 @pytest.fixture(autouse=True)
 def _quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PRUNEFLOW_STATE", str(tmp_path / "state"))
-    monkeypatch.setattr(delivery, "_LONGEST_PAUSE", 0.05)
+    monkeypatch.setattr(publish, "_PAUSE_SECONDS", 0.01)
 
 
 def outage(monkeypatch: pytest.MonkeyPatch, calls: set[int], name: str, after: bool) -> list[int]:
@@ -95,7 +95,7 @@ def test_a_run_whose_store_is_gone_ends_soon_and_is_sent_later(
     store: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setitem(run._PATIENCE_SECONDS, "FINISHED", 0.3)
+        patch.setitem(publish._PATIENCE_SECONDS, "FINISHED", 0.3)
         outage(patch, set(range(10_000)), BATCH, after=False)
         start = time.monotonic()
         with open_run("finetune", CONFIG, name="n", tags={}) as one:
@@ -117,7 +117,7 @@ def test_journals_of_another_machine_are_sent_from_where_they_lie(
     store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setitem(run._PATIENCE_SECONDS, "FINISHED", 0.3)
+        patch.setitem(publish._PATIENCE_SECONDS, "FINISHED", 0.3)
         outage(patch, set(range(10_000)), BATCH, after=False)
         with open_run("finetune", CONFIG, name="n", tags={}) as one:
             fill(one)
@@ -131,7 +131,7 @@ def test_a_journal_of_another_store_is_kept(
     store: str, empty_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setitem(run._PATIENCE_SECONDS, "FINISHED", 0.3)
+        patch.setitem(publish._PATIENCE_SECONDS, "FINISHED", 0.3)
         outage(patch, set(range(10_000)), BATCH, after=False)
         with open_run("finetune", CONFIG, name="n", tags={}) as one:
             fill(one)
@@ -146,9 +146,8 @@ def test_a_run_that_was_deleted_under_its_process_fails(store: str) -> None:
     def work() -> None:
         with open_run("finetune", CONFIG, name="n", tags={}) as one:
             MlflowClient().delete_run(one.id)
-            for step in range(200):
-                one.log_metrics({"m": 1.0}, step)
-                time.sleep(0.02)
+            one.log_metrics({"m": 1.0}, 0)
+            pytest.fail("it goes on")
 
     with pytest.raises(ExperimentError, match="MLflow refused"):
         work()
@@ -232,12 +231,12 @@ OUTAGES: list[BaseException] = [
 
 @pytest.mark.parametrize("error", REFUSALS, ids=repr)
 def test_what_trying_again_does_not_help_is_a_refusal(error: BaseException) -> None:
-    assert delivery.is_refusal(error)
+    assert refusals.is_refusal(error)
 
 
 @pytest.mark.parametrize("error", OUTAGES, ids=repr)
 def test_what_may_pass_is_an_outage(error: BaseException) -> None:
-    assert not delivery.is_refusal(error)
+    assert not refusals.is_refusal(error)
 
 
 @pytest.mark.parametrize(
@@ -285,27 +284,56 @@ def test_what_is_refused_at_the_end_fails_the_run(
     assert run.info.status == "FAILED"
 
 
-def test_a_heart_beats(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(delivery, "HEARTBEAT_SECONDS", 0.05)
+def test_a_run_says_when_it_was_last_published(store: str) -> None:
     with open_run("finetune", CONFIG, name="n", tags={}) as one:
-        seen = set()
-        deadline = time.monotonic() + 20
-        while len(seen) < 2 and time.monotonic() < deadline:
-            seen.add(MlflowClient().get_run(one.id).data.tags.get(writers.HEARTBEAT))
-            time.sleep(0.1)
-        assert any(beat and str(os.getpid()) in beat for beat in seen)
+        tags = MlflowClient().get_run(one.id).data.tags
+        assert str(os.getpid()) in tags[writers.HEARTBEAT]
+
+
+def test_an_outage_holds_up_no_training(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a try that failed there is none for a while, in proportion to what it took."""
+    now = [0.0]
+    monkeypatch.setattr(publish.time, "monotonic", lambda: now[0])
+    tries: list[float] = []
+
+    def lost(*_: object) -> None:
+        tries.append(now[0])
+        now[0] += 30.0  # a server that does not refuse, and does not answer either
+        raise LOST
+
+    with open_run("finetune", CONFIG, name="n", tags={}) as one:
+        with monkeypatch.context() as patch:
+            patch.setattr(MlflowClient, "get_run", lost)
+            for step in range(1000):
+                one.log_metrics({"m": step / 3}, step)
+                now[0] += 10.0
+        assert 2 < len(tries) < 20
+        now[0] += 1000.0
+    history = MlflowClient().get_metric_history(one.id, "m")
+    assert sorted((m.step, m.value) for m in history) == [(n, n / 3) for n in range(1000)]
+
+
+def test_a_long_epoch_is_published_now_and_then(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(publish.time, "monotonic", lambda: now[0])
+    with open_run("finetune", CONFIG, name="n", tags={}) as one:
+        seen = outage(monkeypatch, set(), "set_tag", after=False)
+        for _ in range(100):  # batches, a second each
+            now[0] += 1.0
+            one.publish(every=30.0)
+        assert len(seen) == 3  # it is alive, others see
 
 
 def test_numbers_are_sent_in_few_requests(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    own = journal.Journal.make(
-        journal.Owner(MlflowClient().create_run("0").info.run_id, "0", "", "", "", "")
-    )
-    monkeypatch.setitem(delivery._MOST, "metrics", 20)
-    for step in range(30):
-        own.append(journal.Entry(metrics=(("m", 1.0, 1, step),)))
-    seen = outage(monkeypatch, set(), BATCH, after=False)
-    while delivery.send(MlflowClient(), own.owner.run_id, own):
-        pass
-    assert len(seen) == 2
-    assert len(MlflowClient().get_metric_history(own.owner.run_id, "m")) == 30
-    own.close(remove=True)
+    with open_run("finetune", CONFIG, name="n", tags={}) as one:
+        with monkeypatch.context() as patch:
+            patch.setattr(one, "publish", lambda **_: None)
+            for step in range(30):
+                one.log_metrics({"m": 1.0}, step)
+        monkeypatch.setattr(publish, "_MOST_METRICS", 20)
+        seen = outage(monkeypatch, set(), BATCH, after=False)
+        one.publish()
+        assert len(seen) == 2
+    assert len(MlflowClient().get_metric_history(one.id, "m")) == 30

@@ -1,0 +1,116 @@
+"""Refusals and outages: whether a store has said no, or nothing that counts."""
+
+from __future__ import annotations
+
+import errno
+import re
+import socket
+import ssl
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import requests
+import urllib3
+from mlflow.exceptions import MlflowException
+
+from pruneflow.errors import ExperimentError, InputError, first_line
+from pruneflow.tracking import store
+
+_PASSING_STATUS = {408, 409, 425, 429, 499}  # the only ones of 4xx where trying again may help
+_LASTING_STATUS = {501, 507}  # and of 5xx where it does not
+_STATUS_IN_TEXT = re.compile(r"failed with error code (\d{3})")
+_PASSING_ERRNO = {
+    errno.EAGAIN,
+    errno.EBUSY,
+    errno.EHOSTDOWN,
+    errno.EHOSTUNREACH,
+    errno.EINTR,
+    errno.ENETDOWN,
+    errno.ENETRESET,
+    errno.ENETUNREACH,
+    errno.ESTALE,
+}
+_LASTING_TEXT = re.compile(  # of databases and drivers that say it in words alone
+    "readonly database|read-only|disk is full|disk full|no such table|malformed|"
+    "(permission|access) ?denied|not authorized|credential|"
+    "authentication failed",
+    re.IGNORECASE,
+)
+
+
+class TakenOverError(Exception):
+    """Another process has taken a run over; its text says which."""
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Whether a store has said no, so that trying again does not help, rather than nothing.
+
+    What a driver, a permission, a disk or a name lacks is a refusal; a network, a server or a lock
+    that may be there again is an outage, and so is what cannot be told. An error that says nothing
+    of this by itself is judged by its cause.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        verdict = _verdict(cause)
+        if verdict is not None:
+            return verdict
+        cause = cause.__cause__ or cause.__context__
+    return False
+
+
+def _verdict(error: BaseException) -> bool | None:
+    """Whether one error is a refusal; None if it does not say."""
+    status = _status(error)
+    if status is not None and status < 500:
+        return status >= 400 and status not in _PASSING_STATUS
+    if status in _LASTING_STATUS:
+        return True
+    network = (requests.RequestException, urllib3.exceptions.HTTPError, ssl.SSLError)
+    if isinstance(error, (*network, ConnectionError, TimeoutError, socket.gaierror)):
+        return False
+    if isinstance(error, MlflowException) and (error.__cause__ or error.__context__):
+        return None  # its text is that of its cause, with addresses in it
+    if _LASTING_TEXT.search(str(error)) or isinstance(error, TakenOverError | InputError):
+        return True
+    if isinstance(error, OSError):
+        return error.errno not in _PASSING_ERRNO
+    wrong = (ImportError, AttributeError, LookupError, NotImplementedError, TypeError, ValueError)
+    if isinstance(error, wrong) and type(error).__module__ == "builtins":
+        return True
+    return None
+
+
+def _status(error: BaseException) -> int | None:
+    """The HTTP status of an error of MLflow, requests or a cloud's driver."""
+    if isinstance(error, MlflowException):
+        if error.error_code == "INVALID_STATE":  # 500 for MLflow
+            return 400
+        found = _STATUS_IN_TEXT.search(str(error))
+        return int(found[1]) if found else int(error.get_http_status_code())
+    response = getattr(error, "response", None)
+    if isinstance(response, Mapping):  # botocore's
+        return _number(response.get("ResponseMetadata", {}).get("HTTPStatusCode"))
+    for holder, name in ((response, "status_code"), (error, "status_code"), (error, "code")):
+        number = _number(getattr(holder, name, None))
+        if number is not None:
+            return number
+    return None
+
+
+def _number(value: object) -> int | None:
+    return int(value) if isinstance(value, int) and 100 <= value < 600 else None
+
+
+@contextmanager
+def in_a_line(before: str = "") -> Iterator[None]:
+    """What a store raises outside of any run ends an experiment in one line, after `before`."""
+    try:
+        yield
+    except (MlflowException, requests.RequestException) as error:
+        what = "refuses" if is_refusal(error) else store.NO_ANSWER
+        raise ExperimentError(f"{before}MLflow {what} ({in_short(error)})") from error
+
+
+def in_short(error: BaseException) -> str:
+    """What MLflow says of a request that failed, without what the network said to it."""
+    return first_line(error).partition(" with exception")[0][:200]
