@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 import torch
@@ -132,25 +133,26 @@ def _without_lowest(
     too many are equal to be gathered, the bracket is halved until it fits.
     """
     selected = {name: torch.empty_like(mask) for name, mask in masks.items()}
+    room = _Room.on(next(iter(masks.values())).device)
     floor, ceiling = -math.inf, _LARGEST  # the cut is at one of these or between them
     low, high = _bracket(masks, scores, count, kept)
     while True:
-        below, between, gathered = _split(masks, scores, selected, low, high)
-        excess = count - below  # how many of those between go
+        chosen, between = _split(masks, scores, selected, low, high, room)
+        excess = count - (kept - chosen)  # how many of those between go
         if excess == 0:
             return selected
         if excess < 0:
             ceiling = _next(low, -1)
         elif excess > between and high == _LARGEST:  # the others are infinite, and stay
-            _split(masks, scores, selected, math.inf, math.inf)
+            _split(masks, scores, selected, math.inf, math.inf, room)
             return selected
         elif excess > between:
             floor = _next(high, 1)
         elif between <= _GATHERED:
-            _drop_lowest(gathered, excess)
+            room.drop_lowest(excess)
             return selected
         elif low == high:
-            _split(masks, scores, selected, low, high, drop=excess)
+            _split(masks, scores, selected, low, high, room, drop=excess)
             return selected
         else:
             floor, ceiling = low, high
@@ -170,18 +172,56 @@ def _bracket(
         values = scores(name)(every).detach().to(torch.float32)
         _check(name, values)
         parts.append(values[mask.view(-1)[every]])
-    sample = torch.cat(parts).sort().values
+    sample = torch.cat(parts).cpu().numpy()
     share = count / kept
     margin = 5 * math.sqrt(share * (1 - share) / max(1, len(sample)))
     first = math.floor((share - margin) * len(sample)) - 1
     last = math.ceil((share + margin) * len(sample)) + 1
+    if ends := [place for place in (first, last) if 0 <= place < len(sample)]:
+        sample.partition(ends)
     low = float(sample[first]) if first >= 0 else -math.inf
     high = min(float(sample[last]), _LARGEST) if last < len(sample) else _LARGEST
     return low, high
 
 
-# Entries of a piece of a mask: the piece, places in it, scores there.
-_Gathered: TypeAlias = list[tuple[Any, Any, Any]]
+@dataclass
+class _Room:
+    """Entries in a bracket, as many as there is room for; what is not written to takes no memory.
+
+    Attributes:
+        places, scores: of each entry its place in a piece of a mask, and its score.
+        pieces: each piece, with the slice of the entries that are of it.
+    """
+
+    places: Any
+    scores: Any
+    pieces: list[tuple[Any, slice]]
+
+    @classmethod
+    def on(cls, device: torch.device) -> Self:
+        """Empty room for `_GATHERED` entries."""
+        places = torch.empty(_GATHERED, dtype=torch.int64, device=device)
+        return cls(_array(places), _array(torch.empty(_GATHERED, device=device)), [])
+
+    def add(self, piece: Any, places: Any, scores: Any) -> None:
+        """Gather entries of a piece, if there is room for them."""
+        start = self.pieces[-1][1].stop if self.pieces else 0
+        end = start + len(places)
+        if start < end <= _GATHERED:
+            self.places[start:end], self.scores[start:end] = places, scores
+            self.pieces.append((piece, slice(start, end)))
+
+    def drop_lowest(self, count: int) -> None:
+        """Drop the `count` lowest-scored entries from their pieces, and of equal ones the first."""
+        scores = torch.as_tensor(self.scores[: self.pieces[-1][1].stop]).cpu().numpy()
+        threshold = float(np.partition(scores, count - 1)[count - 1])
+        ties = count - int((scores < threshold).sum())
+        for piece, entries in self.pieces:
+            places, scores = self.places[entries], self.scores[entries]
+            piece[places[scores < threshold]] = False
+            tied = places[scores == threshold][:ties]
+            piece[tied] = False
+            ties -= len(tied)
 
 
 def _split(
@@ -190,45 +230,35 @@ def _split(
     selected: Mapping[str, Tensor],
     low: float,
     high: float,
+    room: _Room,
     drop: int = 0,
-) -> tuple[int, int, _Gathered]:
-    """Write to `selected` what of the masks is not below a bracket, nor of the first `drop` in it.
+) -> tuple[int, int]:
+    """Choose, of what masks keep, what is not below a bracket, nor of the first `drop` in it.
+
+    Args:
+        masks, scores: as of `select`.
+        selected: is written to.
+        low, high: the bracket, both ends in it.
+        room: gets what is in the bracket; enough only if all of it fits.
+        drop: of equal scores.
 
     Returns:
-        How many kept scores are below the bracket and how many in it, and those in it while there
-        is room.
+        How many entries are chosen, and how many are in the bracket.
     """
-    below = between = 0
-    gathered: _Gathered = []
+    total = between = 0
+    room.pieces.clear()
     for name, place, values in _pieces(masks, scores):
         _check(name, values)
         values, kept = _array(values), _array(masks[name].view(-1)[place])
         chosen = _array(selected[name].view(-1)[place])
         chosen[:] = (values >= low) & kept
-        below += _count(kept) - _count(chosen)
-        within = (values <= high) & chosen
-        found = _count(within)
-        between += found
-        if drop:
-            gone = _places(within)[:drop]
-            chosen[gone] = False
-            drop -= len(gone)
-        elif found and between <= _GATHERED:
-            places = _places(within)
-            gathered.append((chosen, places, values[places]))
-    return below, between, gathered
-
-
-def _drop_lowest(gathered: _Gathered, count: int) -> None:
-    """Drop, of gathered entries, the `count` lowest, and of equal ones the first."""
-    values = torch.cat([torch.as_tensor(scores).cpu() for _, _, scores in gathered]).numpy()
-    threshold = float(np.partition(values, count - 1)[count - 1])
-    ties = count - int((values < threshold).sum())
-    for chosen, places, scores in gathered:
-        chosen[places[scores < threshold]] = False
-        tied = places[scores == threshold][:ties]
-        chosen[tied] = False
-        ties -= len(tied)
+        total += _count(chosen)
+        places = _places((values <= high) & chosen)
+        between += len(places)
+        room.add(chosen, places, values[places])
+        chosen[places[:drop]] = False
+        drop -= len(places[:drop])
+    return total, between
 
 
 def _pieces(
