@@ -233,7 +233,7 @@ def saved(
         )
         kept = {g.name: torch.arange(g.units) % 3 > 0 for g in found.groups}
         assert kept
-        expand(model, found.groups, kept).keeper(model)()
+        expand(model, found.groups, kept).apply(model)
         model = compaction.compact(model, found.groups, kept)
     else:
         weights = prunable_parameters(model, include=(), exclude=(), biases=False)

@@ -81,7 +81,8 @@ def groups(model: nn.Module) -> list[Any]:
 
 def level(model: nn.Module) -> forms.PrunedLevel:
     found = groups(network(False))
-    return forms.PrunedLevel(model, model, False, found, forward, False, "cpu")
+    kept = {found[0].name: torch.arange(found[0].units) != 1}
+    return forms.PrunedLevel(model, model, False, found, kept, False, "cpu")
 
 
 def interleaved(model: nn.Module) -> object:

@@ -7,12 +7,11 @@ import sys
 import time
 
 import torch
-from measure import forget_peak, in_process, peak_mib, spread, tell
+from measure import forget_peak, in_process, peak_mib, spread, tell, weights_of
 from torch import nn
 
 from pruneflow.pruning.criteria import CRITERIA
-from pruneflow.pruning.granularity import Weights
-from pruneflow.pruning.selection import drop_lowest, prunable_parameters
+from pruneflow.pruning.selection import select
 
 SIDES = {1_000_000: (1, 1_000), 10_000_000: (10, 1_000), 100_000_000: (4, 5_000)} | {
     1_000_000_000: (10, 10_000)
@@ -24,21 +23,15 @@ def one(layers: int, side: int, threads: int) -> None:
     """Two steps of 50 % on square layers; the second is timed."""
     torch.set_num_threads(threads)
     model = nn.Sequential(*(nn.Linear(side, side, bias=False) for _ in range(layers)))
-    weights = Weights(prunable_parameters(model, include=(), exclude=(), biases=False))
     forget_peak()
     before = peak_mib()
-    kept = weights.everything()
+    units = weights_of(model)
     for level in range(2):
         start = time.perf_counter()
-        drop_lowest(
-            kept,
-            lambda name, level=level: weights.scores(name, kept, CRITERIA["l1"], (0, level)),  # type: ignore[misc]
-            fraction=0.5,
-            scope="global",
-        )
-        kept.keeper(model)()
+        scores = units.scores(CRITERIA["l1"], 0, level)
+        units.apply(select(units.masks, scores, fraction=0.5, scope="global"))
         seconds = time.perf_counter() - start
-    masks = sum(mask.numel() for mask in kept.values()) / 2**20
+    masks = 2 * units.masks.total / 2**20  # before a step and after it
     print(json.dumps({"seconds": seconds, "beyond": peak_mib() - before - masks}))
 
 

@@ -7,15 +7,15 @@ import sys
 from collections.abc import Callable
 
 import torch
-from measure import BATCH, inputs_of, interleaved, model_of, ratio, settle, spread, tell
+from measure import BATCH, inputs_of, interleaved, model_of, ratio, settle, spread, tell, weights_of
 from torch import nn
 from torch.nn import functional
 from torch.nn.utils import prune
 
 from pruneflow.pruning.criteria import CRITERIA
-from pruneflow.pruning.granularity import Weights
+from pruneflow.pruning.keeper import Keeper
 from pruneflow.pruning.masks import Masks
-from pruneflow.pruning.selection import drop_lowest, prunable_parameters
+from pruneflow.pruning.selection import select
 from pruneflow.workloads import models
 
 CASES = (("alexnet", 64), ("resnet18", 32), ("minilm", 0))
@@ -34,16 +34,10 @@ def optimizer_of(name: str, model: nn.Module) -> torch.optim.Optimizer:
 
 def pruned(model: nn.Module) -> Masks:
     """Masks of SPARSITY by L1; the model's pruned weights are zero."""
-    weights = Weights(prunable_parameters(model, include=(), exclude=(), biases=False))
-    kept = weights.everything()
-    drop_lowest(
-        kept,
-        lambda name: weights.scores(name, kept, CRITERIA["l1"], ()),
-        fraction=SPARSITY,
-        scope="global",
-    )
-    kept.keeper(model)()
-    return kept
+    units = weights_of(model)
+    scores = units.scores(CRITERIA["l1"])
+    units.apply(select(units.masks, scores, fraction=SPARSITY, scope="global"))
+    return units.parameter_masks()
 
 
 def reparametrised(model: nn.Module, masks: Masks) -> nn.Module:
@@ -89,7 +83,7 @@ def main(threads: int) -> None:
 
             add("dense", copy.deepcopy(base))
             masked = copy.deepcopy(base)
-            add("masked", masked, masks.keeper(masked))
+            add("masked", masked, Keeper(masked, masks))
             add("torch", reparametrised(copy.deepcopy(base), masks))
             seconds = interleaved(ways, ROUNDS)
             rows.append(

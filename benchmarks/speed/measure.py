@@ -15,6 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pruneflow.pruning.compaction import Found
+from pruneflow.pruning.selection import prunable_parameters
+from pruneflow.pruning.units import Weights
 from pruneflow.workloads import models
 from pruneflow.workloads.training import keep_large_buffers
 
@@ -43,6 +46,13 @@ def model_of(name: str) -> nn.Module:
     if name == "minilm":
         return encoder(6, 384)
     return models.build(name, 10).to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def weights_of(model: nn.Module) -> Weights:
+    """The single weights of a model, as a run prunes them by default."""
+    parameters = prunable_parameters(model, include=(), exclude=(), biases=False)
+    found = Found([], {})  # its compact form is not asked for
+    return Weights(model, parameters, lambda: found, lambda model: torch.empty(0))
 
 
 def inputs_of(name: str, size: int, batch: int) -> Any:

@@ -1,42 +1,59 @@
-"""Six prune steps of 50 %: pruneflow's selection against torch.nn.utils.prune."""
+"""Six prune steps of 50 %, by themselves and in a run, against torch.nn.utils.prune."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 
 import torch
-from measure import distinct, forget_peak, in_process, model_of, peak_mib, spread, tell
+from measure import distinct, forget_peak, in_process, model_of, peak_mib, spread, tell, weights_of
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
+import pruneflow
 from pruneflow.pruning import groups
+from pruneflow.pruning.compaction import Found
 from pruneflow.pruning.criteria import CRITERIA
-from pruneflow.pruning.granularity import Channels, Granularity, Weights
-from pruneflow.pruning.selection import drop_lowest, prunable_parameters
+from pruneflow.pruning.selection import prunable_parameters, select
+from pruneflow.pruning.units import Channels, Units
 
 MODELS = ("alexnet", "resnet50", "bert-base", "vgg16")
+IN_RUNS = ("alexnet", "resnet50", "vgg16")
 LEVELS, FRACTION, REPEATS = 6, 0.5, 3
 
 
-def by_pruneflow(
-    model: nn.Module, granularity: Granularity, criterion: str, scope: str
-) -> Mapping[str, Tensor]:
+def by_pruneflow(units: Units, criterion: str, scope: str) -> Mapping[str, Tensor]:
     """Masks after LEVELS steps; the pruned entries are zero."""
-    kept = granularity.everything()
     for level in range(LEVELS):
+        scores = units.scores(CRITERIA[criterion], 0, level)
+        units.apply(select(units.masks, scores, fraction=FRACTION, scope=scope))
+    return units.parameter_masks()
 
-        def scores(name: str, level: int = level) -> object:
-            return granularity.scores(name, kept, CRITERIA[criterion], (0, level))
 
-        zero = granularity.laid_out_as_masks
-        drop_lowest(kept, scores, fraction=FRACTION, scope=scope, zero=zero)  # type: ignore[arg-type]
-        masks = granularity.masks(kept)
-        masks.without(zero).keeper(model)()
-    return masks
+def in_run(name: str, threads: int) -> float:
+    """Seconds that a run of pruneflow says its LEVELS steps took, between short trainings."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
+        os.environ["PRUNEFLOW_STATE"] = f"{folder}/state"
+        os.chdir(folder)
+        done = pruneflow.prune_iterative(
+            model=name,
+            image_size=64,
+            train_limit=100,
+            batch_size=50,
+            base_epochs=1,
+            fraction=FRACTION,
+            iterations=LEVELS,
+            prune_bias=False,
+            threads=threads,
+        )
+        os.chdir("/")
+    return float(done.levels["score_seconds"].sum())
 
 
 def by_torch(model: nn.Module, names: list[str], method: object) -> Mapping[str, Tensor]:
@@ -53,6 +70,9 @@ def by_torch(model: nn.Module, names: list[str], method: object) -> Mapping[str,
 
 def one(name: str, way: str, threads: int) -> None:
     """One way, timed; says seconds, extra memory and a hash of the masks."""
+    if way == "run":
+        print(json.dumps({"seconds": in_run(name, threads)}))
+        return
     torch.set_num_threads(threads)
     model = model_of(name)
     if way.startswith("torch"):  # which cannot prune a model in channels_last
@@ -66,11 +86,12 @@ def one(name: str, way: str, threads: int) -> None:
         method = {"l1": prune.L1Unstructured, "random": prune.RandomUnstructured}[criterion]
         masks = by_torch(model, list(parameters), method)
     elif criterion == "filters":
-        filters = Channels(model, groups.filters(model, outputs=[]), coupled=False)
-        masks = by_pruneflow(model, filters, "l2", "layer")
+        chosen = groups.filters(model, outputs=[])
+        filters = Channels(model, chosen, Found([], {}), head="", coupled=False)
+        masks = by_pruneflow(filters, "l2", "layer")
     else:
         criterion, _, scope = criterion.partition("/")
-        masks = by_pruneflow(model, Weights(parameters), criterion, scope or "global")
+        masks = by_pruneflow(weights_of(model), criterion, scope or "global")
     seconds, extra = time.perf_counter() - start, peak_mib() - before
     digest = hashlib.sha256()
     for mask in masks.values():
@@ -78,15 +99,27 @@ def one(name: str, way: str, threads: int) -> None:
     print(json.dumps({"seconds": seconds, "extra": extra, "masks": digest.hexdigest()}))
 
 
+def _in_runs(theirs: list[dict[str, object]], ours: list[dict[str, object]]) -> dict[str, str]:
+    """Columns of the steps in a run, where there was one."""
+    if not ours:
+        return {}
+    ratios = [t["seconds"] / o["seconds"] for t, o in zip(theirs, ours, strict=True)]  # type: ignore[operator]
+    return {
+        "in a run s": spread([run["seconds"] for run in ours]),  # type: ignore[misc]
+        "times faster in a run": spread(ratios, 1),
+    }
+
+
 def main(threads: int) -> None:
     """Every model by both ways, in turns, and pruneflow's other ways on the largest."""
     rows = []
     for name in MODELS:
-        found: dict[str, list[dict[str, object]]] = {"torch l1": [], "pruneflow l1": []}
+        ways = ("torch l1", "pruneflow l1", *(["run"] if name in IN_RUNS else []))
+        timed: dict[str, list[dict[str, object]]] = {way: [] for way in ways}
         for _ in range(REPEATS):
-            for way, runs in found.items():
+            for way, runs in timed.items():
                 runs.append(in_process(__file__, name, way, threads))
-        theirs, ours = found.values()
+        theirs, ours, in_runs = timed["torch l1"], timed["pruneflow l1"], timed.get("run", [])
         ratios = [t["seconds"] / o["seconds"] for t, o in zip(theirs, ours, strict=True)]  # type: ignore[operator]
         memory = [t["extra"] / o["extra"] for t, o in zip(theirs, ours, strict=True)]  # type: ignore[operator]
         rows.append(
@@ -96,6 +129,7 @@ def main(threads: int) -> None:
                 "torch s": spread([run["seconds"] for run in theirs]),  # type: ignore[misc]
                 "pruneflow s": spread([run["seconds"] for run in ours]),  # type: ignore[misc]
                 "times faster": spread(ratios, 1),
+                **_in_runs(theirs, in_runs),
                 "torch extra MiB": spread([run["extra"] for run in theirs], 0),  # type: ignore[misc]
                 "pruneflow extra MiB": spread([run["extra"] for run in ours], 0),  # type: ignore[misc]
                 "times less": spread(memory, 1),
@@ -116,7 +150,8 @@ def main(threads: int) -> None:
         "Prune step",
         f"{LEVELS} steps of {FRACTION:g} on weights of distinct magnitudes, {threads} threads, "
         f"each in a process of its own, {REPEATS} times in turns. Extra memory is the most held "
-        "beyond the model, masks included.",
+        "beyond the model, masks included. In a run: `score_seconds` of a run that is trained, "
+        "measured, saved and logged between its steps.",
         rows,
     )
 

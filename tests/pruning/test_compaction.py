@@ -48,7 +48,7 @@ def difference(a: Tensor, b: Tensor) -> float:
 
 def masked(model: nn.Module, kept: dict[str, Tensor], groups: list) -> nn.Module:  # type: ignore[type-arg]
     model = copy.deepcopy(model)
-    expand(model, groups, kept).keeper(model)()
+    expand(model, groups, kept).apply(model)
     return model
 
 

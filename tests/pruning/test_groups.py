@@ -9,11 +9,12 @@ from torch.nn.utils import prune
 
 from pruneflow.errors import InputError
 from pruneflow.pruning import compaction, groups
+from pruneflow.pruning.compaction import Found
 from pruneflow.pruning.criteria import CRITERIA
-from pruneflow.pruning.granularity import Channels
 from pruneflow.pruning.groups import Group, Tie
 from pruneflow.pruning.masks import Masks
-from pruneflow.pruning.selection import drop_lowest
+from pruneflow.pruning.selection import select
+from pruneflow.pruning.units import Channels
 from tests.pruning.networks import Residual, images, plain
 
 FORWARD = images()
@@ -53,29 +54,26 @@ def test_competing_scores_have_mean_one_and_the_best_unit_stays() -> None:
     assert groups.compete(torch.zeros(3), torch.ones(3, dtype=torch.bool))[1:].tolist() == [0, 0]
 
 
-def lowered(
-    channels: Channels, kept: Masks, criterion: str, level: int, fraction: float, scope: str
-) -> Masks:
-    """What a level keeps of what was kept."""
-    after = Masks(kept, {name: mask.clone() for name, mask in kept.items()})
-    drop_lowest(
-        after,
-        lambda name: channels.scores(name, kept, CRITERIA[criterion], (0, level)),
-        fraction=fraction,
-        scope=scope,
-    )
-    return after
+def channels_of(model: nn.Module, chosen: list[Group], *, coupled: bool) -> Channels:
+    return Channels(model, chosen, Found(chosen, {}), head="", coupled=coupled)
+
+
+def lower(units: Channels, criterion: str, level: int, fraction: float, scope: str) -> Masks:
+    """Prune a level; the masks before it."""
+    before = Masks(units.masks, {name: mask.clone() for name, mask in units.masks.items()})
+    scores = units.scores(CRITERIA[criterion], 0, level)
+    units.apply(select(units.masks, scores, fraction=fraction, scope=scope))
+    return before
 
 
 @pytest.mark.parametrize("criterion", sorted(CRITERIA))
 @pytest.mark.parametrize("fraction", [0.3, 0.9, 0.999])
 def test_no_group_is_ever_emptied(criterion: str, fraction: float) -> None:
     model = plain()
-    channels = Channels(model, found(model, "8"), coupled=True)
-    kept = channels.everything()
+    units = channels_of(model, found(model, "8"), coupled=True)
     for level in range(1, 6):
-        before = kept
-        kept = lowered(channels, before, criterion, level, fraction, "global")
+        before = lower(units, criterion, level, fraction, "global")
+        kept = units.masks
         assert all(bool(kept[name].any()) for name in kept)
         wanted = round(fraction * before.kept)
         assert before.kept - kept.kept == min(wanted, before.kept - len(kept))
@@ -88,17 +86,15 @@ def test_independent_filters_are_those_of_ln_structured(n: int, criterion: str) 
     torch.manual_seed(n)
     model = nn.Sequential(nn.Conv2d(3, 17, 3), nn.ReLU(), nn.Conv2d(17, 30, 3), nn.Linear(5, 5))
     names = ["0", "2"]
-    channels = Channels(model, groups.filters(model, outputs=[]), coupled=False)
-    assert list(channels.groups) == names
-    kept = channels.everything()
+    units = channels_of(model, groups.filters(model, outputs=[]), coupled=False)
+    assert list(units.groups) == names
     references = {name: nn.Conv2d(1, 1, 1) for name in names}
     for name in names:
         source = model.get_submodule(name)
         references[name].weight = nn.Parameter(source.get_parameter("weight").detach().clone())
     for level, amount in enumerate([0.1, 0.1, 0.25, 0.5, 0.1], start=1):
-        before = kept
-        kept = lowered(channels, before, criterion, level, amount, "layer")
-        masks = channels.masks(kept)
+        lower(units, criterion, level, amount, "layer")
+        masks = units.parameter_masks()
         for name in names:
             prune.ln_structured(references[name], "weight", amount=amount, n=n, dim=0)  # type: ignore[no-untyped-call]
             expected = references[name].weight_mask.bool()
@@ -108,11 +104,10 @@ def test_independent_filters_are_those_of_ln_structured(n: int, criterion: str) 
 
 def test_random_scores_are_drawn_anew_at_each_level_and_alike_at_each_call() -> None:
     model = plain()
-    channels = Channels(model, found(model, "8"), coupled=False)
-    kept, criterion = channels.everything(), CRITERIA["random"]
+    units = channels_of(model, found(model, "8"), coupled=False)
 
     def scores(*seed: int) -> Tensor:
-        return channels.scores("2", kept, criterion, seed)(slice(None))
+        return units.scores(CRITERIA["random"], *seed)("2")(slice(None))
 
     assert torch.equal(scores(0, 1), scores(0, 1))
     assert not torch.equal(scores(0, 1), scores(0, 2))

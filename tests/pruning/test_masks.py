@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from pruneflow.pruning.keeper import Keeper
 from pruneflow.pruning.masks import Masks
 
 PARAMETERS = {"a": torch.zeros(2, 3), "b": torch.zeros(4)}
@@ -124,7 +125,7 @@ def test_pruned_entries_are_exactly_zero_after_every_step_and_kept_ones_move(
     for _ in range(3):  # momentum and moments of every entry before the first is pruned
         step()
     masks = random_masks(model, *names)
-    keep = masks.keeper(model)
+    keep = Keeper(model, masks)
     keep()
     start = {name: model.get_parameter(name).detach().clone() for name in names}
     for _ in range(25):
@@ -145,7 +146,7 @@ def test_adamw_told_once_moves_what_is_kept_as_it_would_be_moved_with_masks(fuse
     models[1].load_state_dict(models[0].state_dict())
     masks = random_masks(models[0], "0.weight", "0.bias", "4.weight")
     inputs, labels = torch.randn(16, 3, 6, 6), torch.arange(16) % 5
-    keepers = [masks.keeper(model) for model in models]
+    keepers = [Keeper(model, masks) for model in models]
     optimizers = [
         torch.optim.AdamW(model.parameters(), 0.01, weight_decay=0.1, fused=fused)
         for model in models
@@ -200,7 +201,7 @@ def test_pruned_entries_stay_zero_whatever_happens_between_the_steps(
     masks = {n: torch.rand(5, 3, generator=generator) > 0.5 for n, _ in model.named_parameters()}
     optimizer = OPTIMIZERS[name](weights)
     dense = {n: torch.randn(5, 3, generator=generator) for n in masks}
-    keep = Masks(masks, masks).keeper(model)
+    keep = Keeper(model, Masks(masks, masks))
     keep()
     unused: set[int] = {0}
     saved = copy.deepcopy(optimizer.state_dict())
@@ -235,7 +236,7 @@ def test_infinities_and_not_a_number_are_pruned_to_plain_zero() -> None:
     with torch.no_grad():
         model.weight.copy_(torch.tensor([[torch.nan, torch.inf, -3.0, -5.0]]))
     mask = torch.tensor([[False, False, False, True]])
-    Masks({"weight": model.weight}, {"weight": mask}).keeper(model)()
+    Masks({"weight": model.weight}, {"weight": mask}).apply(model)
     assert model.weight.tolist() == [[0.0, 0.0, 0.0, -5.0]]
     assert not bool(model.weight[:, :3].signbit().any())
 
@@ -243,7 +244,7 @@ def test_infinities_and_not_a_number_are_pruned_to_plain_zero() -> None:
 def test_without_the_keeper_the_same_steps_bring_pruned_entries_back() -> None:
     model = small_net()
     masks = random_masks(model, "0.weight")
-    masks.keeper(model)()
+    masks.apply(model)
     optimizer = sgd(model)
     nn.functional.cross_entropy(model(torch.randn(16, 3, 6, 6)), torch.arange(16) % 5).backward()
     optimizer.step()
@@ -264,7 +265,7 @@ def test_positions_are_right_in_every_memory_layout(
     expected = model.weight.detach().clone()
     mask = (torch.arange(120) % 7 < 3).view(shape)
     masks = Masks({"weight": model.weight}, {"weight": mask.contiguous(memory_format=mask_layout)})
-    masks.keeper(model)()
+    masks.apply(model)
     assert torch.equal(model.weight, torch.where(mask, expected, 0.0))
 
 
@@ -273,7 +274,7 @@ def test_positions_are_right_beyond_one_chunk() -> None:
     with torch.no_grad():
         model.weight.fill_(1.0)
     mask = (torch.arange(model.weight.numel()) % 11 != 3).view(model.weight.shape)
-    Masks({"weight": model.weight}, {"weight": mask}).keeper(model)()
+    Masks({"weight": model.weight}, {"weight": mask}).apply(model)
     assert torch.equal(model.weight, mask.float())
 
 
@@ -281,7 +282,7 @@ def test_tensors_without_pruned_entries_and_without_masks_are_left_alone() -> No
     model = small_net()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     kept = Masks.keep_all({"0.weight": model.get_parameter("0.weight")})
-    kept.keeper(model)()
+    kept.apply(model)
     after = model.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -291,10 +292,10 @@ def test_a_mask_made_for_a_model_of_other_shapes_is_refused() -> None:
     masks = random_masks(small_net(), "0.weight")
     other = nn.Sequential(nn.Conv2d(3, 9, 3))
     with pytest.raises(ValueError, match=r"mask of 0\.weight has shape \(8, 3, 3, 3\)"):
-        masks.keeper(other)
+        masks.apply(other)
 
 
 def test_a_mask_made_for_a_model_of_other_names_is_refused() -> None:
     masks = random_masks(small_net(), "4.weight")
     with pytest.raises((AttributeError, ValueError), match="4"):
-        masks.keeper(nn.Sequential(nn.Linear(128, 5)))
+        masks.apply(nn.Sequential(nn.Linear(128, 5)))

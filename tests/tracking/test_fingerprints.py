@@ -170,9 +170,11 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 DECIDING = [
     "pruning/criteria.py",
     "pruning/selection.py",
+    "pruning/units.py",
     "workloads/training.py",
     "workloads/encoders.py",
     "stages/prune.py",
+    "stages/base_run.py",
     "stages/finetune.py",
     "stages/experiment.py",
 ]

@@ -278,7 +278,7 @@ def test_heads_and_hidden_units_go_and_the_model_runs_reloads_and_trains_on(
         # other sizes in every layer
         left = {"heads": [3, 1], "ffn": [40, 7], "linear": [32]}
         kept = {g.name: torch.arange(g.units) < left[g.target].pop(0) for g in found.groups}
-        expand(model, found.groups, kept).keeper(model)()
+        expand(model, found.groups, kept).apply(model)
         smaller = compaction.compact(model, found.groups, kept)
         with torch.no_grad():
             torch.testing.assert_close(forward(smaller), forward(model), rtol=1e-4, atol=1e-5)
@@ -393,6 +393,6 @@ def test_groups_of_other_encoders_are_found_or_left_out_and_what_is_removed_agre
     for mask in kept.values():
         mask[0] = True
     with torch.no_grad():
-        expand(model, groups, kept).keeper(model)()
+        expand(model, groups, kept).apply(model)
         smaller = compaction.compact(model, groups, kept)
         torch.testing.assert_close(forward(smaller), forward(model), rtol=1e-4, atol=1e-6)

@@ -6,7 +6,7 @@ form: dense weights have no zeros to leave out.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -32,9 +32,10 @@ class PrunedLevel:
         model: the level's model as its checkpoint has it, masked or compact.
         is_compact: which of the two.
         groups: groups of channels of the masked model.
-        probe: logits of a few samples by any form, for compaction.
-        independent: pruned by `coupling=independent`: compaction removes the union of what tied
-            layers lost, and changes outputs.
+        kept: which units the compact form has, as the run recorded them: group -> boolean
+            (units,); a group not there, all.
+        independent: pruned by `coupling=independent`: the compact form lacks the union of what
+            tied layers lost, which changes outputs.
         device: `cpu` or `cuda`.
     """
 
@@ -42,7 +43,7 @@ class PrunedLevel:
     model: nn.Module
     is_compact: bool
     groups: list[Group]
-    probe: Callable[[nn.Module], Tensor]
+    kept: Mapping[str, Tensor]
     independent: bool
     device: str
     _made: dict[str, nn.Module] = field(default_factory=dict)
@@ -65,13 +66,11 @@ def compact(level: PrunedLevel, run: sparse_kernels.Run, batch: str) -> nn.Modul
     if level.is_compact:
         return level.model
     if "compact" not in level._made:
-        if level.independent:
-            kept = compaction.without_empty_filters(level.model, level.groups)
-        else:
-            kept = compaction.emptied(level.model, level.groups, level.probe)
-        if all(bool(units.all()) for units in kept.values()):
+        if not level.kept.keys() <= {group.name for group in level.groups}:
+            raise NoFormError("it was recorded by an older version: prune again to time it")
+        if all(bool(units.all()) for units in level.kept.values()):
             raise NoFormError("no channel is empty, so there is nothing to remove")
-        level._made["compact"] = compaction.compact(level.model, level.groups, kept).eval()
+        level._made["compact"] = compaction.compact(level.model, level.groups, level.kept).eval()
     return level._made["compact"]
 
 

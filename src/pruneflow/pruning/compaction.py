@@ -576,7 +576,7 @@ def _agrees(model: nn.Module, forward: Callable[[nn.Module], Tensor], groups: li
         kept[group.name] = mask
     try:
         with torch.no_grad():
-            expand(trial, groups, kept).keeper(trial)()
+            expand(trial, groups, kept).apply(trial)
             masked = forward(trial)
             smaller = forward(_remove(trial, groups, kept))
     except Exception:  # a model that has lost channels fails in ways of its own

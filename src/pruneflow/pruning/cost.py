@@ -187,6 +187,18 @@ def macs(model: nn.Module, uses: Mapping[str, float]) -> tuple[int, int]:
     return round(dense), round(left)
 
 
+def conv_params(model: nn.Module, masks: Mapping[str, Tensor] | None = None) -> int:
+    """Parameters of a model's convolutions, weights and biases, that masks keep."""
+    kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    convolutions = {name for name, module in model.named_modules() if isinstance(module, kinds)}
+    kept = masks or {}
+    return sum(
+        nonzeros(kept[name]) if name in kept else parameter.numel()
+        for name, parameter in model.named_parameters()
+        if name.rpartition(".")[0] in convolutions
+    )
+
+
 def nonzeros(tensor: Tensor) -> int:
     """Entries that are not zero; on a CPU by NumPy, 15 times as fast as by PyTorch."""
     if tensor.device.type != "cpu" or tensor.dtype == torch.bfloat16:

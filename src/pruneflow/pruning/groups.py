@@ -110,6 +110,19 @@ def expand(model: nn.Module, groups: Iterable[Group], kept: Mapping[str, Tensor]
     return Masks(own, masks)
 
 
+def kept_by(model: nn.Module, group: Group, masks: Mapping[str, Tensor]) -> Tensor:
+    """Which units masks over parameters keep, (units,): those that anything makes.
+
+    What `expand` does backwards; a parameter without a mask keeps all.
+    """
+    maker = group.makers(model)[0]
+    mask = masks.get(f"{maker}.weight")
+    if mask is None:
+        return torch.ones(group.units, dtype=torch.bool)
+    index = next(tie.index for tie in group.ties if tie.layer == maker and tie.side != "in")
+    return mask.flatten(1).any(1).cpu()[index].any(1)
+
+
 def values(model: nn.Module, group: Group) -> Tensor:
     """The weights that make each unit: rows of every tied layer, shape (units, weights of one)."""
     rows = []

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from pruneflow.errors import InputError
-from pruneflow.pruning.masks import clear
+from pruneflow.pruning.masks import Masks
 
 PRUNABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, nn.MultiheadAttention)
 # Also, in a model that has embeddings of tokens: the 2020 study pruned all of BERT.
@@ -23,7 +24,7 @@ Scores: TypeAlias = Callable[[slice], Tensor]
 
 _CHUNK = 1 << 18  # a piece and what is made of it fit into a core's cache
 _CHUNK_OF_GPU = 1 << 24
-_GATHERED = 1 << 23  # scores that are looked at exactly, 32 MiB
+_GATHERED = 1 << 22  # scores that are looked at exactly, 48 MiB with their places
 _LARGEST = float(torch.finfo(torch.float32).max)
 
 
@@ -83,17 +84,17 @@ def _matches(name: str, layer: str, pattern: str) -> bool:
     return fnmatchcase(name, pattern) or fnmatchcase(layer, pattern)
 
 
-def drop_lowest(
+def select(
     masks: Mapping[str, Tensor],
     scores: Callable[[str], Scores],
     *,
     fraction: float,
     scope: str,
-    zero: Mapping[str, Tensor] | None = None,
-) -> None:
-    """Prune, in place, the lowest-scored `fraction` of what masks keep.
+    pools: Iterable[Iterable[str]] | None = None,
+) -> Masks:
+    """Masks without the lowest-scored `fraction` of what the given ones keep.
 
-    The number pruned is `round(fraction * left)`, and which ones, is what
+    The number pruned is `round(fraction * kept)`, and which ones, is what
     `torch.nn.utils.prune.global_unstructured` (scope `global`) or `l1_unstructured` on each
     tensor (scope `layer`) chooses; among equal scores the first in model order goes first. What
     has a score of infinity stays, even if fewer than that number can go.
@@ -102,72 +103,68 @@ def drop_lowest(
         masks: what is kept so far, contiguous, in the order that decides among equals.
         scores: name -> scores of that mask's entries, asked for a piece at a time and a few
             times over, with the same result each time, so that no copy of the model is ever held.
-        fraction: of what is left, in [0, 1).
+        fraction: of what is kept, in [0, 1).
         scope: `global` or `layer`.
-        zero: name -> a contiguous tensor of the mask's shape whose pruned entries are set to zero
-            as the mask is written, while both are at hand: a pass over memory less.
+        pools: names that compete with each other in scope `global`; by default all.
 
     Raises:
-        ValueError: scores that are NaN or not as many as entries, or a scope that does not exist;
-            the masks are as they were.
+        ValueError: scores that are NaN or not as many as entries, or a scope that does not exist.
     """
     if scope not in ("global", "layer"):
         raise ValueError(f"scope {scope!r} is neither 'global' nor 'layer'")
-    pools = [list(masks)] if scope == "global" else [[name] for name in masks]
-    cuts = []
-    for names in pools:
+    competing = (pools or [masks]) if scope == "global" else [[name] for name in masks]
+    selected: dict[str, Tensor] = {}
+    for names in competing:
         pool = {name: masks[name] for name in names}
-        left = sum(_count(_array(mask)) for mask in pool.values())
-        count = round(fraction * left)
+        kept = sum(_count(_array(mask)) for mask in pool.values())
+        count = round(fraction * kept)
         if count:
-            cuts.append((pool, _cut(pool, scores, count, left)))
-    for pool, (threshold, ties) in cuts:
-        _write(pool, scores, threshold, ties, zero or {})
+            selected |= _without_lowest(pool, scores, count, kept)
+    return Masks(masks, {n: selected[n] if n in selected else m.clone() for n, m in masks.items()})
 
 
-def _cut(
-    masks: Mapping[str, Tensor], scores: Callable[[str], Scores], count: int, left: int
-) -> tuple[float, int]:
-    """The score below which all go, and how many go of those that have exactly it.
+def _without_lowest(
+    masks: Mapping[str, Tensor], scores: Callable[[str], Scores], count: int, kept: int
+) -> dict[str, Tensor]:
+    """Masks without the `count` lowest-scored of the `kept` entries that the given ones keep.
 
-    A sample of the scores says between which two the one lies at which to cut. One pass counts
-    what is below them and gathers what is between; among the gathered the cut is exact. Where the
-    sample misled, or too many are equal to be gathered, the bracket is halved until it fits.
+    A sample of the scores says between which two the cut lies. One pass drops what is below these
+    and gathers what is between; among the gathered the cut is exact. Where the sample misled, or
+    too many are equal to be gathered, the bracket is halved until it fits.
     """
+    selected = {name: torch.empty_like(mask) for name, mask in masks.items()}
+    room = _Room.on(next(iter(masks.values())).device)
     floor, ceiling = -math.inf, _LARGEST  # the cut is at one of these or between them
-    low, high = _bracket(masks, scores, count, left)
+    low, high = _bracket(masks, scores, count, kept)
     while True:
-        below, between, gathered = _gather(masks, scores, low, high)
-        if count <= below:
+        chosen, between = _split(masks, scores, selected, low, high, room)
+        excess = count - (kept - chosen)  # how many of those between go
+        if excess == 0:
+            return selected
+        if excess < 0:
             ceiling = _next(low, -1)
-        elif count > below + between:
-            if high == _LARGEST:  # the others are infinite: all that is not goes
-                return math.inf, 0
+        elif excess > between and high == _LARGEST:  # the others are infinite, and stay
+            _split(masks, scores, selected, math.inf, math.inf, room)
+            return selected
+        elif excess > between:
             floor = _next(high, 1)
+        elif between <= _GATHERED:
+            room.drop_lowest(excess)
+            return selected
         elif low == high:
-            return _exact(low, count - below, between)
-        elif len(gathered) == between:
-            values = gathered.numpy()
-            values.partition(count - below - 1)
-            threshold = float(values[count - below - 1])
-            ties = count - below - int((values < threshold).sum())
-            return _exact(threshold, ties, int((values == threshold).sum()))
+            _split(masks, scores, selected, low, high, room, drop=excess)
+            return selected
         else:
             floor, ceiling = low, high
         low, high = floor, _middle(floor, ceiling)
 
 
-def _exact(threshold: float, ties: int, equal: int) -> tuple[float, int]:
-    """A cut of which nothing is left to decide if all that equal it go."""
-    return (_next(threshold, 1), 0) if ties == equal else (threshold, ties)
-
-
 def _bracket(
-    masks: Mapping[str, Tensor], scores: Callable[[str], Scores], count: int, left: int
+    masks: Mapping[str, Tensor], scores: Callable[[str], Scores], count: int, kept: int
 ) -> tuple[float, float]:
     """Two scores between which the `count`-th lowest lies, but for once in a million times."""
     total = sum(mask.numel() for mask in masks.values())
-    if total <= _GATHERED // 8:
+    if total <= _GATHERED // 4:
         return -math.inf, _LARGEST
     every = slice(0, None, max(1, total // min(1 << 20, max(1 << 14, total >> 8))))
     parts = []
@@ -175,70 +172,108 @@ def _bracket(
         values = scores(name)(every).detach().to(torch.float32)
         _check(name, values)
         parts.append(values[mask.view(-1)[every]])
-    sample = torch.cat(parts).sort().values
-    share = count / left
+    sample = torch.cat(parts).cpu().numpy()
+    share = count / kept
     margin = 5 * math.sqrt(share * (1 - share) / max(1, len(sample)))
     first = math.floor((share - margin) * len(sample)) - 1
     last = math.ceil((share + margin) * len(sample)) + 1
+    if ends := [place for place in (first, last) if 0 <= place < len(sample)]:
+        sample.partition(ends)
     low = float(sample[first]) if first >= 0 else -math.inf
     high = min(float(sample[last]), _LARGEST) if last < len(sample) else _LARGEST
     return low, high
 
 
-def _gather(
-    masks: Mapping[str, Tensor], scores: Callable[[str], Scores], low: float, high: float
-) -> tuple[int, int, Tensor]:
-    """How many kept scores are below a bracket and in it, and those in it while there is room."""
-    below = between = 0
-    room = torch.empty(_GATHERED)  # memory that is not written to is not taken
-    for name, _, values, kept in _pieces(masks, scores):
-        _check(name, values)
-        values, kept = _array(values), _array(kept)
-        under = (values < low) & kept
-        within = ((values <= high) & kept) ^ under
-        below += _count(under)
-        found = _count(within)
-        if found and between + found <= len(room):
-            chosen = torch.as_tensor(values[_places(within)])
-            room[between : between + found] = chosen
-        between += found
-    return below, between, room[: between if between <= len(room) else 0]
+@dataclass
+class _Room:
+    """Entries in a bracket, as many as there is room for; what is not written to takes no memory.
+
+    Attributes:
+        places, scores: of each entry its place in a piece of a mask, and its score.
+        pieces: each piece, with the slice of the entries that are of it.
+    """
+
+    places: Any
+    scores: Any
+    pieces: list[tuple[Any, slice]]
+
+    @classmethod
+    def on(cls, device: torch.device) -> Self:
+        """Empty room for `_GATHERED` entries."""
+        places = torch.empty(_GATHERED, dtype=torch.int64, device=device)
+        return cls(_array(places), _array(torch.empty(_GATHERED, device=device)), [])
+
+    def add(self, piece: Any, places: Any, scores: Any) -> None:
+        """Gather entries of a piece, if there is room for them."""
+        start = self.pieces[-1][1].stop if self.pieces else 0
+        end = start + len(places)
+        if start < end <= _GATHERED:
+            self.places[start:end], self.scores[start:end] = places, scores
+            self.pieces.append((piece, slice(start, end)))
+
+    def drop_lowest(self, count: int) -> None:
+        """Drop the `count` lowest-scored entries from their pieces, and of equal ones the first."""
+        scores = torch.as_tensor(self.scores[: self.pieces[-1][1].stop]).cpu().numpy()
+        threshold = float(np.partition(scores, count - 1)[count - 1])
+        ties = count - int((scores < threshold).sum())
+        for piece, entries in self.pieces:
+            places, scores = self.places[entries], self.scores[entries]
+            piece[places[scores < threshold]] = False
+            tied = places[scores == threshold][:ties]
+            piece[tied] = False
+            ties -= len(tied)
 
 
-def _write(
+def _split(
     masks: Mapping[str, Tensor],
     scores: Callable[[str], Scores],
-    threshold: float,
-    ties: int,
-    zero: Mapping[str, Tensor],
-) -> None:
-    """Prune what is below the threshold, and the first `ties` of what equals it."""
-    for name, place, values, kept in _pieces(masks, scores):
-        mask = kept
-        values, kept = _array(values), _array(kept)
-        if ties:
-            tied = _places((values == threshold) & kept)[:ties]
-            kept[tied] = False
-            ties -= len(tied)
-        kept &= values >= threshold
-        if name in zero:
-            clear(zero[name].view(-1)[place], mask)
+    selected: Mapping[str, Tensor],
+    low: float,
+    high: float,
+    room: _Room,
+    drop: int = 0,
+) -> tuple[int, int]:
+    """Choose, of what masks keep, what is not below a bracket, nor of the first `drop` in it.
+
+    Args:
+        masks, scores: as of `select`.
+        selected: is written to.
+        low, high: the bracket, both ends in it.
+        room: gets what is in the bracket; enough only if all of it fits.
+        drop: of equal scores.
+
+    Returns:
+        How many entries are chosen, and how many are in the bracket.
+    """
+    total = between = 0
+    room.pieces.clear()
+    for name, place, values in _pieces(masks, scores):
+        _check(name, values)
+        values, kept = _array(values), _array(masks[name].view(-1)[place])
+        chosen = _array(selected[name].view(-1)[place])
+        chosen[:] = (values >= low) & kept
+        total += _count(chosen)
+        places = _places((values <= high) & chosen)
+        between += len(places)
+        room.add(chosen, places, values[places])
+        chosen[places[:drop]] = False
+        drop -= len(places[:drop])
+    return total, between
 
 
 def _pieces(
     masks: Mapping[str, Tensor], scores: Callable[[str], Scores]
-) -> Iterator[tuple[str, slice, Tensor, Tensor]]:
-    """Name, place, scores (float32) and mask, flat, piece by piece; the masks' own memory."""
+) -> Iterator[tuple[str, slice, Tensor]]:
+    """Name, place and scores (float32), piece by piece."""
     for name, mask in masks.items():
-        score, flat = scores(name), mask.view(-1)
-        size = _CHUNK if flat.device.type == "cpu" else _CHUNK_OF_GPU
-        for start in range(0, len(flat), size):
-            kept = flat[start : start + size]
-            place = slice(start, start + len(kept))
+        score = scores(name)
+        size = _CHUNK if mask.device.type == "cpu" else _CHUNK_OF_GPU
+        for start in range(0, mask.numel(), size):
+            place = slice(start, min(start + size, mask.numel()))
             values = score(place).detach().to(torch.float32)
-            if values.shape != kept.shape:
+            if values.shape != (place.stop - start,):
                 raise ValueError(f"scores of {name} are not as many as its entries")
-            yield name, place, values, kept
+            yield name, place, values
 
 
 def _check(name: str, values: Tensor) -> None:

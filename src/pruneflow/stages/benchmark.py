@@ -18,6 +18,7 @@ from pruneflow.inference import EAGER, engines
 from pruneflow.inference.engines import ENGINE_FORMS
 from pruneflow.inference.forms import FORMS, PrunedLevel
 from pruneflow.pruning import compaction, cost
+from pruneflow.pruning.units import from_text
 from pruneflow.report import static
 from pruneflow.report.figures import LATENCY_FIGURES
 from pruneflow.stages.benchmark_point import Point, Setting, Subject
@@ -292,15 +293,14 @@ def _pruned(subject: Subject, level: int, setting: Setting) -> PrunedLevel:
 
     of_run = subject.run.config
     dense = there(subject.dense)
-    model = (
-        dense if level == 0 else there(checkpoints.restore(load_checkpoint(subject.run.id, level)))
-    )
+    saved = subject.checkpoint if level == 0 else load_checkpoint(subject.run.id, level)
+    model = dense if level == 0 else there(checkpoints.restore(saved))
     return PrunedLevel(
         dense=dense,
         model=model,
         is_compact=of_run.get("form") == "compact",
         groups=subject.groups,
-        probe=subject.probe,
+        kept=from_text(saved.structure.get("units", {})),
         independent=of_run.get("coupling") == "independent",
         device=setting.device,
     )

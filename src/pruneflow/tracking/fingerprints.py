@@ -23,6 +23,7 @@ _NOT_DECIDING = {"preset", "data_dir", "base_run", "base_epochs", "resume"}
 _CODE = (
     "pruning",
     "workloads",
+    "stages/base_run.py",
     "stages/experiment.py",
     "stages/finetune.py",
     "stages/prune.py",

@@ -6,8 +6,14 @@ To add a metric, add its field to Level and its row to METRICS.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:  # torch takes seconds to import; reading tables must not wait for it
+    from torch import nn
+
+    from pruneflow.pruning.units import Units
 
 TAG_LIMIT = 8_000  # characters that MLflow keeps of a tag
 
@@ -57,6 +63,46 @@ class Level:
     macs_compact: int
     test_compact: float | None
 
+    @classmethod
+    def of(
+        cls,
+        units: Units,
+        compact: nn.Module,
+        layers: Sequence[Layer],
+        uses: Mapping[str, float],
+        **measured: Any,
+    ) -> Self:
+        """A level counted.
+
+        Args:
+            units: of the model, as they are left.
+            compact: the compact form of the model.
+            layers: `Layer.of` these units.
+            uses: as `cost.positions` has them of the unpruned model.
+            measured: every field that is not counted.
+        """
+        from pruneflow.pruning import cost
+
+        zeros = {layer.layer: layer.zeros for layer in layers}
+        params = sum(units.sizes.values())
+        prunable = sum(units.sizes[name] for name in units.prunable)
+        macs = round(sum(units.sizes[name] * uses[name] for name in uses))
+        macs_left = round(sum((units.sizes[name] - zeros[name]) * uses[name] for name in uses))
+        return cls(
+            sparsity=sum(zeros[name] for name in units.prunable) / prunable,
+            params=params,
+            params_left=1 - sum(zeros.values()) / params,
+            macs=macs,
+            macs_left=macs_left / macs,
+            size_bytes=0,  # known once its checkpoint is written
+            channels_left=units.channels_left,
+            conv_params_masked=units.conv_params,
+            conv_params_compact=cost.conv_params(compact),
+            params_compact=sum(p.numel() for p in compact.parameters()),
+            macs_compact=cost.macs(compact, uses)[0],
+            **measured,
+        )
+
 
 METRICS = {
     "test_before": "accuracy/test_before",
@@ -100,6 +146,20 @@ class Layer:
     params: int
     zeros: int
     sparsity: float
+
+    @classmethod
+    def of(cls, units: Units, level: int) -> list[Self]:
+        """A row for every parameter tensor of the model, pruned or not, in model order."""
+        from pruneflow.pruning import cost
+
+        rows = []
+        for name, parameter in units.model.named_parameters():
+            kind = type(units.model.get_submodule(name.rpartition(".")[0])).__name__
+            params = units.sizes[name]
+            zeros = params - cost.nonzeros(parameter)
+            shape = "x".join(map(str, parameter.shape))
+            rows.append(cls(level, name, kind, shape, params, zeros, zeros / params))
+        return rows
 
 
 _LEAST_TELLING = (

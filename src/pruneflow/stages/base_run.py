@@ -1,0 +1,67 @@
+"""The base run, whose model a pruning run starts from: named, found, or made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+
+from pruneflow.config import NEWEST, PruneConfig, base_config, given_for_base
+from pruneflow.stages.experiment import Experiment, build
+from pruneflow.stages.finetune import train_base
+from pruneflow.stages.progress import Reporter
+from pruneflow.tracking.checkpoints import Checkpoint
+from pruneflow.tracking.fingerprints import fingerprint, workload_fingerprint
+from pruneflow.tracking.finished import find_base, fingerprint_of, newest_base, open_base
+
+
+@dataclass(frozen=True)
+class Base:
+    """The base run of a pruning run, there already or to be made.
+
+    Attributes:
+        fingerprint: of it.
+        open: gives its id and model, given the MLflow experiment to make it in, if it has to be.
+    """
+
+    fingerprint: str
+    open: Callable[[str], tuple[str, Checkpoint]]
+
+
+def find_or_make(experiment: Experiment[PruneConfig], model: nn.Module, reporter: Reporter) -> Base:
+    """The base run of a pruning run: the one asked for, else the exact one, which may be made.
+
+    Args:
+        experiment: the pruning run's.
+        model: its model, untrained and without given weights; a base run may train it.
+        reporter: of the pruning run.
+
+    Raises:
+        InputError: here, before any run is open, for all that can be refused.
+    """
+    config = experiment.config
+    base = experiment.with_config(base_config(config))
+    digest = experiment.data.digest
+    exact = fingerprint("finetune", base.config, digest, None)
+    if config.base_run == NEWEST:
+        wanted = {name: getattr(base.config, name) for name in given_for_base(config)}
+        found = newest_base(workload_fingerprint(config, digest), wanted)
+    else:
+        found = config.base_run or find_base(exact)
+    if found is not None:
+        checkpoint = open_base(found, config, experiment.structure, digest)
+        return Base(fingerprint_of(found), lambda _experiment_id: (found, checkpoint))
+
+    untrained = model
+    if config.weights != "none":
+        untrained = build(
+            base.config, base.classes, base.machine, load=True, tokenizer=base.tokenizer
+        )
+
+    def make(experiment_id: str) -> tuple[str, Checkpoint]:
+        run = train_base(base, untrained, reporter, experiment_id=experiment_id)
+        # not read back: where the run was sent may not answer at the moment
+        return run.id, Checkpoint(base.structure, untrained.state_dict(), {})
+
+    return Base(exact, make)

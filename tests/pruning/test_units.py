@@ -1,0 +1,200 @@
+"""Units only ever lose entries, are zero or gone where they did, and are restored as they were."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from pruneflow.errors import InputError
+from pruneflow.inference import forms
+from pruneflow.pruning import compaction
+from pruneflow.pruning.criteria import CRITERIA
+from pruneflow.pruning.selection import select
+from pruneflow.pruning.units import Channels, Units, as_text, find_units, from_text
+from tests.pruning.networks import Residual, images, plain
+
+FORWARD = images()
+KINDS = ["weight", "group", "independent"]
+
+
+def units_of(model: nn.Module, kind: str, head: str, **given: object) -> Units:
+    options: dict[str, object] = {"targets": (), "include": (), "exclude": (), "biases": False}
+    return find_units(
+        model,
+        FORWARD,
+        name="it",
+        head=head,
+        granularity="weight" if kind == "weight" else "channel",
+        coupling=None if kind == "weight" else kind,
+        products=(),
+        **options | given,  # type: ignore[arg-type]
+    )
+
+
+def prune(units: Units, level: int, fraction: float) -> None:
+    scores = units.scores(CRITERIA["l1"], 0, level)
+    units.apply(select(units.masks, scores, fraction=fraction, scope="global", pools=units.pools()))
+
+
+def train(units: Units) -> None:
+    """A few steps that would bring every pruned entry back."""
+    optimizer = torch.optim.SGD(units.model.parameters(), 0.05, momentum=0.9, weight_decay=0.1)
+    keep = units.keeper()
+    for _ in range(2):
+        for parameter in units.model.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        optimizer.step()
+        keep(optimizer)
+
+
+def assert_pruned(units: Units) -> None:
+    for name, mask in units.parameter_masks().items():
+        assert not bool(units.model.get_parameter(name)[~mask].any()), name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=15)
+@given(seeds=st.lists(st.integers(0, 2**31), min_size=1, max_size=5))
+def test_whatever_is_applied_in_whatever_order_nothing_comes_back(
+    kind: str, seeds: list[int]
+) -> None:
+    units = units_of(plain().eval(), kind, "8")
+    for seed in seeds:
+        generator = torch.Generator().manual_seed(seed)
+        before = {name: mask.clone() for name, mask in units.masks.items()}
+        masks = {n: torch.rand(m.shape, generator=generator) > 0.3 for n, m in before.items()}
+        for mask in masks.values():
+            mask.view(-1)[0] = True
+        units.apply(masks)
+        for name, mask in units.masks.items():
+            assert torch.equal(mask, before[name] & masks[name])
+        train(units)
+        assert_pruned(units)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_masks_of_other_names_or_shapes_are_refused_and_nothing_is_pruned(kind: str) -> None:
+    units = units_of(plain(), kind, "8")
+    some = next(iter(units.masks))
+    for wrong in ({some: units.masks[some]}, {**units.masks, some: torch.ones(1) > 0}):
+        with pytest.raises(ValueError, match=r"masks and parameters differ|has shape"):
+            units.apply(wrong)
+    assert units.masks.sparsity == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "form"),
+    [(k, f) for k in KINDS for f in ("masked", "compact") if (k, f) != ("weight", "compact")],
+)
+def test_units_restored_from_what_was_saved_go_on_as_those_that_were_never_left(
+    kind: str, form: str
+) -> None:
+    torch.manual_seed(0)
+    model = Residual().eval()
+    units = units_of(copy.deepcopy(model), kind, "fc")
+    for level in (1, 2, 3):
+        prune(units, level, 0.3)
+        if form == "compact":
+            units.remove()
+        train(units)
+        kept = units.existing if form == "compact" else units.in_compact()
+        sizes = compaction.structure(units.model)
+        structure = {"sizes": sizes, "units": as_text(kept)}
+        packed = {n: m.clone() for n, m in units.parameter_masks().items() if not m.all()}
+        state = {n: t.clone() for n, t in units.model.state_dict().items()}
+
+        again = units_of(copy.deepcopy(model), kind, "fc")
+        again.restore(structure, state, packed)
+        assert_same(again, units)
+        assert again.pruned_shares() == units.pruned_shares()
+        units = again  # the next level goes on from there
+    assert 0.5 < units.pruned_shares()["weights" if kind == "weight" else "conv"] < 1
+
+
+def assert_same(one: Units, other: Units) -> None:
+    assert list(one.masks) == list(other.masks)
+    for name, mask in one.masks.items():
+        assert torch.equal(mask, other.masks[name]), name
+    for name, units in one.existing.items():
+        assert torch.equal(units, other.existing[name]), name
+    states = one.model.state_dict(), other.model.state_dict()
+    assert states[0].keys() == states[1].keys()
+    for name, tensor in states[0].items():
+        assert torch.equal(tensor, states[1][name]), name
+        assert tensor.stride() == states[1][name].stride(), name
+
+
+def test_units_that_are_gone_are_told_by_their_numbers_in_the_unpruned_model() -> None:
+    units = units_of(plain().eval(), "group", "8")
+    assert isinstance(units, Channels)
+    units.apply({**units.masks, "2": torch.arange(6) != 1})
+    units.remove()
+    units.apply({**units.masks, "2": torch.arange(5) != 2})  # of the five that exist
+    units.remove()
+    assert as_text(units.existing)["2"] == "101011"
+    assert units.model.get_parameter("2.weight").shape[0] == 4
+
+
+def test_text_of_units_is_read_back() -> None:
+    kept = {"a": torch.tensor([True, False, True]), "b": torch.tensor([False])}
+    assert as_text(kept) == {"a": "101", "b": "0"}
+    assert all(torch.equal(mask, kept[name]) for name, mask in from_text(as_text(kept)).items())
+
+
+def test_the_compact_form_of_weights_is_what_they_have_emptied() -> None:
+    units = units_of(plain().eval(), "weight", "8")
+    model, kept = units.compact()
+    assert model is units.model
+    assert kept == {}
+    masks = {name: mask.clone() for name, mask in units.masks.items()}
+    masks["2.weight"][4] = False
+    with torch.no_grad():
+        units.model.get_parameter("2.bias")[4] = 0
+    units.apply(masks)
+    model, kept = units.compact()
+    assert as_text(kept) == {"2": "111101"}
+    assert model.get_parameter("2.weight").shape[0] == 5
+    assert units.model.get_parameter("2.weight").shape[0] == 6
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "problem"),
+    [
+        ("weight", {"include": ("a*",)}, "pattern 'a.*' matches no prunable layer"),
+        ("group", {"targets": ("heads",)}, "targets=heads is not in this model"),
+        ("group", {"exclude": ("*",)}, "leave no channels to prune"),
+    ],
+)
+def test_what_leaves_nothing_to_prune_is_refused(
+    kind: str, given: dict[str, object], problem: str
+) -> None:
+    with pytest.raises(InputError, match=problem):
+        units_of(plain(), kind, "8", **given)
+
+
+def test_a_model_without_channels_to_remove_is_refused_by_its_name() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 5))
+    with pytest.raises(InputError, match="no channels can be removed from it: "):
+        units_of(model, "group", "1")
+    with pytest.raises(InputError, match="and it has none to prune: pass coupling=group"):
+        units_of(model, "independent", "1")
+
+
+def test_the_compact_form_has_the_units_that_were_recorded() -> None:
+    model = plain().eval()
+    groups = compaction.find_groups(model, FORWARD, outputs=["8"]).groups
+
+    def compact(kept: dict[str, Tensor]) -> nn.Module:
+        level = forms.PrunedLevel(model, model, False, groups, kept, False, "cpu")
+        return forms.FORMS["compact"](level, lambda model: torch.empty(0), "1")
+
+    assert compact({"2": torch.arange(6) < 2}).get_parameter("2.weight").shape[0] == 2
+    with pytest.raises(forms.NoFormError, match="no channel is empty"):
+        compact({"2": torch.ones(6, dtype=torch.bool)})
+    with pytest.raises(forms.NoFormError, match="older version"):
+        compact({"4": torch.arange(6) < 2})
