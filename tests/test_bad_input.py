@@ -431,8 +431,6 @@ def answer(
     """Exit code and the one line that a command ends with."""
     monkeypatch.setattr(sys, "argv", ["pruneflow", *arguments])
     monkeypatch.setattr(cli.signal, "signal", lambda *_: None)
-    monkeypatch.setattr(cli.gc, "set_threshold", lambda *_: None)
-    monkeypatch.setattr(cli.atexit, "register", lambda *_: None)
     with pytest.raises(SystemExit) as ended:
         cli.main()
     lines = capfd.readouterr().err.strip().splitlines()
