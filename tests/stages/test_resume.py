@@ -93,9 +93,11 @@ BERT = {"model": "bert", "dataset": "reviews", "image_size": None}
         pytest.param(INDEPENDENT, id="independent", marks=SLOW),
         pytest.param(INDEPENDENT | {"form": "compact"}, id="compact-independent", marks=SLOW),
         pytest.param(
-            INDEPENDENT | {"form": "compact", "model": "shufflenet_v2_x0_5"}, id="not-removable"
+            INDEPENDENT | {"form": "compact", "model": "shufflenet_v2_x0_5"},
+            id="not-removable",
+            marks=SLOW,
         ),
-        pytest.param(CHANNELS | BERT | {"form": "compact"}, id="bert"),
+        pytest.param(CHANNELS | BERT | {"form": "compact"}, id="bert", marks=SLOW),
     ],
 )
 def test_a_run_that_goes_on_has_the_levels_of_one_that_never_stopped(
@@ -179,7 +181,7 @@ def test_what_mlflow_run_made_is_there_when_it_ends(
         ("adamw", "one_cycle"),
         pytest.param("adamw", "constant", marks=SLOW),
         pytest.param("sgd", "one_cycle", marks=SLOW),
-        ("sgd", "constant"),
+        pytest.param("sgd", "constant", marks=SLOW),
     ],
 )
 def test_a_training_goes_on_between_two_epochs(

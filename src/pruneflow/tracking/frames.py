@@ -138,12 +138,8 @@ def records_frame(
         kind: of the records, a dataclass.
         about: the columns of `runs` that go with each record, after `IDENTITY`.
     """
-    readable = {run_id: table for run_id, table in records.items() if table is not None}
-    try:
-        frame = tables.frame(_joined(list(readable.values()), kind), kind)
-    except ValueError:  # some table is to blame; each is looked at
-        readable = {run_id: v for run_id, v in readable.items() if _is_readable(v, kind)}
-        frame = tables.frame(_joined(list(readable.values()), kind), kind)
+    readable = _readable({k: v for k, v in records.items() if v is not None}, kind)
+    frame = tables.frame(_joined(list(readable.values()), kind), kind)
     if unreadable := [run_id for run_id in records if run_id not in readable]:
         more = f" and {len(unreadable) - 5} more" if len(unreadable) > 5 else ""
         warnings.warn(
@@ -157,12 +153,21 @@ def records_frame(
     return pd.concat([of_runs, frame], axis=1)
 
 
-def _is_readable(table: Mapping[str, Any], kind: type[Any]) -> bool:
+def _readable(
+    records: Mapping[str, Mapping[str, Any]], kind: type[Any]
+) -> Mapping[str, Mapping[str, Any]]:
+    """Those of the records that can be read; where some cannot, each half is looked at."""
     try:
-        tables.frame(_joined([table], kind), kind)
+        tables.frame(_joined(list(records.values()), kind), kind)
+        return records
     except ValueError:
-        return False
-    return True
+        ids, half = list(records), len(records) // 2
+        parts = (ids[:half], ids[half:]) if half else ()
+        return {
+            k: v
+            for part in parts
+            for k, v in _readable({r: records[r] for r in part}, kind).items()
+        }
 
 
 def _joined(parts: Sequence[Mapping[str, Any]], kind: type[Any]) -> dict[str, list[Any]]:

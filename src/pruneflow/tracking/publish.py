@@ -30,6 +30,7 @@ _PATIENCE_SECONDS = {
     "KILLED": 4.0,
 }  # at a run's end, in an outage
 _PAUSE_SECONDS = 5.0  # after an outage, at the least
+_BEAT_SECONDS = 20.0  # between two notes of when a run was published
 _SHARE = 0.05  # of a run's time that tries in an outage may take
 _MOST_METRICS, _MOST_OTHERS = 1000, 100  # of one request
 
@@ -169,7 +170,7 @@ class Publisher:
         self.refusal: BaseException | None = None
         self._client = client
         self._journal = journal
-        self._last = self._not_before = -float("inf")
+        self._last = self._beaten = self._not_before = -float("inf")
 
     def publish(self, *, patience: float = 0.0, every: float = 0.0) -> bool:
         """Send what MLflow does not have yet; whether it has all of it.
@@ -251,9 +252,11 @@ class Publisher:
 
     def _beat(self) -> None:
         """Say of a run that is going on when it was last published."""
-        if self._journal.status == "RUNNING":
+        now = time.monotonic()
+        if self._journal.status == "RUNNING" and now - self._beaten >= _BEAT_SECONDS:
             run_id = self._journal.owner.run_id
             self._client.set_tag(run_id, writers.HEARTBEAT, writers.heartbeat())
+            self._beaten = now
 
     def _is_out(self, error: Exception, seconds: float) -> None:
         """Remember an outage, which a try of so many seconds has found; tell of a new one."""

@@ -1,4 +1,4 @@
-"""Writers: which process writes to a run, by its heartbeat and by the mark of its journal.
+"""Writers: which process writes to a run, by when it published and by the mark of its folder.
 
 A run is written from one journal. Whoever takes a run over that seems dead marks it as written
 from another journal; the first finds that before it writes again, and stops.
@@ -69,7 +69,7 @@ def _why_not_free(run: MlflowRun, fingerprint: str | None, stage: str | None) ->
 
 
 def is_alive(run: MlflowRun) -> bool:
-    """Whether a process is at work on a run: it holds its journal here, or its heart beats."""
+    """Whether a process is at work on a run: it holds its folder here, or published lately."""
     folder = folder_of(run.info.run_id)
     if folder.exists():
         if is_held(folder):
@@ -83,7 +83,7 @@ def is_alive(run: MlflowRun) -> bool:
 
 
 def seconds_silent(run: MlflowRun) -> float | None:
-    """How long ago a run's heart has beaten; None if it never has."""
+    """How long ago a run that is going on was published; None if it never was."""
     try:
         at = datetime.fromisoformat(run.data.tags[HEARTBEAT].split()[0])
         return (datetime.now(UTC) - at).total_seconds()
@@ -161,7 +161,7 @@ def identify(
 def dismiss(handed_over: str | None, instead: str) -> None:
     """Say of a run that was handed over, and stays empty, which one stands for it; delete it.
 
-    One that `mlflow run` made stays, or that would fail at its end; `pruneflow doctor` deletes it.
+    One that `mlflow run` made stays, or that would fail at its end.
     """
     if handed_over is None:
         return
