@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
 
 from pruneflow.errors import InputError
-from pruneflow.pruning import TARGETS
+from pruneflow.pruning import TARGETS, patterns
 from pruneflow.pruning.masks import Masks
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -226,21 +225,12 @@ def choose(
             )
     candidates = [group for group in groups if not targets or group.target in targets]
 
-    def matching(pattern: str) -> set[str]:
-        found = {
-            group.name
-            for group in candidates
-            if any(fnmatchcase(name, pattern) for name in (group.name, *group.makers(model)))
-        }
-        if not found:
-            names = [group.name for group in candidates]
-            shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" * (len(names) > 8))
-            raise InputError(f"pattern {pattern!r} matches no prunable layer; there are: {shown}")
-        return found
-
-    chosen = set().union(*map(matching, include)) if include else {g.name for g in candidates}
-    for pattern in exclude:
-        chosen -= matching(pattern)
+    chosen = patterns.choose(
+        {group.name: (group.name, *group.makers(model)) for group in candidates},
+        [group.name for group in candidates],
+        include=include,
+        exclude=exclude,
+    )
     if not chosen:
         raise InputError("include, exclude and targets leave no channels to prune")
     return [group for group in candidates if group.name in chosen]

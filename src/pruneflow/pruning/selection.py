@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any, Self, TypeAlias
 
 import numpy as np
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pruneflow.errors import InputError
+from pruneflow.pruning import patterns
 from pruneflow.pruning.masks import Masks
 
 PRUNABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, nn.MultiheadAttention)
@@ -64,24 +64,15 @@ def prunable_parameters(
             if (multiplies and biases) if is_bias else (known or name in products):
                 names[name] = layer
 
-    def matching(pattern: str) -> set[str]:
-        found = {n for n, layer in names.items() if _matches(n, layer, pattern)}
-        if not found:
-            layers = list(dict.fromkeys(names.values()))
-            shown = ", ".join(layers[:8]) + (f" and {len(layers) - 8} more" * (len(layers) > 8))
-            raise InputError(f"pattern {pattern!r} matches no prunable layer; there are: {shown}")
-        return found
-
-    chosen = set().union(*map(matching, include)) if include else set(names)
-    for pattern in exclude:
-        chosen -= matching(pattern)
+    chosen = patterns.choose(
+        {name: (name, layer) for name, layer in names.items()},
+        list(dict.fromkeys(names.values())),
+        include=include,
+        exclude=exclude,
+    )
     if not chosen:
         raise InputError("include and exclude leave nothing to prune")
     return {n: p for n, p in model.named_parameters() if n in chosen}
-
-
-def _matches(name: str, layer: str, pattern: str) -> bool:
-    return fnmatchcase(name, pattern) or fnmatchcase(layer, pattern)
 
 
 def select(

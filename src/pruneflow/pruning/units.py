@@ -292,16 +292,12 @@ def find_units(
     biases: bool,
     products: Iterable[str],
 ) -> Units:
-    """The units of a model that may be pruned.
+    """The units of an unpruned model that may be pruned.
 
     Args:
-        model: the unpruned model.
-        forward: as for `compaction.find_groups`.
+        model, forward, head: as for `compaction.find_groups`; `head` makes the outputs.
         name: of the model, for messages.
-        head: name of the layer that makes the logits.
-        granularity: `weight` or `channel`.
-        coupling, targets: of channels, `group` or `independent`, and kinds of them; () means all.
-        include, exclude: patterns of names of layers.
+        granularity, coupling, targets, include, exclude: by their names in a configuration.
         biases, products: of weights, as for `prunable_parameters`.
 
     Raises:
