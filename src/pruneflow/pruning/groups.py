@@ -97,8 +97,8 @@ def expand(model: nn.Module, groups: Iterable[Group], kept: Mapping[str, Tensor]
         kept: group name -> boolean (units,), True = kept.
     """
     groups = list(groups)
-    own = parameters(model, groups)
-    masks = {name: torch.ones_like(p, dtype=torch.bool) for name, p in own.items()}
+    prunable = parameters(model, groups)
+    masks = {name: torch.ones_like(p, dtype=torch.bool) for name, p in prunable.items()}
     for group in groups:
         gone = ~kept[group.name]
         if gone.any():
@@ -106,7 +106,7 @@ def expand(model: nn.Module, groups: Iterable[Group], kept: Mapping[str, Tensor]
                 for name, (dim, index) in entries(model, tie).items():
                     channels = index[gone].flatten().to(masks[name].device)
                     masks[name].index_fill_(dim, channels, False)
-    return Masks(own, masks)
+    return Masks(prunable, masks)
 
 
 def kept_by(model: nn.Module, group: Group, masks: Mapping[str, Tensor]) -> Tensor:
