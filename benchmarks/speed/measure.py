@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pruneflow.pruning.compaction import Found
 from pruneflow.pruning.selection import prunable_parameters
 from pruneflow.pruning.units import Weights
 from pruneflow.workloads import models
@@ -51,8 +50,7 @@ def model_of(name: str) -> nn.Module:
 def weights_of(model: nn.Module) -> Weights:
     """The single weights of a model, as a run prunes them by default."""
     parameters = prunable_parameters(model, include=(), exclude=(), biases=False)
-    found = Found([], {})  # its compact form is not asked for
-    return Weights(model, parameters, lambda: found, lambda model: torch.empty(0))
+    return Weights(model, parameters, list, lambda model: torch.empty(0))  # no compact form
 
 
 def inputs_of(name: str, size: int, batch: int) -> Any:

@@ -17,7 +17,6 @@ from torch.nn.utils import prune
 
 import pruneflow
 from pruneflow.pruning import groups
-from pruneflow.pruning.compaction import Found
 from pruneflow.pruning.criteria import CRITERIA
 from pruneflow.pruning.selection import prunable_parameters, select
 from pruneflow.pruning.units import Channels, Units
@@ -87,7 +86,7 @@ def one(name: str, way: str, threads: int) -> None:
         masks = by_torch(model, list(parameters), method)
     elif criterion == "filters":
         chosen = groups.filters(model, outputs=[])
-        filters = Channels(model, chosen, Found([], {}), head="", coupled=False)
+        filters = Channels(model, chosen, [], {}, head="", coupled=False)
         masks = by_pruneflow(filters, "l2", "layer")
     else:
         criterion, _, scope = criterion.partition("/")

@@ -9,7 +9,6 @@ from torch.nn.utils import prune
 
 from pruneflow.errors import InputError
 from pruneflow.pruning import compaction, groups
-from pruneflow.pruning.compaction import Found
 from pruneflow.pruning.criteria import CRITERIA
 from pruneflow.pruning.groups import Group, Tie
 from pruneflow.pruning.masks import Masks
@@ -55,7 +54,7 @@ def test_competing_scores_have_mean_one_and_the_best_unit_stays() -> None:
 
 
 def channels_of(model: nn.Module, chosen: list[Group], *, coupled: bool) -> Channels:
-    return Channels(model, chosen, Found(chosen, {}), head="", coupled=coupled)
+    return Channels(model, chosen, chosen, {}, head="", coupled=coupled)
 
 
 def lower(units: Channels, criterion: str, level: int, fraction: float, scope: str) -> Masks:

@@ -19,7 +19,6 @@ from torch.nn.utils import prune
 
 from pruneflow.errors import InputError
 from pruneflow.pruning import selection
-from pruneflow.pruning.compaction import Found
 from pruneflow.pruning.criteria import CRITERIA
 from pruneflow.pruning.masks import Masks
 from pruneflow.pruning.selection import Scores, prunable_parameters, select
@@ -307,7 +306,7 @@ def pytorch_layer(model: nn.Module, names: list[tuple[nn.Module, str]], amount: 
 
 
 def weights_of(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Weights:
-    return Weights(model, parameters, lambda: Found([], {}), lambda model: torch.empty(0))
+    return Weights(model, parameters, list, lambda model: torch.empty(0))
 
 
 def assert_same_as_pytorch(

@@ -21,12 +21,12 @@ def l1(values: Tensor, generator: Generator) -> Tensor:
 
     For filters: Li et al. 2017, https://arxiv.org/abs/1608.08710. (units, values) -> (units,).
     """
-    return _only(values.abs()) if values.shape[1] == 1 else values.abs().sum(1)
+    return _single(values.abs()) if values.shape[1] == 1 else values.abs().sum(1)
 
 
 def l2(values: Tensor, generator: Generator) -> Tensor:
     """Euclidean norm; of single weights it ranks as `l1` does. (units, values) -> (units,)."""
-    return _only(values.abs()) if values.shape[1] == 1 else values.square().sum(1).sqrt()
+    return _single(values.abs()) if values.shape[1] == 1 else values.square().sum(1).sqrt()
 
 
 def random(values: Tensor, generator: Generator) -> Tensor:
@@ -34,7 +34,7 @@ def random(values: Tensor, generator: Generator) -> Tensor:
     return values.new_empty(len(values)).uniform_(generator=generator)
 
 
-def _only(values: Tensor) -> Tensor:
+def _single(values: Tensor) -> Tensor:
     """(units, 1) -> (units,), without a reduction, which is slow over one value."""
     return values.squeeze(1)
 

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
 
 from pruneflow.errors import InputError
-from pruneflow.pruning import TARGETS
+from pruneflow.pruning import TARGETS, patterns
 from pruneflow.pruning.masks import Masks
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -98,8 +97,8 @@ def expand(model: nn.Module, groups: Iterable[Group], kept: Mapping[str, Tensor]
         kept: group name -> boolean (units,), True = kept.
     """
     groups = list(groups)
-    own = parameters(model, groups)
-    masks = {name: torch.ones_like(p, dtype=torch.bool) for name, p in own.items()}
+    prunable = parameters(model, groups)
+    masks = {name: torch.ones_like(p, dtype=torch.bool) for name, p in prunable.items()}
     for group in groups:
         gone = ~kept[group.name]
         if gone.any():
@@ -107,7 +106,7 @@ def expand(model: nn.Module, groups: Iterable[Group], kept: Mapping[str, Tensor]
                 for name, (dim, index) in entries(model, tie).items():
                     channels = index[gone].flatten().to(masks[name].device)
                     masks[name].index_fill_(dim, channels, False)
-    return Masks(own, masks)
+    return Masks(prunable, masks)
 
 
 def kept_by(model: nn.Module, group: Group, masks: Mapping[str, Tensor]) -> Tensor:
@@ -226,21 +225,12 @@ def choose(
             )
     candidates = [group for group in groups if not targets or group.target in targets]
 
-    def matching(pattern: str) -> set[str]:
-        found = {
-            group.name
-            for group in candidates
-            if any(fnmatchcase(name, pattern) for name in (group.name, *group.makers(model)))
-        }
-        if not found:
-            names = [group.name for group in candidates]
-            shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" * (len(names) > 8))
-            raise InputError(f"pattern {pattern!r} matches no prunable layer; there are: {shown}")
-        return found
-
-    chosen = set().union(*map(matching, include)) if include else {g.name for g in candidates}
-    for pattern in exclude:
-        chosen -= matching(pattern)
+    chosen = patterns.choose(
+        {group.name: (group.name, *group.makers(model)) for group in candidates},
+        [group.name for group in candidates],
+        include=include,
+        exclude=exclude,
+    )
     if not chosen:
         raise InputError("include, exclude and targets leave no channels to prune")
     return [group for group in candidates if group.name in chosen]

@@ -88,7 +88,7 @@ class Masks(Mapping[str, Tensor]):
         """
         parameters = {name: p for name, p in model.named_parameters() if name in self}
         Masks(parameters, self)  # the model may be another than the one they were made for
-        found = []
+        pairs = []
         for name, mask in self.items():
             if keeps_all(mask):
                 continue
@@ -96,8 +96,8 @@ class Masks(Mapping[str, Tensor]):
             if not (weight.is_contiguous() and mask.is_contiguous()):
                 # in the weight's memory order (channels_last, say) both have a flat view
                 mask = torch.empty_like(weight, dtype=torch.bool).copy_(mask)
-            found.append((weight, mask))
-        return found
+            pairs.append((weight, mask))
+        return pairs
 
 
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}

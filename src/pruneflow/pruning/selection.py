@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any, Self, TypeAlias
 
 import numpy as np
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pruneflow.errors import InputError
+from pruneflow.pruning import patterns
 from pruneflow.pruning.masks import Masks
 
 PRUNABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, nn.MultiheadAttention)
@@ -24,7 +24,7 @@ Scores: TypeAlias = Callable[[slice], Tensor]
 
 _CHUNK = 1 << 18  # a piece and what is made of it fit into a core's cache
 _CHUNK_OF_GPU = 1 << 24
-_GATHERED = 1 << 22  # scores that are looked at exactly, 48 MiB with their places
+_GATHERED = 1 << 22  # scores that are looked at exactly, 48 MiB with their positions
 _LARGEST = float(torch.finfo(torch.float32).max)
 
 
@@ -64,24 +64,15 @@ def prunable_parameters(
             if (multiplies and biases) if is_bias else (known or name in products):
                 names[name] = layer
 
-    def matching(pattern: str) -> set[str]:
-        found = {n for n, layer in names.items() if _matches(n, layer, pattern)}
-        if not found:
-            layers = list(dict.fromkeys(names.values()))
-            shown = ", ".join(layers[:8]) + (f" and {len(layers) - 8} more" * (len(layers) > 8))
-            raise InputError(f"pattern {pattern!r} matches no prunable layer; there are: {shown}")
-        return found
-
-    chosen = set().union(*map(matching, include)) if include else set(names)
-    for pattern in exclude:
-        chosen -= matching(pattern)
+    chosen = patterns.choose(
+        {name: (name, layer) for name, layer in names.items()},
+        list(dict.fromkeys(names.values())),
+        include=include,
+        exclude=exclude,
+    )
     if not chosen:
         raise InputError("include and exclude leave nothing to prune")
     return {n: p for n, p in model.named_parameters() if n in chosen}
-
-
-def _matches(name: str, layer: str, pattern: str) -> bool:
-    return fnmatchcase(name, pattern) or fnmatchcase(layer, pattern)
 
 
 def select(
@@ -177,7 +168,7 @@ def _bracket(
     margin = 5 * math.sqrt(share * (1 - share) / max(1, len(sample)))
     first = math.floor((share - margin) * len(sample)) - 1
     last = math.ceil((share + margin) * len(sample)) + 1
-    if ends := [place for place in (first, last) if 0 <= place < len(sample)]:
+    if ends := [end for end in (first, last) if 0 <= end < len(sample)]:
         sample.partition(ends)
     low = float(sample[first]) if first >= 0 else -math.inf
     high = min(float(sample[last]), _LARGEST) if last < len(sample) else _LARGEST
@@ -189,26 +180,26 @@ class _Room:
     """Entries in a bracket, as many as there is room for; what is not written to takes no memory.
 
     Attributes:
-        places, scores: of each entry its place in a piece of a mask, and its score.
+        positions, scores: of each entry its position in a piece of a mask, and its score.
         pieces: each piece, with the slice of the entries that are of it.
     """
 
-    places: Any
+    positions: Any
     scores: Any
     pieces: list[tuple[Any, slice]]
 
     @classmethod
     def on(cls, device: torch.device) -> Self:
         """Empty room for `_GATHERED` entries."""
-        places = torch.empty(_GATHERED, dtype=torch.int64, device=device)
-        return cls(_array(places), _array(torch.empty(_GATHERED, device=device)), [])
+        positions = torch.empty(_GATHERED, dtype=torch.int64, device=device)
+        return cls(_array(positions), _array(torch.empty(_GATHERED, device=device)), [])
 
-    def add(self, piece: Any, places: Any, scores: Any) -> None:
+    def add(self, piece: Any, positions: Any, scores: Any) -> None:
         """Gather entries of a piece, if there is room for them."""
         start = self.pieces[-1][1].stop if self.pieces else 0
-        end = start + len(places)
+        end = start + len(positions)
         if start < end <= _GATHERED:
-            self.places[start:end], self.scores[start:end] = places, scores
+            self.positions[start:end], self.scores[start:end] = positions, scores
             self.pieces.append((piece, slice(start, end)))
 
     def drop_lowest(self, count: int) -> None:
@@ -217,9 +208,9 @@ class _Room:
         threshold = float(np.partition(scores, count - 1)[count - 1])
         ties = count - int((scores < threshold).sum())
         for piece, entries in self.pieces:
-            places, scores = self.places[entries], self.scores[entries]
-            piece[places[scores < threshold]] = False
-            tied = places[scores == threshold][:ties]
+            positions, scores = self.positions[entries], self.scores[entries]
+            piece[positions[scores < threshold]] = False
+            tied = positions[scores == threshold][:ties]
             piece[tied] = False
             ties -= len(tied)
 
@@ -247,33 +238,33 @@ def _split(
     """
     total = between = 0
     room.pieces.clear()
-    for name, place, values in _pieces(masks, scores):
+    for name, entries, values in _pieces(masks, scores):
         _check(name, values)
-        values, kept = _array(values), _array(masks[name].view(-1)[place])
-        chosen = _array(selected[name].view(-1)[place])
+        values, kept = _array(values), _array(masks[name].view(-1)[entries])
+        chosen = _array(selected[name].view(-1)[entries])
         chosen[:] = (values >= low) & kept
         total += _count(chosen)
-        places = _places((values <= high) & chosen)
-        between += len(places)
-        room.add(chosen, places, values[places])
-        chosen[places[:drop]] = False
-        drop -= len(places[:drop])
+        positions = _positions((values <= high) & chosen)
+        between += len(positions)
+        room.add(chosen, positions, values[positions])
+        chosen[positions[:drop]] = False
+        drop -= len(positions[:drop])
     return total, between
 
 
 def _pieces(
     masks: Mapping[str, Tensor], scores: Callable[[str], Scores]
 ) -> Iterator[tuple[str, slice, Tensor]]:
-    """Name, place and scores (float32), piece by piece."""
+    """Name, entries and scores (float32), piece by piece."""
     for name, mask in masks.items():
         score = scores(name)
         size = _CHUNK if mask.device.type == "cpu" else _CHUNK_OF_GPU
         for start in range(0, mask.numel(), size):
-            place = slice(start, min(start + size, mask.numel()))
-            values = score(place).detach().to(torch.float32)
-            if values.shape != (place.stop - start,):
+            entries = slice(start, min(start + size, mask.numel()))
+            values = score(entries).detach().to(torch.float32)
+            if values.shape != (entries.stop - start,):
                 raise ValueError(f"scores of {name} are not as many as its entries")
-            yield name, place, values
+            yield name, entries, values
 
 
 def _check(name: str, values: Tensor) -> None:
@@ -300,7 +291,7 @@ def _count(mask: Any) -> int:
     return int(np.count_nonzero(mask) if isinstance(mask, np.ndarray) else mask.count_nonzero())
 
 
-def _places(mask: Any) -> Any:
+def _positions(mask: Any) -> Any:
     return np.flatnonzero(mask) if isinstance(mask, np.ndarray) else mask.nonzero().flatten()
 
 

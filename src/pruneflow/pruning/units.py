@@ -44,7 +44,11 @@ class Units(ABC):
     """
 
     def __init__(
-        self, model: nn.Module, parameters: Iterable[str], masks: Masks, found: Callable[[], Found]
+        self,
+        model: nn.Module,
+        parameters: Iterable[str],
+        masks: Masks,
+        removable: Callable[[], list[Group]],
     ) -> None:
         self.model = model
         self.masks = masks
@@ -53,7 +57,7 @@ class Units(ABC):
         self.existing: dict[str, Tensor] = {}
         self.left_out: Mapping[str, str] = {}
         self.conv_params = cost.conv_params(model)
-        self._found = found
+        self._removable = removable
 
     @abstractmethod
     def pools(self) -> list[list[str]]:
@@ -130,7 +134,7 @@ class Units(ABC):
 
     def _without(self, kept: Mapping[str, Tensor]) -> nn.Module:
         """A smaller copy of the model, in the memory order that its convolutions like."""
-        smaller = compaction.compact(self.model, self._found().groups, kept)
+        smaller = compaction.compact(self.model, self._removable(), kept)
         return smaller.to(memory_format=torch.channels_last)
 
 
@@ -141,10 +145,10 @@ class Weights(Units):
         self,
         model: nn.Module,
         parameters: Mapping[str, nn.Parameter],
-        found: Callable[[], Found],
+        removable: Callable[[], list[Group]],
         forward: Forward,
     ) -> None:
-        super().__init__(model, parameters, Masks.keep_all(parameters), found)
+        super().__init__(model, parameters, Masks.keep_all(parameters), removable)
         self._parameters = parameters
         self._forward = forward
 
@@ -174,7 +178,7 @@ class Weights(Units):
         """Without what zeros have emptied, which changes no output."""
         if not compaction.has_empty_channels(self.model):
             return {}
-        kept = compaction.emptied(self.model, self._found().groups, self._forward)
+        kept = compaction.emptied(self.model, self._removable(), self._forward)
         return {name: units for name, units in kept.items() if not units.all()}
 
     def _of_parameters(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -187,21 +191,29 @@ class Channels(Units):
     Args:
         model: the model.
         chosen: groups that may be pruned.
-        found: the groups of channels that can be removed from the model.
+        removable: groups that can be removed from the model.
+        left_out: layer -> why its channels cannot be.
         head: name of the layer that makes the logits.
         coupled: scores stand beside other groups' and no group is emptied; otherwise every group
             is a Conv2d's filters, and pruned as `torch.nn.utils.prune.ln_structured` would do it.
     """
 
     def __init__(
-        self, model: nn.Module, chosen: Iterable[Group], found: Found, *, head: str, coupled: bool
+        self,
+        model: nn.Module,
+        chosen: Iterable[Group],
+        removable: list[Group],
+        left_out: Mapping[str, str],
+        *,
+        head: str,
+        coupled: bool,
     ) -> None:
         self.groups = {group.name: group for group in chosen}
         names = groups.parameters(model, self.groups.values())
         masks = groups.keep_all(self.groups.values())
-        super().__init__(model, names, masks, lambda: found)
-        self.existing = dict(groups.keep_all(found.groups))
-        self.left_out = found.left_out
+        super().__init__(model, names, masks, lambda: removable)
+        self.existing = dict(groups.keep_all(removable))
+        self.left_out = left_out
         self._head = head
         self._coupled = coupled
         self._totals = self._kept()
@@ -249,15 +261,15 @@ class Channels(Units):
         """Without the pruned units; of independent filters, without the union over tied layers."""
         if self._coupled:
             return dict(self.masks)
-        return compaction.without_empty_filters(self.model, self._found().groups)
+        return compaction.without_empty_filters(self.model, self._removable())
 
     def _shrink(self, kept: Mapping[str, Tensor]) -> None:
         """Remove units from the model, and number those of the smaller model anew."""
-        before, masks = self._found().groups, self.masks
+        before, masks = self._removable(), self.masks
         self.model = self._without(kept)
-        found = Found(groups.without(before, kept), self._found().left_out)
-        self._found = lambda: found
-        candidates = found.groups if self._coupled else self._filters()
+        after = groups.without(before, kept)
+        self._removable = lambda: after
+        candidates = after if self._coupled else self._filters()
         self.groups = {group.name: group for group in candidates if group.name in self.groups}
         self.masks = groups.keep_all(self.groups.values())
         if not self._coupled:  # what is masked and could not be removed stays so
@@ -292,16 +304,12 @@ def find_units(
     biases: bool,
     products: Iterable[str],
 ) -> Units:
-    """The units of a model that may be pruned.
+    """The units of an unpruned model that may be pruned.
 
     Args:
-        model: the unpruned model.
-        forward: as for `compaction.find_groups`.
+        model, forward, head: as for `compaction.find_groups`; `head` makes the outputs.
         name: of the model, for messages.
-        head: name of the layer that makes the logits.
-        granularity: `weight` or `channel`.
-        coupling, targets: of channels, `group` or `independent`, and kinds of them; () means all.
-        include, exclude: patterns of names of layers.
+        granularity, coupling, targets, include, exclude: by their names in a configuration.
         biases, products: of weights, as for `prunable_parameters`.
 
     Raises:
@@ -309,26 +317,27 @@ def find_units(
     """
 
     @functools.cache
-    def found() -> Found:
+    def traced() -> Found:
         return compaction.find_groups(model, forward, outputs=[head])
 
     if granularity == "weight":
         parameters = prunable_parameters(
             model, include=include, exclude=exclude, biases=biases, products=set(products)
         )
-        return Weights(model, parameters, found, forward)
+        return Weights(model, parameters, lambda: traced().groups, forward)
     independent = coupling == "independent"
-    candidates = groups.filters(model, outputs=[head]) if independent else found().groups
+    candidates = groups.filters(model, outputs=[head]) if independent else traced().groups
     if not candidates and independent:
         raise InputError(
             f"coupling=independent prunes Conv2d filters, and {name} has none to prune: pass "
             "coupling=group"
         )
     if not candidates:
-        reasons = "; ".join(sorted(set(found().left_out.values()))) or "it has no such layers"
+        reasons = "; ".join(sorted(set(traced().left_out.values()))) or "it has no such layers"
         raise InputError(f"no channels can be removed from {name}: {reasons}")
     chosen = groups.choose(model, candidates, targets=targets, include=include, exclude=exclude)
-    return Channels(model, chosen, found(), head=head, coupled=not independent)
+    coupled, left_out = not independent, traced().left_out
+    return Channels(model, chosen, traced().groups, left_out, head=head, coupled=coupled)
 
 
 def as_text(units: Mapping[str, Tensor]) -> dict[str, str]:

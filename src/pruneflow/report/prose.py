@@ -15,12 +15,12 @@ _SHORTFALL = 0.005
 _SHOWN = 5  # names in a list; of the others their number
 
 
-def title(stage: str, config: PruneConfig) -> str:
+def method(config: PruneConfig) -> str:
     """How a run prunes, in a few words."""
-    how = [config.criterion, config.scope]
+    words = [config.criterion, config.scope]
     if config.granularity == "channel":
-        how += [f"channels, {config.coupling}", config.form]
-    return f"{stage}, {', '.join(how)}"
+        words += ["channels", str(config.coupling), config.form]
+    return ", ".join(words)
 
 
 def level_line(level: Level, levels: int) -> str:
@@ -140,9 +140,9 @@ def summary(
     first, last = levels[0], levels[-1]
     bold = "".join(f"**{_sentence(text)}**\n\n" for text in warnings(config, units, last, layers))
     plain = "".join(f"{_sentence(text)}.\n\n" for text in notes(units))
-    how = title(stage, config).removeprefix(f"{stage}, ")
     return (
-        f"**{config.model}** on **{data}**: `{stage}`, {how}, seed {config.seed}.\n\n"
+        f"**{config.model}** on **{data}**: `{stage}`, {method(config)}, "
+        f"seed {config.seed}.\n\n"
         f"{100 * last.params_left:.3g} % of the parameters left: test accuracy "
         f"{first.test_after:.4f} -> {last.test_after:.4f} after fine-tuning.\n\n"
         f"{bold}{to_markdown(levels)}\n\n{plain}"

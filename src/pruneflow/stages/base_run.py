@@ -46,12 +46,12 @@ def find_or_make(experiment: Experiment[PruneConfig], model: nn.Module, reporter
     exact = fingerprint("finetune", base.config, digest, None)
     if config.base_run == NEWEST:
         wanted = {name: getattr(base.config, name) for name in given_for_base(config)}
-        found = newest_base(workload_fingerprint(config, digest), wanted)
+        run_id = newest_base(workload_fingerprint(config, digest), wanted)
     else:
-        found = config.base_run or find_base(exact)
-    if found is not None:
-        checkpoint = open_base(found, config, experiment.structure, digest)
-        return Base(fingerprint_of(found), lambda _experiment_id: (found, checkpoint))
+        run_id = config.base_run or find_base(exact)
+    if run_id is not None:
+        checkpoint = open_base(run_id, config, experiment.structure, digest)
+        return Base(fingerprint_of(run_id), lambda _experiment_id: (run_id, checkpoint))
 
     untrained = model
     if config.weights != "none":

@@ -256,7 +256,7 @@ def _record(
 def _describe(stage: str, experiment: Experiment[PruneConfig], units: Units, run: Run) -> None:
     """Give the run its figures, and the text on its page."""
     config, data = experiment.config, experiment.data_name
-    title = f"{short_model(config.model)} on {data}\n{prose.title(stage, config)}"
+    title = f"{short_model(config.model)} on {data}\n{stage}, {prose.method(config)}"
     pruned = [layer for layer in run.layers if layer.layer in units.prunable]
     for name, figure in RUN_FIGURES.items():
         run.log_figure(f"figures/{name}.png", static.draw(figure(run.levels, pruned, title)))
