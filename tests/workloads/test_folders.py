@@ -76,6 +76,7 @@ def test_a_file_is_of_the_split_that_it_or_its_folder_names(
         ["val.csv", "dev.csv"],
         ["test.csv", "eval.csv"],
         ["train.csv", "more.csv"],
+        ["reviewstest.csv", "reviewstrain.csv"],
         ["train.csv", "train.parquet"],
         ["Train.csv", "TRAIN.csv"],
     ],
@@ -118,3 +119,11 @@ def test_links_are_followed_and_their_circles_are_not(tmp_path: Path) -> None:
     (tmp_path / "data" / "train").symlink_to(tmp_path / "far")
     (tmp_path / "data" / "round").symlink_to(tmp_path / "data")
     assert list_files(tmp_path / "data").visible == [tmp_path / "data" / "train" / "x.csv"]
+
+
+def test_folders_that_cannot_be_read_whole_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "test.csv").symlink_to("nothing.csv")
+    with pytest.raises(InputError, match=r"has links to nothing: test\.csv"):
+        list_files(tmp_path)
+    with pytest.raises(InputError, match="gone cannot be read"):
+        list_files(tmp_path / "gone")

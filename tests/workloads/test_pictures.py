@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, TiffImagePlugin
 
 from pruneflow.workloads.pictures import to_rgb
 
@@ -119,6 +122,44 @@ def test_a_transparent_colour_is_white(tmp_path: Path, mode: str, key: object) -
     picture.save(tmp_path / "x.png", transparency=key)
     with Image.open(tmp_path / "x.png") as stored:
         assert np.asarray(to_rgb(stored))[0].tolist() == [[255] * 3, [0] * 3]
+
+
+def png(bits: int, colours: int, row: bytes, transparent: bytes) -> io.BytesIO:
+    """A PNG of one row: Pillow writes neither 2 or 4 bits of grey nor 16 of RGB."""
+    header = struct.pack(">IIBBBBB", 4 if colours == 0 else 1, 1, bits, colours, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"tRNS", transparent), (b"IDAT", zlib.compress(b"\0" + row))]
+    stream = io.BytesIO(b"\x89PNG\r\n\x1a\n")
+    stream.seek(0, io.SEEK_END)
+    for name, data in [*chunks, (b"IEND", b"")]:
+        stream.write(struct.pack(">I", len(data)) + name + data)
+        stream.write(struct.pack(">I", zlib.crc32(name + data)))
+    return stream
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+@pytest.mark.parametrize("transparent", [0, 1])
+def test_a_transparent_grey_is_white_whatever_its_bits(bits: int, transparent: int) -> None:
+    values = [0, 1, 2**bits - 1, 0]
+    row = sum(value << bits * (3 - place) for place, value in enumerate(values))
+    row <<= -4 * bits % 8
+    picture = png(bits, 0, row.to_bytes((4 * bits + 7) // 8, "big"), struct.pack(">H", transparent))
+    shades = [255 if value == transparent else value * 255 // (2**bits - 1) for value in values]
+    assert np.asarray(to_rgb(Image.open(picture)))[0, :, 0].tolist() == shades
+
+
+@pytest.mark.parametrize("colour", [(0, 0, 0), (1, 2, 3), (300, 2, 3)])
+def test_a_transparent_colour_of_16_bits_is_refused(colour: tuple[int, int, int]) -> None:
+    stored = struct.pack(">3H", *colour)
+    with pytest.raises(ValueError, match="transparent colour has 16 bits"):
+        to_rgb(Image.open(png(16, 2, stored, stored)))
+
+
+def test_values_with_a_sign_are_refused(tmp_path: Path) -> None:
+    signed = TiffImagePlugin.ImageFileDirectory_v2()
+    signed[339] = 2
+    Image.new("L", (2, 2)).save(tmp_path / "x.tif", tiffinfo=signed)
+    with Image.open(tmp_path / "x.tif") as picture, pytest.raises(ValueError, match="a sign"):
+        to_rgb(picture)
 
 
 @pytest.mark.parametrize("mode", ["P", "PA"])

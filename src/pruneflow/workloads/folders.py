@@ -8,7 +8,7 @@ from __future__ import annotations
 import filecmp
 import os
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,10 +67,14 @@ class Listing:
 
 
 def list_files(folder: Path) -> Listing:
-    """Every file below a folder, links followed; a hidden folder counts once and is not entered."""
+    """Every file below a folder, links followed; a hidden folder counts once and is not entered.
+
+    Raises:
+        InputError: a folder that cannot be opened, or a link to nothing.
+    """
     visible: list[Path] = []
     hidden: list[str] = []
-    for root, folders, names in os.walk(folder, followlinks=True):
+    for root, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
         above = {os.path.realpath(parent) for parent in Path(root).parents}
         if os.path.realpath(root) in above:  # a link to where it lies in
             folders.clear()
@@ -78,7 +82,15 @@ def list_files(folder: Path) -> Listing:
         hidden += [name for name in (*folders, *names) if is_hidden(name)]
         folders[:] = [name for name in folders if not is_hidden(name)]
         visible += [Path(root, name) for name in names if not is_hidden(name)]
+    if dangling := [path for path in visible if not path.exists()]:
+        raise InputError(
+            f"data_dir={str(folder)!r} has links to nothing: {_shown(dangling, folder)}"
+        )
     return Listing(sorted(visible), hidden)
+
+
+def _refuse(error: OSError) -> None:
+    raise InputError(f"{error.filename} cannot be read: {error.strerror}")
 
 
 def is_hidden(name: str) -> bool:
@@ -129,6 +141,19 @@ def by_split(paths: Iterable[Path], folder: Path) -> dict[str, list[Path]]:
             f"data_dir={str(folder)!r}: these files are named after more than one of train, "
             f"validation and test: {_shown(unclear, folder)}"
         )
+    _check_names(splits, used, folder)
+    if copies := _copies(paths):
+        raise InputError(
+            f"data_dir={str(folder)!r} has the same table twice: {_shown(copies, folder)}; keep "
+            "one of them"
+        )
+    return splits
+
+
+def _check_names(
+    splits: Mapping[str, Sequence[Path]], used: Mapping[str, Mapping[str, Path]], folder: Path
+) -> None:
+    """Refuse sets that are named in two ways, or of which only some files say what they are."""
     for split, words in used.items():
         if len(words) > 1:
             raise InputError(
@@ -140,12 +165,17 @@ def by_split(paths: Iterable[Path], folder: Path) -> dict[str, list[Path]]:
             f"data_dir={str(folder)!r} has files that say which set they are, and files that do "
             f"not: {_shown(splits['all'], folder)}; name them all train* or test*, or none"
         )
-    if copies := _copies(paths):
+    if glued := glued_train([str(path.relative_to(folder)) for path in splits.get("all", [])]):
         raise InputError(
-            f"data_dir={str(folder)!r} has the same table twice: {_shown(copies, folder)}; keep "
-            "one of them"
+            f"data_dir={str(folder)!r}: whether these files are the training set cannot be told: "
+            f"{listed(glued)}; write the word apart from others (reviews_train.csv)"
         )
-    return splits
+
+
+def glued_train(names: Collection[str]) -> list[str]:
+    """Those of some names in which `train` is part of a word, where others do not have it."""
+    glued = [name for name in names if "train" in name.lower()]
+    return glued if len(glued) < len(names) else []
 
 
 def roles(splits: Collection[str]) -> dict[str, str]:

@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import io
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -16,6 +17,7 @@ from pruneflow.workloads.folders import (
     by_split,
     count,
     existing,
+    glued_train,
     is_hidden,
     list_files,
     listed,
@@ -164,30 +166,39 @@ def _published(split: Any, where: str, image: str, label: str) -> _Published:
 
 def _decoded(split: Any, column: str) -> Iterable[Image.Image | None]:
     """The pictures of a split, decoded once and kept in the library's own cache as plain pixels."""
+    import datasets
     from datasets import Features, Value
     from PIL import Image
 
+    # As files: the library forgets as it decodes how many bits and which colour was transparent.
+    split = split.cast_column(column, datasets.Image(decode=False))
     kept = {"width": Value("int32"), "height": Value("int32"), "pixels": Value("binary")}
     try:
         decoded = split.map(
-            _rgb_pixels,
+            _upright_rgb,
             input_columns=[column],
             batched=True,
             remove_columns=split.column_names,
             features=Features(kept),
         ).with_format("arrow")
     except Exception:  # a picture that cannot be decoded: told by whom reads them one by one
-        yield from split[column]
+        yield from (file and _opened(file) for file in split[column])
         return
     for batch in decoded.iter(1_000):
         for width, height, pixels in zip(*(batch[name] for name in kept), strict=True):
             yield Image.frombytes("RGB", (width.as_py(), height.as_py()), pixels.as_buffer())
 
 
-def _rgb_pixels(pictures: list[Image.Image]) -> dict[str, list[Any]]:
+def _opened(file: Mapping[str, Any]) -> Image.Image:
+    from PIL import Image
+
+    return Image.open(file["path"] if file["bytes"] is None else io.BytesIO(file["bytes"]))
+
+
+def _upright_rgb(files: list[Mapping[str, Any]]) -> dict[str, list[Any]]:
     # The library knows what it has computed before by this function's name: what `to_rgb` makes of
     # a picture cannot change without another name here.
-    rgb = [to_rgb(picture) for picture in pictures]
+    rgb = [to_rgb(_opened(file)) for file in files]
     return {
         "width": [picture.width for picture in rgb],
         "height": [picture.height for picture in rgb],
@@ -246,6 +257,11 @@ def _roots(folder: Path, images: Sequence[Path]) -> dict[str, Path]:
     named = {path.name: split_words(path.name) for path in _folders(folder)}
     named = {name: words for name, words in named.items() if words}
     if not nested & set(named):
+        if glued := glued_train(sorted(nested)):
+            raise InputError(
+                f"data_dir={str(folder)!r}: whether these folders are the training set cannot be "
+                f"told: {listed(glued)}; write the word apart from others (my_train)"
+            )
         return {"all": folder}
     splits = [split for words in named.values() for split in words]
     each_once = len(splits) == len(set(splits)) == len(named)

@@ -11,7 +11,9 @@ if TYPE_CHECKING:  # imported when used: names and help must not wait for it
     from PIL import Image
 
 _ORIENTATION = 0x0112
-_BITS, _PHOTOMETRIC = 258, 262  # tags of TIFF
+_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
+_SIGNED = 2
+_SHADES = {"L;2": 85, "L;4": 17}  # of 8 bits, in one of a PNG of 2 or 4 bits
 _DIRECT = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV")
 _WITH_ALPHA = ("LA", "RGBA", "PA", "RGBa")
 
@@ -28,7 +30,14 @@ def to_rgb(picture: Image.Image) -> Image.Image:
     """
     from PIL import Image
 
+    tiles = getattr(picture, "tile", ())  # none once it is decoded
+    stored = str(tiles[0].args) if tiles else ""
     picture.load()
+    if stored in _SHADES and "transparency" in picture.info:
+        # Pillow scales the pixels, and not the transparent colour.
+        picture.info["transparency"] *= _SHADES[stored]
+    if stored == "RGB;16B" and "transparency" in picture.info:
+        raise ValueError("its transparent colour has 16 bits: save it with an alpha channel")
     turn = {
         2: Image.Transpose.FLIP_LEFT_RIGHT,
         3: Image.Transpose.ROTATE_180,
@@ -45,12 +54,11 @@ def to_rgb(picture: Image.Image) -> Image.Image:
 def _converted(picture: Image.Image) -> Image.Image:
     if picture.mode.startswith("I"):
         return _from_16_bits(picture)
+    if _SIGNED in getattr(picture, "tag_v2", {}).get(_SAMPLE_FORMAT, ()):
+        raise ValueError("its values have a sign, and so no known range: save it without")
     if picture.mode == "La":  # Pillow converts it to LA alone
         return _over_white(picture.convert("LA"))
     if picture.mode in _WITH_ALPHA or (picture.mode in _DIRECT and picture.has_transparency_data):
-        transparent = picture.info.get("transparency")
-        if isinstance(transparent, tuple) and max(transparent) > 255:
-            raise ValueError("its transparent colour has 16 bits: save it with an alpha channel")
         return _over_white(picture)
     if picture.mode in _DIRECT:
         return picture.convert("RGB")

@@ -157,9 +157,9 @@ def _csv(path: Path) -> Table:
     for index, row in enumerate(rows):
         where = f"{path}: row {index} (of {len(rows)}, from 0; line {lines[index + 1]})"
         if len(row) != len(header):
+            hint = ": a text with a comma needs quotes around it" if len(row) > len(header) else ""
             raise InputError(
-                f"{where} has {count(len(row), 'field')}, the header has {len(header)}: a text "
-                "with a comma needs quotes around it"
+                f"{where} has {count(len(row), 'field')}, the header has {len(header)}{hint}"
             )
         if row == header:
             raise InputError(f"{where} is the header again: {', '.join(header)}")

@@ -105,14 +105,12 @@ def callers_state_kept() -> Iterator[None]:
             modes.enter_context(torch.autocast(kind, enabled=False))
         torch.set_default_dtype(torch.float32)
         if device.type != "cpu":
-            torch.set_default_device(None)
+            modes.enter_context(torch.device("cpu"))
         try:
             yield
         finally:
             torch.set_num_threads(threads)
             torch.set_default_dtype(dtype)
-            if device.type != "cpu":
-                torch.set_default_device(device)
 
 
 @functools.cache
