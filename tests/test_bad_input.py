@@ -24,6 +24,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from pruneflow import cli
+from pruneflow.errors import first_line
 from pruneflow.tracking import checkpoints
 from pruneflow.workloads import models
 
@@ -514,3 +515,9 @@ def test_a_journal_that_names_a_file_outside_sends_nothing(
 
 def test_there_are_many_of_them() -> None:
     assert len(ROWS) + len(ENVIRONMENT) + len(COMMANDS) >= 80
+
+
+def test_a_first_line_that_announces_a_reason_goes_on_with_it() -> None:
+    assert first_line(ValueError("field 'x':\n  not a number\nmore")) == "field 'x': not a number"
+    assert first_line(ValueError("one\ntwo")) == "one"
+    assert first_line(ValueError("only:")) == "only:"

@@ -36,6 +36,8 @@ def first_line(error: BaseException) -> str:
     User and password of an address in it are left out.
     """
     lines = str(error).strip().splitlines()
+    if len(lines) > 1 and lines[0].endswith(":"):  # the reason comes after it
+        lines[0] += f" {lines[1].strip()}"
     return _CREDENTIALS.sub("", lines[0]) if lines else type(error).__name__
 
 

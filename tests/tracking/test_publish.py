@@ -205,6 +205,7 @@ REFUSALS: list[BaseException] = [
     database("database or disk is full"),
     database("no such table: runs"),
     TypeError("unexpected keyword"),
+    MlflowException("Could not find a registered artifact repository for: foo://x/y"),
 ]
 OUTAGES: list[BaseException] = [
     LOST,

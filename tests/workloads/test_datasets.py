@@ -643,3 +643,10 @@ def test_a_hub_that_cannot_be_reached_is_one_line_with_the_way_out() -> None:
     assert "uoft-cs/cifar10" in text
     assert "data_dir=" in text
     assert "\n" not in text
+
+
+def test_folders_whose_names_may_mean_the_training_set_are_refused(tmp_path: Path) -> None:
+    for split in ("mytrain", "mytest"):
+        for name in ("a", "b"):
+            write_pictures(tmp_path / split / name, 4, seed=0)
+    assert "mytrain; write the word apart" in one_line(tmp_path)

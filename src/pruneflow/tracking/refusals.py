@@ -33,7 +33,7 @@ _PASSING_ERRNO = {
 _LASTING_TEXT = re.compile(  # of databases and drivers that say it in words alone
     "readonly database|read-only|disk is full|disk full|no such table|malformed|"
     "(permission|access) ?denied|not authorized|credential|"
-    "authentication failed",
+    "authentication failed|could not find a registered artifact repository",
     re.IGNORECASE,
 )
 

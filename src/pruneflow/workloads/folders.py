@@ -8,7 +8,7 @@ from __future__ import annotations
 import filecmp
 import os
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -141,6 +141,19 @@ def by_split(paths: Iterable[Path], folder: Path) -> dict[str, list[Path]]:
             f"data_dir={str(folder)!r}: these files are named after more than one of train, "
             f"validation and test: {_shown(unclear, folder)}"
         )
+    _check_names(splits, used, folder)
+    if copies := _copies(paths):
+        raise InputError(
+            f"data_dir={str(folder)!r} has the same table twice: {_shown(copies, folder)}; keep "
+            "one of them"
+        )
+    return splits
+
+
+def _check_names(
+    splits: Mapping[str, Sequence[Path]], used: Mapping[str, Mapping[str, Path]], folder: Path
+) -> None:
+    """Refuse sets that are named in two ways, or of which only some files say what they are."""
     for split, words in used.items():
         if len(words) > 1:
             raise InputError(
@@ -157,12 +170,6 @@ def by_split(paths: Iterable[Path], folder: Path) -> dict[str, list[Path]]:
             f"data_dir={str(folder)!r}: whether these files are the training set cannot be told: "
             f"{listed(glued)}; write the word apart from others (reviews_train.csv)"
         )
-    if copies := _copies(paths):
-        raise InputError(
-            f"data_dir={str(folder)!r} has the same table twice: {_shown(copies, folder)}; keep "
-            "one of them"
-        )
-    return splits
 
 
 def glued_train(names: Collection[str]) -> list[str]:
