@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from pruneflow.config import BenchmarkConfig
-from pruneflow.errors import InputError
+from pruneflow.config import BenchmarkConfig, reads_texts
+from pruneflow.errors import InputError, unknown
 from pruneflow.inference import EAGER, engines
 from pruneflow.inference.engines import ENGINE_FORMS
 from pruneflow.inference.forms import FORMS, PrunedLevel
@@ -128,6 +128,8 @@ def _chosen(config: BenchmarkConfig) -> list[str]:
     found = newest_pruning_run(config.model)
     if found is None:
         model = config.model or "alexnet"
+        if not reads_texts(model) and model not in models.names():
+            raise unknown("model", model, models.names())
         which = "" if config.model is None else f" of {config.model}"
         raise InputError(
             f"there is no finished pruning run{which} to time in the current experiment: make one "
