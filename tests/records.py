@@ -66,8 +66,9 @@ def latency(level: int, form: str, batch: int, p50: float | None, **given: objec
         "speedup_low": None,
         "speedup_high": None,
         "difference": 0.0,
-        "bound_by": None,
-        "bound_share": None,
+        "pruned_share": None,
+        "pruned_time_left": None,
+        "pruned_macs_left": None,
     }
     return Latency(**(row | given))  # type: ignore[arg-type]
 

@@ -364,7 +364,6 @@ REPORT: list[tuple[dict[str, object], str]] = [
     ({"experiment": "gone"}, "is deleted"),
     ({"study": "nothing"}, "has no finished pruning runs whose levels can be read"),
     ({"output_dir": "a_file"}, "a_file is not a folder"),
-    ({"interactive": "maybe"}, "interactive='maybe' is not valid"),
 ]
 SWEEP: list[tuple[dict[str, object], str]] = [
     ({"study": "smoky"}, "unknown study 'smoky': did you mean smoke"),

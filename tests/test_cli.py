@@ -69,8 +69,6 @@ REFUSED = [
 def command(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """Runs a stage's command in this process, as its entry file does; gives the exit code."""
     monkeypatch.setattr(signal, "signal", lambda *_: None)
-    monkeypatch.setattr(cli.gc, "set_threshold", lambda *_: None)
-    monkeypatch.setattr(cli.atexit, "register", lambda *_: None)
 
     def run_here(stage: str, *arguments: str) -> int:
         monkeypatch.setattr(sys, "argv", [stage, *arguments])

@@ -36,7 +36,7 @@ from pruneflow.workloads import encoders, models
 
 # ------------------------------------------------------------------------------------ the models
 
-# The smallest of each constructor of torchvision, but for VGG and VisionTransformer, which are slow.
+# The smallest of each constructor; the large ones, VGG and VisionTransformer, are in slow tests.
 FAMILIES = [
     *("alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "googlenet", "inception_v3"),
     *("maxvit_t", "mnasnet0_5", "mobilenet_v2", "mobilenet_v3_small", "regnet_x_400mf"),

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pruneflow.inference import bottleneck, engines, forms, latency, sparse
+from pruneflow.inference import engines, forms, latency, profile, sparse
 from pruneflow.inference.latency import Effort
 from pruneflow.inference.load import Unwatched
 from pruneflow.pruning import compaction, cost
@@ -119,8 +119,7 @@ LOOKS: dict[str, Callable[[Any], object]] = {
     "onnxruntime": lambda model: engines.onnxruntime(model, IMAGE, 1)(),
     "openvino": lambda model: engines.openvino(model, IMAGE, 1)(),
     "trace": traced,
-    "layer_times": lambda model: bottleneck.layer_times(model, run, "cpu"),
-    "machine": lambda model: bottleneck.machine.__wrapped__("cpu", 1, 1 << 20),
+    "layer_times": lambda model: profile.layer_times(model, run, "cpu"),
     "masked": lambda model: forms.FORMS["masked"](level(model), run, "1"),
     "compact": lambda model: forms.FORMS["compact"](level(model), run, "1"),
     "sparse": lambda model: sparse.sparse(model, run, batch="1"),

@@ -7,8 +7,6 @@ experiment as one line and exit code 1.
 
 from __future__ import annotations
 
-import atexit
-import gc
 import io
 import os
 import signal
@@ -129,10 +127,6 @@ def _outlive_readers() -> None:
 
 def _exit(target: click.Command) -> NoReturn:
     _outlive_readers()
-    # Imports make half a million objects that stay: looking through them again and again, and once
-    # more at the end, takes 3 seconds of a process.
-    gc.set_threshold(200_000, 50, 100)
-    atexit.register(gc.freeze)
     signal.signal(signal.SIGTERM, _terminated)
     if hasattr(signal, "SIGHUP"):  # not on Windows
         signal.signal(signal.SIGHUP, _terminated)

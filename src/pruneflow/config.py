@@ -134,6 +134,10 @@ class Settings(Config):
     train_limit: Count | None = Field(
         None, description="use only this many training samples, an equal share of each class"
     )
+    train_eval_samples: Count | None = Field(
+        description="training samples that accuracy on the training set is taken of, drawn by the "
+        "seed; all where the preset says nothing, as for paper"
+    )
     batch_size: Count = Field(description="samples in a training step")
     learning_rate: Annotated[float, Field(gt=0)] = Field(
         description="learning rate of this stage's own training (the peak, under one_cycle)"
@@ -262,8 +266,7 @@ class BenchmarkConfig(Config):
 
     run: Names = Field(
         (),
-        description="ids of pruning runs to time (a,b); by default the newest finished one, or, "
-        "where there is none, a quick one that is made",
+        description="ids of pruning runs to time (a,b); by default the newest finished one",
     )
     study: str | None = Field(None, description="time the finished pruning runs of this study")
     model: str | None = Field(
@@ -317,9 +320,8 @@ class ReportConfig(Config):
     output_dir: Annotated[str, Field(min_length=1)] = Field(
         "pruneflow_report", description="folder that the report is written to"
     )
-    reference: bool = Field(False, description="lay the 2020 study's own curves beneath")
-    interactive: bool = Field(
-        True, description="a page whose points tell what they are; some 5 MB smaller without"
+    reference: bool = Field(
+        False, description="compare with the 2020 study: its own curves beneath, its claims judged"
     )
 
 

@@ -10,14 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from platformdirs import user_cache_path
+
 
 def file_of(kind: str) -> Path:
     """Where measurements of a kind are remembered: in PRUNEFLOW_CACHE, or the user's cache."""
-    folder = os.environ.get("PRUNEFLOW_CACHE")
-    if folder:
-        return Path(folder) / f"{kind}.json"
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "pruneflow" / f"{kind}.json"
+    folder = os.environ.get("PRUNEFLOW_CACHE") or user_cache_path("pruneflow")
+    return Path(folder) / f"{kind}.json"
 
 
 def of_machine() -> list[str]:

@@ -118,14 +118,3 @@ class Stop:
     @property
     def level(self) -> int:
         raise ZeroDivisionError
-
-
-def test_the_studys_numbers_are_carried() -> None:
-    assert len(evidence.reference("accuracy")) > 80
-    assert set(evidence.reference("latency")["model"]) == {
-        "alexnet",
-        "vgg16",
-        "resnet18",
-        "resnet50",
-    }
-    assert evidence.reference("alexnet_layer_sparsity").shape == (16, 8)

@@ -1,4 +1,4 @@
-"""Charts in print: what is drawn is what the chart says, and is told apart without colour."""
+"""Charts as figures: what is drawn is what the chart says, and is told apart without colour."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_a_front_claims_between_two_points_what_the_cheaper_reaches(order: int) 
 
 def test_every_line_of_a_panel_differs_in_marker_or_dash() -> None:
     lines = [
-        Line(f"{i} {dash}", X, [0.5] * 3, colour=i, marker=i, dash=dash, hollow=dash == "dotted")
+        Line(f"{i} {dash}", X, [0.5] * 3, style=i, dash=dash)
         for i in range(12)
         for dash in ("solid", "dotted")
     ]
@@ -144,13 +144,13 @@ def test_references_are_grey_thin_and_behind() -> None:
 
 
 def test_hollow_markers_are_white() -> None:
-    axes = only(static.draw(chart(Line("a", X, X, hollow=True), Line("b", X, X))))
+    axes = only(static.draw(chart(Line("a", X, X, dash="dotted"), Line("b", X, X))))
     assert axes.containers[0].lines[0].get_markerfacecolor() == "white"
     assert axes.containers[1].lines[0].get_markerfacecolor() == static.PALETTE[0]
 
 
 def test_one_legend_where_panels_share_their_lines_though_some_lack_one() -> None:
-    a, b = Line("a", X, X), Line("b", X, X, colour=1, marker=1)
+    a, b = Line("a", X, X), Line("b", X, X, style=1)
     shared = Chart("t", [Panel("1", LEFT, ACCURACY, [a]), Panel("2", LEFT, ACCURACY, [a, b])])
     figure = static.draw(shared)
     (legend,) = figure.legends
@@ -159,7 +159,7 @@ def test_one_legend_where_panels_share_their_lines_though_some_lack_one() -> Non
 
 
 def test_a_legend_a_panel_where_one_label_is_drawn_in_two_ways() -> None:
-    one, other = Line("l1", X, X), Line("l1", X, X, colour=2, marker=2)
+    one, other = Line("l1", X, X), Line("l1", X, X, style=2)
     mixed = Chart("t", [Panel("1", LEFT, ACCURACY, [one]), Panel("2", LEFT, ACCURACY, [other])])
     figure = static.draw(mixed)
     assert figure.legends == []
@@ -173,7 +173,7 @@ def test_a_legend_a_panel_where_one_label_is_drawn_in_two_ways() -> None:
 @pytest.mark.parametrize(("panels", "grid"), [(1, (1, 1)), (3, (1, 3)), (4, (2, 2)), (12, (4, 3))])
 def test_panels_are_wrapped_into_a_grid(panels: int, grid: tuple[int, int]) -> None:
     many = chart(Line("a", X, X), panels=panels)
-    assert static.places(many) == grid
+    assert static.grid(many) == grid
     assert len(static.draw(many).axes) == panels
 
 

@@ -17,7 +17,6 @@ from pruneflow.errors import InputError
 from pruneflow.inference import ENGINES, FORMS, engines, forms, latency
 from pruneflow.inference.load import Load
 from pruneflow.pruning import cost
-from pruneflow.stages import benchmark
 from pruneflow.tracking import environment
 from pruneflow.workloads import models
 
@@ -131,7 +130,10 @@ def test_rows_say_how_they_were_measured_and_hang_together(timed: Any) -> None:
     expected = 1e3 * rows["batch_size"] / rows["p50_ms"]
     assert rows["samples_per_second"].tolist() == pytest.approx(expected.tolist())
     assert (rows["peak_memory_bytes"] > rows["weight_bytes"]).all()
-    assert rows["bound_share"].between(0, 1).all()
+    reached = rows[rows["pruned_share"].notna()]
+    assert set(reached["form"]) == set(rows["form"]) - {"dense"}
+    assert reached["pruned_share"].between(0, 1).all()
+    assert reached["pruned_macs_left"].between(0, 1).all()
     one, three = (dense[dense["batch_size"] == n]["peak_memory_bytes"].mean() for n in (1, 3))
     assert three > one
 
@@ -163,6 +165,7 @@ def test_the_run_has_the_contract(timed: Any, weights: Any, tmp_path: Path) -> N
     assert (profile.groupby(["level", "form", "batch_size"])["share"].sum() <= 1 + 1e-9).all()
     why = (folder / "why.md").read_text()
     assert why.count("- level") == len(table[table["form"] != "dense"])
+    assert why.count("the layers that were pruned took") == why.count("; most time: ") > 0
     config = json.loads((folder / "config.json").read_text())
     assert (config["levels"], config["image_size"]) == ([0, 1], 32)
     assert "times as fast as dense" in run.data.tags["mlflow.note.content"]
@@ -204,24 +207,13 @@ def test_the_newest_run_is_taken_and_forms_and_levels_can_be_chosen(
     assert "level 1 has no masked form: the run kept its levels compact" in capsys.readouterr().out
 
 
-def test_without_any_run_a_quick_one_is_made(
-    store: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("PRUNEFLOW_CACHE", str(tmp_path))
-    full = benchmark.resolve
-
-    def smaller(kind: Any, given: Any) -> Any:
-        return full(kind, given | SMALL | {"iterations": 1})
-
-    monkeypatch.setattr(benchmark, "resolve", smaller)
-    client = MlflowClient()
-    handed = client.create_run("0")
-    monkeypatch.setenv("MLFLOW_RUN_ID", handed.info.run_id)
-    done = pruneflow.benchmark_latency(model="resnet18", batch_sizes=1, **QUICK)
-    assert done.run_id == handed.info.run_id  # the benchmark's, not the run that it made
-    pruning = client.get_run(client.get_run(done.run_id).data.tags["pruneflow.pruning_run"])
-    assert pruning.info.status == "FINISHED"
-    assert pruning.data.tags["pruneflow.stage"] == "prune_iterative"
+def test_without_any_run_the_command_that_makes_one_is_named(store: str) -> None:
+    refused = r"no finished pruning run of resnet18 .* pruneflow prune_iterative --model resnet18"
+    with pytest.raises(InputError, match=refused):
+        pruneflow.benchmark_latency(model="resnet18", batch_sizes=1, **QUICK)
+    with pytest.raises(InputError, match="no finished pruning run to time"):
+        pruneflow.benchmark_latency()
+    assert MlflowClient().search_runs(["0"]) == []
 
 
 def test_a_larger_image_takes_more_arithmetic(channels: dict[str, Any]) -> None:

@@ -304,3 +304,18 @@ def test_channels_of_layers_that_tracing_does_not_know_are_refused_with_the_reas
         pruneflow.prune_direct(
             model=gpt2, weights="none", dataset="reviews", train_limit=40, granularity="channel"
         )
+
+
+def test_accuracy_on_the_training_set_is_of_a_sample_of_it(
+    job: tuple[pruneflow.FinishedRun, Run, Path],
+) -> None:
+    base = job[1].data.tags["pruneflow.base_run"]
+    few = {k: v for k, v in SMALL.items() if k != "base_epochs"}
+    few |= {"finetune_epochs": 0, "iterations": 2, "base_run": base}
+    sampled = pruneflow.prune_iterative(**few, train_eval_samples=17)
+    every = pruneflow.prune_iterative(**few)
+    correct = 17 * sampled.levels[["train_before", "train_after"]]
+    assert ((correct - correct.round()).abs() < 1e-9).all(axis=None)
+    assert sampled.levels["train_after"].tolist() != every.levels["train_after"].tolist()
+    same = ["test_before", "test_after", "val_after", "sparsity"]
+    pd.testing.assert_frame_equal(sampled.levels[same], every.levels[same])

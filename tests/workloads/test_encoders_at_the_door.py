@@ -19,7 +19,7 @@ from pruneflow.config import FinetuneConfig, resolve
 from pruneflow.errors import InputError
 from pruneflow.stages.experiment import Experiment, prepare
 from pruneflow.workloads import encoders, models, training
-from tests.test_every_model import ENCODERS, END, encoder, tokenizer
+from tests.test_every_model import ENCODERS, END, SOME_ENCODERS, encoder, tokenizer
 
 LONG = "film " * 100
 # Fourier transforms over all places, and landmarks that are means of neighbours.

@@ -116,6 +116,13 @@ def test_accuracy_by_hand(right: int, count: int) -> None:
     assert found == right / count
 
 
+def test_accuracy_of_some_samples_is_theirs_alone() -> None:
+    data = shades(list(range(6)), [0, 1, 2, 9, 9, 9])
+    of = np.array([1, 2, 5])
+    found = accuracy(Reader(), data, CPU, image_size=1, batch_size=2, of=of)
+    assert found == 2 / 3
+
+
 def test_accuracy_does_not_depend_on_the_batch_size() -> None:
     model, data = net(), samples(1300)
     found = {accuracy(model, data, CPU, image_size=4, batch_size=size) for size in (1, 700, 5000)}

@@ -1,8 +1,4 @@
-"""Charts: what a figure shows, before anything is drawn. Static and interactive drawings share it.
-
-A figure's function returns a Chart; `report/static.py` draws it for files and print,
-`report/interactive.py` for the page.
-"""
+"""Charts: what a figure shows, before anything is drawn."""
 
 from __future__ import annotations
 
@@ -21,7 +17,7 @@ class Axis:
     Attributes:
         label: with its unit.
         scale: `linear`, `log`, `log2` (batch sizes), or `shrinking`: a log axis of fractions that
-            runs from the whole model on the left to the smallest on the right, as in the study.
+            runs from the whole model on the left to the smallest on the right.
         percent: whether values are fractions that are shown as percent.
         limits: lowest and highest value shown; None for what the data need.
     """
@@ -31,18 +27,18 @@ class Axis:
     percent: bool = False
     limits: tuple[float | None, float | None] = (None, None)
 
+    def text(self, value: float, digits: int = 4) -> str:
+        """A value with so many significant digits, in percent where the axis is."""
+        return f"{100 * value:.{digits}g} %" if self.percent else f"{value:.{digits}g}"
+
 
 PARAMS_LEFT = Axis("parameters left (log scale)", "shrinking", percent=True)
+CHANNELS_LEFT = Axis("channels left (log scale)", "shrinking", percent=True)
 ACCURACY = Axis("accuracy", percent=True, limits=(0.0, 1.02))
+SPARSITY = Axis("sparsity", percent=True, limits=(0.0, 1.0))
 BATCH_SIZE = Axis("batch size (log scale)", "log2")
 BATCH_MS = Axis("milliseconds a batch", limits=(0.0, None))
 BATCH_LOG_MS = Axis("milliseconds a batch (log scale)", "log")
-
-
-def ran_on(device: str, threads: int, machine: str) -> str:
-    """What times were taken on, as a title says it."""
-    on = f"{device}, {threads} thread{'s' * (threads > 1)}" if device == "cpu" else device
-    return f"{on}, {machine}"
 
 
 @dataclass(frozen=True)
@@ -53,14 +49,14 @@ class Line:
         label: in the legend.
         x, y: of its points; NaN in `y` is a gap.
         low, high: ends of an interval around each point; None or NaN where there is none.
-        n: number of seeds behind each point: what most points of the panel have is said once, what
-            differs beside its point.
-        colour, marker: numbers of the palette's; lines that belong together share one.
+        n: number of seeds behind each point: what most points of the panel have is written once,
+            what differs beside its point.
+        style: number of its colour and marker; lines that belong together share one.
         dash: how points are joined: `solid`, `dotted`, `dashed`, `steps` (a front of cost in `x`:
-            between two points what the cheaper one reaches), or `none` (points alone).
-        hollow: markers not filled.
-        notes: what a point tells when it is pointed at on the page; one a point, or none.
-        reference: whether it is of the 2020 study and no run: drawn grey and thin.
+            between two points what the cheaper one reaches), or `none` (points alone). Markers of
+            `dotted` and `none` are hollow.
+        notes: shown when a point is pointed at, one a point, or none.
+        reference: whether it was measured by others: drawn grey, thin and behind.
     """
 
     label: str
@@ -69,10 +65,8 @@ class Line:
     low: Sequence[float] | None = None
     high: Sequence[float] | None = None
     n: Sequence[int] | None = None
-    colour: int = 0
-    marker: int = 0
+    style: int = 0
     dash: Literal["solid", "dotted", "dashed", "steps", "none"] = "solid"
-    hollow: bool = False
     notes: Sequence[str] | None = None
     reference: bool = False
 

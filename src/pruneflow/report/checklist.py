@@ -16,25 +16,25 @@ from pruneflow.report.evidence import Evidence
 POINTS = 5
 SEEDS = 3
 NONE = "no finished pruning run"
-_TOLD = 3  # configurations that are named where some fail
+_NAMED = 3  # configurations that are named where some fail
 
 
 @dataclass(frozen=True)
 class Item:
-    """One item of the checklist, and what was found."""
+    """One item of the checklist, and what the runs say of it."""
 
     name: str
     met: bool
     why: str
 
 
-Finding = tuple[bool, str]
+Finding = tuple[list[str], str]  # what is lacking, if anything; else what the runs have
 
 
-def _named(evidence: Evidence, numbers: pd.Index) -> str:
+def _labels(evidence: Evidence, numbers: pd.Index) -> str:
     labels = [evidence.label(number) for number in numbers]
-    more = f" and {len(labels) - _TOLD} more" if len(labels) > _TOLD else ""
-    return "; ".join(labels[:_TOLD]) + more
+    more = f" and {len(labels) - _NAMED} more" if len(labels) > _NAMED else ""
+    return "; ".join(labels[:_NAMED]) + more
 
 
 def _pruned(evidence: Evidence) -> pd.DataFrame:
@@ -42,51 +42,39 @@ def _pruned(evidence: Evidence) -> pd.DataFrame:
     return table[table["schedule"] != "dense"]
 
 
+def _most_levels(evidence: Evidence) -> pd.Series[int]:
+    return evidence.levels.groupby("configuration")["level"].max()
+
+
 def named_exactly(evidence: Evidence) -> Finding:
     """Architecture, data set and weights, of every configuration."""
-    table = evidence.configurations
-    if table.empty:
-        return False, NONE
-    said = table[["model", "dataset", "weights"]]
-    lacking = said.isna().any(axis=1)
-    if lacking.any():
-        return (
-            False,
-            f"unnamed model, data set or weights: {_named(evidence, table.index[lacking])}",
-        )
-    whats = said.drop_duplicates().apply(
-        lambda row: f"{row['model']} on {row['dataset']} (weights {row['weights']})", axis=1
-    )
-    return True, "; ".join(whats)
+    table = evidence.configurations[["model", "dataset", "weights"]]
+    lacking = table.index[table.isna().any(axis=1)]
+    what = f"unnamed model, data set or weights: {_labels(evidence, lacking)}"
+    kinds = table.drop_duplicates().itertuples(index=False)
+    names = [f"{model} on {dataset} (weights {weights})" for model, dataset, weights in kinds]
+    return [what] * bool(len(lacking)), "; ".join(names)
 
 
 def compression_and_speedup(evidence: Evidence) -> Finding:
     """Compression ratio and theoretical speed-up (MACs), of every level."""
     left = evidence.levels[["params_left", "macs_left"]]
-    lacking = left.isna().any(axis=1)
-    if left.empty:
-        return False, NONE
-    if lacking.any():
-        return False, f"{int(lacking.sum())} of {len(left)} levels lack params_left or macs_left"
-    params, macs = (float(1 / left[name].clip(lower=1e-9).min()) for name in left)
-    return (
-        True,
-        f"of all {len(left)} levels: up to {params:.1f} x fewer parameters, {macs:.1f} x "
-        "fewer MACs",
-    )
+    lacking = int(left.isna().any(axis=1).sum())
+    params, macs = (1 / left.clip(lower=1e-9).min()).tolist()
+    what = f"up to {params:.1f} x fewer parameters, {macs:.1f} x fewer MACs"
+    problem = f"{lacking} of {len(left)} levels lack params_left or macs_left"
+    return [problem] * bool(lacking), f"of all {len(left)} levels: {what}"
 
 
 def operating_points(evidence: Evidence) -> Finding:
     """At least five levels, of every iterative configuration."""
-    iterative = _pruned(evidence)
-    iterative = iterative[iterative["schedule"] == "iterative"]
-    most = evidence.levels.groupby("configuration")["level"].max().reindex(iterative.index)
+    iterative = evidence.configurations.query("schedule == 'iterative'")
+    most = _most_levels(evidence).reindex(iterative.index)
+    if most.empty:
+        return ["no iterative run"], ""
     few = most.index[most < POINTS]
-    if iterative.empty:
-        return False, "no iterative run"
-    if len(few):
-        return False, f"fewer than {POINTS}: {_named(evidence, few)}"
-    return True, f"{int(most.min())} to {int(most.max())} pruned levels"
+    problem = f"fewer than {POINTS}: {_labels(evidence, few)}"
+    return [problem] * bool(len(few)), f"{int(most.min())} to {int(most.max())} pruned levels"
 
 
 def dense_control(evidence: Evidence) -> Finding:
@@ -95,117 +83,99 @@ def dense_control(evidence: Evidence) -> Finding:
     As long: as many levels as the longest iterative run, of as many epochs each.
     """
     table = evidence.configurations
-    most = evidence.levels.groupby("configuration")["level"].max()
-    table = table.assign(epochs=most.reindex(table.index).astype(float) * table["finetune_epochs"])
-    lacking, controls = [], 0
-    for (model, dataset), own in table.groupby(["model", "dataset"]):
-        dense = own[own["schedule"] == "dense"]
-        pruned = own[own["schedule"] != "dense"]
-        controls += len(dense)
-        if pruned.empty:
-            continue
-        needed = pruned["epochs"].max()
-        if dense.empty:
+    most = _most_levels(evidence).reindex(table.index).astype(float)
+    epochs = most * table["finetune_epochs"].astype(float)
+    dense = table["schedule"] == "dense"
+    lacking = []
+    for (model, dataset), rows in table.groupby(["model", "dataset"]):
+        longest = epochs[rows.index].groupby(dense[rows.index]).max()
+        needed, trained = longest.get(False), longest.get(True)
+        if trained is None:
             lacking.append(f"none of {model} on {dataset}: pass fraction=0")
-        elif dense["epochs"].max() < needed:
+        elif needed is not None and trained < needed:
             lacking.append(
-                f"that of {model} on {dataset} has {dense['epochs'].max():g} epochs of "
-                f"fine-tuning, pruning {needed:g}"
+                f"that of {model} on {dataset} has {trained:g} epochs of fine-tuning, "
+                f"pruning {needed:g}"
             )
-    if lacking:
-        return False, "; ".join(lacking)
-    if not controls:
-        return False, NONE
-    return True, f"{controls} control{'s' * (controls > 1)}, trained as long"
+    return lacking, f"{dense.sum()} control{'s' * bool(dense.sum() > 1)}, trained as long"
 
 
 def baselines(evidence: Evidence) -> Finding:
     """Random and magnitude pruning of every model and data set."""
     table = _pruned(evidence)
     lacking = []
-    for (model, dataset), own in table.groupby(["model", "dataset"]):
-        criteria = set(own["criterion"])
+    for (model, dataset), rows in table.groupby(["model", "dataset"]):
+        criteria = set(rows["criterion"])
         if "random" not in criteria or not criteria & {"l1", "l2"}:
             lacking.append(f"{model} on {dataset} (only {', '.join(sorted(criteria))})")
-    if table.empty:
-        return False, NONE
-    if lacking:
-        return False, f"not both: {'; '.join(lacking)}"
-    return True, f"both, of every model and data set ({', '.join(sorted(set(table['criterion'])))})"
+    names = ", ".join(sorted(set(table["criterion"])))
+    problem = f"not both: {'; '.join(lacking)}"
+    return [problem] * bool(lacking), f"both, of every model and data set ({names})"
 
 
 def seeds(evidence: Evidence) -> Finding:
     """At least three seeds of every configuration, with their spread."""
-    table = evidence.configurations
-    few = table.index[table["n"] < SEEDS]
-    if len(few):
-        return False, f"fewer than {SEEDS} in {len(few)} of {len(table)}: {_named(evidence, few)}"
-    if table.empty:
-        return False, NONE
-    return True, f"{table['n'].min()} to {table['n'].max()} seeds, sd and 95 % interval"
+    n = evidence.configurations["n"]
+    few = n.index[n < SEEDS]
+    problem = f"fewer than {SEEDS} in {len(few)} of {len(n)}: {_labels(evidence, few)}"
+    return [problem] * bool(len(few)), f"{n.min()} to {n.max()} seeds, sd and 95 % interval"
 
 
 def raw_and_differences(evidence: Evidence) -> Finding:
     """Raw accuracies as well as differences: level 0 and the levels, of every run."""
     levels = evidence.levels
-    lacking = levels[["test_before", "test_after", "train_after"]].isna().any(axis=1)
+    lacking = int(levels[["test_before", "test_after", "train_after"]].isna().any(axis=1).sum())
     without = levels["run_id"].nunique() - levels[levels["level"] == 0]["run_id"].nunique()
-    if lacking.any() or without:
-        return False, f"{int(lacking.sum())} levels lack accuracies, {without} runs their level 0"
-    if levels.empty:
-        return False, NONE
-    return True, f"accuracies of all {len(levels)} levels, and level 0 of every run to subtract"
+    problem = f"{lacking} levels lack accuracies, {without} runs their level 0"
+    what = f"accuracies of all {len(levels)} levels, and level 0 of every run to subtract"
+    return [problem] * bool(lacking or without), what
 
 
 def achieved(evidence: Evidence) -> Finding:
     """The sparsity that was reached, beside the one that was asked for."""
     pruned = evidence.levels[evidence.levels["level"] > 0]
+    if pruned.empty:
+        return ["no pruned level"], ""
     reached = pruned["sparsity"].where(pruned["channels_left"].isna(), 1 - pruned["channels_left"])
     off = (reached - pruned["target_sparsity"]).abs()
-    if pruned.empty:
-        return False, "no pruned level"
-    if off.isna().any():
-        return False, f"{int(off.isna().sum())} levels lack one of the two"
-    return True, f"both recorded; largest difference {100 * off.max():.2f} % of what can be pruned"
+    problem = f"{int(off.isna().sum())} levels lack one of the two"
+    what = f"both recorded; largest difference {100 * off.max():.2f} % of what can be pruned"
+    return [problem] * bool(off.isna().any()), what
 
 
 def same_code_and_data(evidence: Evidence) -> Finding:
     """One commit, clean, one set of versions; one selection of each data set."""
-    found = list(evidence.environments.values())
-    commits = {str((one.get("git") or {}).get("commit")) for one in found}  # type: ignore[attr-defined]
-    dirty = any((one.get("git") or {}).get("dirty") for one in found)  # type: ignore[attr-defined]
-    versions = {str(one.get("versions")) for one in found}
-    problems = []
-    if not found:
-        problems.append("no environment.json was read")
-    if "None" in commits:
-        problems.append("the commit of some runs is not known")
-    if len(commits - {"None"}) > 1:
-        problems.append(f"{len(commits - {'None'})} commits")
-    if dirty:
-        problems.append("the source had changes that were not committed")
-    if len(versions) > 1:
-        problems.append(f"{len(versions)} sets of package versions")
-    for dataset, own in evidence.configurations.groupby("dataset"):
-        sizes = own["train_limit"].astype("string").fillna("all").unique()
-        if len(sizes) > 1:
-            problems.append(f"{dataset} with different train_limit: {', '.join(sizes)}")
-    if problems:
-        return False, "; ".join(problems)
-    told = f"commit {commits.pop()[:12]}, {len(found)} of {len(evidence.pruning)} runs looked at"
-    return True, f"{told}; data told by name and train_limit, not by content"
+    environments = evidence.environments.values()
+    git = [dict(e.get("git") or {}) for e in environments]  # type: ignore[call-overload]
+    commits = {str(one.get("commit")) for one in git}
+    versions = len({str(e.get("versions")) for e in environments})
+    known = len(commits - {"None"})
+    problems = {
+        "no environment.json was read": not git,
+        "the commit of some runs is not known": "None" in commits,
+        f"{known} commits": known > 1,
+        "the source had changes that were not committed": any(one.get("dirty") for one in git),
+        f"{versions} sets of package versions": versions > 1,
+    }
+    for dataset, rows in evidence.configurations.groupby("dataset"):
+        sizes = rows["train_limit"].astype("string").fillna("all").unique()
+        problems[f"{dataset} with different train_limit: {', '.join(sizes)}"] = len(sizes) > 1
+    what = f"commit {', '.join(commits)[:12]}, {len(git)} of {len(evidence.pruning)} runs looked at"
+    lacking = [problem for problem, there in problems.items() if there]
+    return lacking, f"{what}; data known by name and train_limit, not by content"
 
 
 def hardware(evidence: Evidence) -> Finding:
     """Processor, threads and versions, of the runs."""
-    told = set()
-    for run, one in evidence.environments.items():
-        processor, threads = one.get("gpu") or one.get("cpu"), one.get("threads")
-        torch = (one.get("versions") or {}).get("torch")  # type: ignore[attr-defined]
+    names, lacking = set(), []
+    for run, environment in evidence.environments.items():
+        processor = environment.get("gpu") or environment.get("cpu")
+        threads = environment.get("threads")
+        torch = dict(environment.get("versions") or {}).get("torch")  # type: ignore[call-overload]
+        names.add(f"{processor}, {threads} threads, PyTorch {torch}")
         if not (processor and threads and torch):
-            return False, f"run {run[:8]} lacks its processor, threads or PyTorch's version"
-        told.add(f"{processor}, {threads} threads, PyTorch {torch}")
-    return bool(told), "; ".join(sorted(told)) or "no environment.json was read"
+            lacking.append(f"run {run[:8]} lacks its processor, threads or PyTorch's version")
+    return lacking[:1] if names else ["no environment.json was read"], "; ".join(sorted(names))
 
 
 def mac_convention(evidence: Evidence) -> Finding:
@@ -213,12 +183,10 @@ def mac_convention(evidence: Evidence) -> Finding:
     sizes = evidence.pruning.set_index("run_id")["image_size"]
     levels = evidence.levels.assign(size=evidence.levels["run_id"].map(sizes))
     counts = levels.groupby(["model", "dataset", "size"], dropna=False)["macs"].nunique()
-    if counts.empty or (counts == 0).any():
-        return False, "no MACs recorded of some model" if len(counts) else NONE
     differ = [f"{model} on {dataset}" for model, dataset, _ in counts.index[counts > 1]]
-    if differ:
-        return False, f"several counts of MACs for {', '.join(differ)}"
-    return True, (
+    problems = ["no MACs recorded of some model"] * bool((counts == 0).any())
+    problems += [f"several counts of MACs for {', '.join(differ)}"] * bool(differ)
+    return problems, (
         f"one count for each of {len(counts)} models at a resolution: one multiply-accumulate of a "
         "convolution or linear layer for one sample; biases, normalisation, pooling, embeddings "
         "and attention's products count nothing"
@@ -242,4 +210,10 @@ CHECKLIST: dict[str, Callable[[Evidence], Finding]] = {
 
 def check(evidence: Evidence) -> list[Item]:
     """Every item, in order."""
-    return [Item(name, *test(evidence)) for name, test in CHECKLIST.items()]
+    if evidence.levels.empty:
+        return [Item(name, False, NONE) for name in CHECKLIST]
+    items = []
+    for name, test in CHECKLIST.items():
+        lacking, what = test(evidence)
+        items.append(Item(name, not lacking, "; ".join(lacking) or what))
+    return items

@@ -6,14 +6,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib import resources
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
 from pruneflow import query
-from pruneflow.config import PruneConfig, reads_texts, short_model
+from pruneflow.config import PruneConfig, short_model
 
 # What may differ between runs of one configuration: its repetitions, and where they were run.
 _REPEATED = {"seed", "data_dir", "base_run", "preset", "device", "threads"}
@@ -56,15 +55,14 @@ class Evidence:
         says all in which it differs from the others.
         """
         first = self.pruning.groupby("configuration", sort=True)
-        found = first.first()
-        found["n"] = first["seed"].nunique()
-        found["label"] = _labels(found)
-        return found
+        table = first.first()
+        table["n"] = first["seed"].nunique()
+        table["label"] = _labels(table)
+        return table
 
     def label(self, configuration: object) -> str:
         """The name of a configuration, by its number."""
-        labels = dict(self.configurations["label"].items())
-        return str(labels[configuration])
+        return str(dict(self.configurations["label"].items())[configuration])
 
     def of(self, **values: object) -> pd.DataFrame:
         """Levels of the runs that have these values; a list or tuple means any of its own."""
@@ -90,11 +88,6 @@ def where(frame: pd.DataFrame, **values: object) -> pd.DataFrame:
         wanted = list(value) if isinstance(value, list | tuple) else [value]
         frame = frame[frame[name].isin(wanted).fillna(False).astype(bool)]
     return frame
-
-
-def of_texts(models: pd.Series[str]) -> pd.Series[bool]:
-    """Which models stand for the study's BERT: encoders of texts."""
-    return pd.Series([reads_texts(str(name)) for name in models], index=models.index, dtype=bool)
 
 
 def gather(
@@ -123,34 +116,31 @@ def gather(
 def with_configuration(runs: pd.DataFrame) -> pd.DataFrame:
     """The finished pruning runs of a frame of runs, with their `configuration` and `schedule`."""
     of_pruning = runs["stage"].str.startswith("prune_").fillna(False).astype(bool)
-    found = runs[of_pruning & (runs["status"] == "FINISHED")].copy()
-    columns = ["stage", *(name for name in DECIDING if name in found)]
-    found["configuration"] = found.groupby(columns, dropna=False, sort=False).ngroup()
-    direct = found["stage"] == "prune_direct"
-    found["schedule"] = np.where(direct, "direct", "iterative")
-    found.loc[found["fraction"] == 0, "schedule"] = "dense"
-    return found
+    pruning = runs[of_pruning & (runs["status"] == "FINISHED")].copy()
+    columns = ["stage", *(name for name in DECIDING if name in pruning)]
+    pruning["configuration"] = pruning.groupby(columns, dropna=False, sort=False).ngroup()
+    direct = pruning["stage"] == "prune_direct"
+    pruning["schedule"] = np.where(direct, "direct", "iterative")
+    pruning.loc[pruning["fraction"] == 0, "schedule"] = "dense"
+    return pruning
 
 
 def _labels(configurations: pd.DataFrame) -> pd.Series[str]:
     """A name for each configuration: its model, and whatever is not the same for all."""
-    told = ["model", "dataset", "schedule", "criterion", "granularity", "coupling", "form", "scope"]
-    others = [name for name in DECIDING if name in configurations and name not in told]
-    # what every configuration of a model has follows from the model, and its name is told
+    bare = ["schedule", "criterion", "granularity", "coupling", "form", "scope"]
+    others = [name for name in DECIDING if name in configurations and name not in bare]
+    # what every configuration of a model has follows from the model, which is named
     of_model = configurations.groupby(["model", "dataset"], dropna=False)
-    columns = (*told[2:], *others)
+    columns = [*bare, *(name for name in others if name not in ("model", "dataset"))]
     varying = [n for n in columns if (of_model[n].nunique(dropna=False) > 1).any()]
-    if configurations["dataset"].nunique() > 1:
-        varying.insert(0, "dataset")
+    varying = ["dataset"] * (configurations["dataset"].nunique() > 1) + varying
     labels = []
     for _, row in configurations.iterrows():
         parts = [short_model(str(row["model"]))]
         for name in varying:
-            value = row[name]
-            if pd.isna(value) or value == "":
-                continue
-            text = f"{value:g}" if isinstance(value, float | np.floating) else str(value)
-            parts.append(text if name in told else f"{name} {text}")
+            value = f"{row[name]:g}" if isinstance(row[name], float) else str(row[name])
+            if not pd.isna(row[name]) and value:
+                parts.append(value if name in [*bare, "dataset"] else f"{name} {value}")
         labels.append(", ".join(parts))
     names = pd.Series(labels, index=configurations.index, dtype=object)
     # models of one short name, and a control made by either pruning stage
@@ -173,15 +163,12 @@ def summary(frame: pd.DataFrame, by: Sequence[str], column: str) -> pd.DataFrame
         NaN for one run.
     """
     known = frame[frame[column].notna()]
-    found = known.groupby(list(by), dropna=False, sort=True)[column].agg(["mean", "std", "count"])
-    found = found.rename(columns={"std": "sd", "count": "n"}).reset_index()
-    half = np.full(len(found), np.nan)
-    several = (found["n"] > 1).to_numpy()
-    n = found["n"].to_numpy(dtype=float)[several]
-    quantile = stats.t.ppf(0.5 + CONFIDENCE / 2, n - 1)
-    half[several] = quantile * found["sd"].to_numpy(dtype=float)[several] / np.sqrt(n)
-    found["low"], found["high"] = found["mean"] - half, found["mean"] + half
-    return found[[*by, "mean", "sd", "low", "high", "n"]]
+    means = known.groupby(list(by), dropna=False, sort=True)[column].agg(["mean", "std", "count"])
+    means = means.rename(columns={"std": "sd", "count": "n"}).reset_index()
+    n = means["n"].to_numpy(dtype=float)
+    half = stats.t.ppf(0.5 + CONFIDENCE / 2, n - 1) * means["sd"].astype(float) / np.sqrt(n)
+    means["low"], means["high"] = means["mean"] - half, means["mean"] + half
+    return means[[*by, "mean", "sd", "low", "high", "n"]]
 
 
 def differences(one: pd.DataFrame, other: pd.DataFrame, on: str, column: str) -> pd.DataFrame:
@@ -226,20 +213,14 @@ def places(values: pd.Series[float]) -> dict[float, float]:
 
     Rounding to fewer would part values that differ in their last digit: 0.9375 lies on an edge.
     """
-    found: dict[float, float] = {}
+    least: dict[float, float] = {}
     previous = place = -math.inf
     for value in np.unique(values.astype(float).dropna().round(6)):
         if value - previous > SAME_PLACE:
             place = float(value)
-        found[float(value)] = place
+        least[float(value)] = place
         previous = float(value)
-    return found
-
-
-def reference(name: str) -> pd.DataFrame:
-    """The 2020 study's own numbers: `accuracy`, `latency` or `alexnet_layer_sparsity`."""
-    with (resources.files("pruneflow") / "reference" / f"{name}.csv").open("rb") as file:
-        return pd.read_csv(file)
+    return least
 
 
 def read(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pruneflow.config import BenchmarkConfig, PruneConfig, resolve
+from pruneflow.config import BenchmarkConfig
 from pruneflow.errors import InputError
 from pruneflow.inference import EAGER, engines
 from pruneflow.inference.engines import ENGINE_FORMS
@@ -23,7 +23,6 @@ from pruneflow.report.figures import LATENCY_FIGURES
 from pruneflow.stages.benchmark_point import Point, Setting, Subject
 from pruneflow.stages.experiment import cores
 from pruneflow.stages.progress import Reporter, latencies_table
-from pruneflow.stages.prune import prune_iterative
 from pruneflow.tracking import checkpoints
 from pruneflow.tracking.fingerprints import benchmark_fingerprint
 from pruneflow.tracking.finished import (
@@ -37,9 +36,10 @@ from pruneflow.tracking.finished import (
 )
 from pruneflow.tracking.latencies import CONTENDED, OK, Latency, LayerLatency
 from pruneflow.tracking.run import Ended, Run, open_run
-from pruneflow.tracking.store import current_experiment
 from pruneflow.workloads import models
 from pruneflow.workloads.training import keep_large_buffers
+
+_SLOWEST = 3  # layers that a sentence names
 
 
 def benchmark_latency(config: BenchmarkConfig, reporter: Reporter) -> list[Ended]:
@@ -47,7 +47,7 @@ def benchmark_latency(config: BenchmarkConfig, reporter: Reporter) -> list[Ended
     settings = _settings(config)
     _tell_missing(config, reporter)
     config = settled(config)
-    runs = [_open(run_id, config) for run_id in _chosen(config, reporter)]
+    runs = [_open(run_id, config) for run_id in _chosen(config)]
     if any(setting.device == "cpu" for setting in settings):
         keep_large_buffers()  # as training does: one allocator, whatever this process did before
     with _float32():
@@ -114,18 +114,24 @@ def _tell_missing(config: BenchmarkConfig, reporter: Reporter) -> None:
             )
 
 
-def _chosen(config: BenchmarkConfig, reporter: Reporter) -> list[str]:
-    """Ids of the runs to time: those named, of the study, else the newest, else one to be made."""
+def _chosen(config: BenchmarkConfig) -> list[str]:
+    """Ids of the runs to time: those named, of the study, else the newest.
+
+    Raises:
+        InputError: there is none.
+    """
     if config.run:
         return list(dict.fromkeys(config.run))
     if config.study is not None:
         return pruning_runs_of(config.study)
     found = newest_pruning_run(config.model)
     if found is None:
-        given = {} if config.model is None else {"model": config.model}
-        quick = resolve(PruneConfig, given)
-        reporter.say(f"no finished pruning run to time: making a quick one of {quick.model}")
-        found = prune_iterative(quick, reporter, experiment_id=current_experiment()).id
+        model = config.model or "alexnet"
+        which = "" if config.model is None else f" of {config.model}"
+        raise InputError(
+            f"there is no finished pruning run{which} to time in the current experiment: make one "
+            f"with pruneflow prune_iterative --model {model}, or pass run=<id> or study=<name>"
+        )
     return [found]
 
 
@@ -316,28 +322,42 @@ def _in_short(rows: list[Latency]) -> str:
     return ", ".join(parts) or ("contended" if contended else "timed")
 
 
-_BOUND = {
-    "arithmetic": "by arithmetic, which at this machine's best needs",
-    "memory traffic": "by memory traffic, which at this machine's best needs",
-    "overhead": "by the overhead of starting its operations from Python, which needs",
-    "unpruned layers": "by layers that were not pruned, which take",
-}
+def sentence(row: Latency, dense: Latency, profile: Sequence[LayerLatency]) -> str:
+    """How fast a form is, what pruning could reach of it, and where its time goes.
 
-
-def sentence(row: Latency, dense: Latency) -> str:
-    """Why a form is as fast as it is, in one plain sentence; of a row that was timed."""
+    Args:
+        row: of a form that was timed.
+        dense: the dense form of the same level, batch and place.
+        profile: the form's slowest layers.
+    """
     where = f"{row.threads} thread{'s' * (row.threads > 1)}" if row.device == "cpu" else row.device
     interval = ""
     if row.speedup_low is not None:
         interval = f" [{row.speedup_low:.2f}, {row.speedup_high:.2f}]"
-    share = row.bound_share or 0.0
-    bound = "bound" if share >= 0.5 else "not clearly bound by one thing, most"
-    return (
+    text = (
         f"{row.form}, batch {row.batch_size}, {where}: "
         f"{row.speedup:.2f}{interval} times as fast as dense with {row.macs / dense.macs:.2f} of "
-        f"its MACs and {row.weight_bytes / dense.weight_bytes:.2f} of its weight bytes; "
-        f"{bound} {_BOUND[row.bound_by or 'arithmetic']} {100 * share:.0f} % of the time"
+        f"its MACs and {row.weight_bytes / dense.weight_bytes:.2f} of its weight bytes"
     )
+    if row.pruned_share is not None:
+        text += (
+            f"; the layers that were pruned took {100 * row.pruned_share:.0f} % of dense's time "
+            f"(without them {1 / max(1 - row.pruned_share, 1e-3):.1f} times as fast at most), of "
+            f"their MACs {row.pruned_macs_left:.2f} is left, of their time "
+            f"{row.pruned_time_left:.2f}"
+        )
+    slowest = ", ".join(_layer_in_short(layer) for layer in profile[:_SLOWEST])
+    return text + (f"; most time: {slowest}" if slowest else "")
+
+
+def _layer_in_short(layer: LayerLatency) -> str:
+    before = "" if layer.dense_ms is None else f", dense {layer.dense_ms:.2f} ms"
+    return f"{layer.layer} {100 * layer.share:.0f} % ({layer.ms:.2f} ms{before})"
+
+
+def _place(row: Latency | LayerLatency) -> tuple[object, ...]:
+    """What the forms of a point share."""
+    return row.level, row.device, row.threads, row.batch_size
 
 
 def _summarise(subject: Subject, run: Run, notes: list[str]) -> None:
@@ -349,9 +369,12 @@ def _summarise(subject: Subject, run: Run, notes: list[str]) -> None:
     for name, figure in LATENCY_FIGURES.items():
         run.log_figure(f"figures/{name}.png", static.draw(figure(run.latencies, title)))
     eager = [row for row in run.latencies if row.engine == EAGER and row.status == OK]
-    dense = {(r.level, r.device, r.threads, r.batch_size): r for r in eager if r.form == "dense"}
+    dense = {_place(row): row for row in eager if row.form == "dense"}
+    slowest: dict[tuple[object, ...], list[LayerLatency]] = {}
+    for layer in run.profile:
+        slowest.setdefault((*_place(layer), layer.form), []).append(layer)
     why = [
-        (r.level, sentence(r, dense[r.level, r.device, r.threads, r.batch_size]))
+        (r.level, sentence(r, dense[_place(r)], slowest.get((*_place(r), r.form), [])))
         for r in eager
         if r.form != "dense"
     ]

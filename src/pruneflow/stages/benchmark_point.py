@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from pruneflow.config import BenchmarkConfig
 from pruneflow.errors import first_line
 from pruneflow.inference import EAGER, latency, sparse
-from pruneflow.inference.bottleneck import LayerTime, bottleneck, layer_times, machine
 from pruneflow.inference.engines import ENGINE_FORMS, ENGINES, NoEngineError
 from pruneflow.inference.forms import FORMS, Inputs, NoFormError, PrunedLevel, difference
 from pruneflow.inference.latency import Effort, Rounds, Trace
+from pruneflow.inference.profile import LayerTime, layer_times, reach
 from pruneflow.pruning.groups import Group
 from pruneflow.tracking import environment
 from pruneflow.tracking.checkpoints import Checkpoint
@@ -213,7 +213,7 @@ class Point:
     def _explain(
         self, candidates: Mapping[str, Candidate], timed: Mapping[tuple[str, str], int]
     ) -> None:
-        """Say of the eager forms that were timed what bounds them; their rows' places are given."""
+        """Look where the time of eager forms went that were timed; their rows' places are given."""
         layers: dict[str, list[LayerTime]] = {}
         for candidate in candidates.values():
             place = timed.get((candidate.form, candidate.engine))
@@ -221,7 +221,10 @@ class Point:
                 continue
             found = layer_times(candidate.model, self._run, self.setting.device)
             layers[candidate.form] = found
-            self.rows[place] = self._explained(self.rows[place], candidate, found)
+            if candidate.form != "dense":
+                self.rows[place] = self._reached(
+                    self.rows[place], candidate, found, layers["dense"]
+                )
             self._keep(found, layers["dense"], candidate.form)
 
     def _candidates(self, form: str) -> Iterator[Candidate]:
@@ -273,7 +276,7 @@ class Point:
 
     def _row(self, form: str, engine: str, model: nn.Module) -> Latency:
         """What can be counted of a form."""
-        params, macs = _counts(model, self.subject.dense, self.subject.uses)
+        macs = round(sum(_macs(model, self.subject.uses).values()))
         return Latency(
             machine=environment.machine(self.setting.device),
             level=self.level,
@@ -288,7 +291,7 @@ class Point:
             sd_ms=None,
             samples_per_second=None,
             peak_memory_bytes=None,
-            params=params,
+            params=_params(model),
             macs=macs,
             engine=engine,
             status=OUT_OF_MEMORY,
@@ -298,8 +301,9 @@ class Point:
             speedup_low=None,
             speedup_high=None,
             difference=None,
-            bound_by=None,
-            bound_share=None,
+            pruned_share=None,
+            pruned_time_left=None,
+            pruned_macs_left=None,
         )
 
     def _peak(self, candidate: Candidate) -> int | None:
@@ -319,25 +323,31 @@ class Point:
             return None
         return difference(candidate.call(), self._run(self.pruned.model))
 
-    def _explained(self, row: Latency, candidate: Candidate, layers: list[LayerTime]) -> Latency:
-        """The row with what bounds its time."""
-        weights = latency.weight_bytes(candidate.model)
-        looked_up = sum(
-            latency.weight_bytes(layer)
-            for layer in candidate.model.modules()
-            if isinstance(layer, nn.Embedding)
+    def _reached(
+        self, row: Latency, candidate: Candidate, layers: list[LayerTime], dense: list[LayerTime]
+    ) -> Latency:
+        """The row with how much of the dense form's time pruning could reach."""
+        dense_ms = next(r.p50_ms for r in self.rows if (r.form, r.engine) == ("dense", EAGER))
+        macs, dense_macs = (
+            _by_layer(_macs(model, self.subject.uses))
+            for model in (candidate.model, self.pruned.dense)
         )
-        rounded = 1 << max(20, weights.bit_length())  # so that it is measured a few times only
-        found = bottleneck(
-            (row.p50_ms or 0.0) / 1e3,
+        found = reach(
             layers,
-            macs=row.macs * self.batch,
-            weight_bytes=weights - looked_up,
-            operations=candidate.trace.operations,
-            unpruned={} if row.form == "dense" else _unpruned(candidate.model, self.pruned),
-            limits=machine(self.setting.device, self.setting.threads, rounded),
+            dense,
+            dense_ms or 0.0,
+            macs=macs,
+            dense_macs=dense_macs,
+            pruned=_pruned_layers(candidate.model, self.pruned),
         )
-        return replace(row, bound_by=found.by, bound_share=found.share)
+        if found is None:
+            return row
+        return replace(
+            row,
+            pruned_share=found.share,
+            pruned_time_left=found.time_left,
+            pruned_macs_left=found.macs_left,
+        )
 
     def _keep(self, layers: list[LayerTime], dense: list[LayerTime], form: str) -> None:
         """Rows of the slowest layers."""
@@ -398,25 +408,40 @@ def _bytes(inputs: Inputs) -> int:
     return sum(tensor.nbytes for tensor in tensors)
 
 
-def _counts(model: nn.Module, dense: nn.Module, uses: Mapping[str, float]) -> tuple[int, int]:
-    """Stored parameters of a form, and multiply-accumulates of one sample as it does them."""
-    params = sum(p.numel() for p in model.parameters())
-    macs = 0.0
-    for name, positions in uses.items():
-        layer = model.get_submodule(name.rpartition(".")[0])
-        weight = sparse.stored_weight(layer) if name.endswith(".weight") else None
-        if weight is None:
-            weight = model.get_parameter(name)
-        elif not isinstance(layer.weight, nn.Parameter):
+def _macs(model: nn.Module, uses: Mapping[str, float]) -> dict[str, float]:
+    """Weight -> multiply-accumulates of one sample, as a form does them."""
+    return {name: positions * _stored(model, name).numel() for name, positions in uses.items()}
+
+
+def _stored(model: nn.Module, name: str) -> Tensor:
+    """What a form stores of a weight."""
+    layer = model.get_submodule(name.rpartition(".")[0])
+    weight = sparse.stored_weight(layer) if name.endswith(".weight") else None
+    return model.get_parameter(name) if weight is None else weight
+
+
+def _by_layer(macs: Mapping[str, float]) -> dict[str, float]:
+    layers: dict[str, float] = {}
+    for name, count in macs.items():
+        layer = name.rpartition(".")[0]
+        layers[layer] = layers.get(layer, 0.0) + count
+    return layers
+
+
+def _params(model: nn.Module) -> int:
+    """Stored parameters of a form, those of sparse layers included."""
+    count = sum(p.numel() for p in model.parameters())
+    for layer in model.modules():
+        weight = sparse.stored_weight(layer)
+        if weight is not None and not isinstance(layer.weight, nn.Parameter):
             bias = getattr(layer, "bias", None)
-            params += weight.numel() + (bias.numel() if isinstance(bias, Tensor) else 0)
-        macs += weight.numel() * positions
-    return params, round(macs)
+            count += weight.numel() + (bias.numel() if isinstance(bias, Tensor) else 0)
+    return count
 
 
-def _unpruned(model: nn.Module, pruned: PrunedLevel) -> dict[str, bool]:
-    """Layer -> whether a form computes with all of the weights that the dense model has there."""
-    untouched = {}
+def _pruned_layers(model: nn.Module, pruned: PrunedLevel) -> dict[str, bool]:
+    """Layer -> whether the level has taken any of the weights that the dense model has there."""
+    touched = {}
     for name, layer in model.named_modules():
         weight = sparse.stored_weight(layer)
         if weight is None or (weight.dim() < 2 and not isinstance(layer, sparse.Csr)):
@@ -425,6 +450,5 @@ def _unpruned(model: nn.Module, pruned: PrunedLevel) -> dict[str, bool]:
         assert isinstance(dense, Tensor)
         stored = pruned.model.get_submodule(name).weight
         assert isinstance(stored, Tensor)
-        same = weight.numel() == dense.numel()
-        untouched[name] = same and not bool((stored == 0).any())
-    return untouched
+        touched[name] = weight.numel() < dense.numel() or bool((stored == 0).any())
+    return touched

@@ -136,10 +136,16 @@ class Experiment(Generic[C]):
                 pause = max(SAVE_SECONDS, (saved - begun) / _SAVE_SHARE)
 
     def accuracy(self, model: nn.Module, split: Samples) -> float:
-        """Accuracy of a model on one split, a fraction."""
-        size = self.config.image_size
+        """Accuracy of a model on one split, a fraction; of the training set on a sample of it.
+
+        The sample has `train_eval_samples`, an equal share of each class, the same all through a
+        run: it is drawn by the seed.
+        """
+        c, of = self.config, None
+        if split is self.data.train and c.train_eval_samples is not None:
+            of, _ = datasets.balanced(split.labels, c.train_eval_samples, c.seed, shares=True)
         return training.accuracy(
-            model, split, self.machine, image_size=size, batch_size=self.config.batch_size
+            model, split, self.machine, image_size=c.image_size, batch_size=c.batch_size, of=of
         )
 
     def with_config(self, config: D) -> Experiment[D]:

@@ -81,14 +81,14 @@ def latencies_table(latencies: Sequence[Latency]) -> Table:
     """The times of a benchmark, as they are shown at its end."""
     table = Table(title="latency", title_justify="left")
     headings = ("level", "form", "on", "batch", "p50 ms", "p95 ms", "speed-up", "95 % interval")
-    for heading in (*headings, "MB", "bound by"):
+    for heading in (*headings, "MB"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in latencies:
         form = row.form if row.engine == "eager" else f"{row.form}, {row.engine}"
         on = f"{row.device} x{row.threads}" if row.device == "cpu" else row.device
         where = [str(row.level), form, on, str(row.batch_size)]
         if row.p50_ms is None or row.p95_ms is None or row.speedup is None:
-            table.add_row(*where, "", "", "", row.status)
+            table.add_row(*where, row.status)
             continue
         has_interval = row.speedup_low is not None
         table.add_row(
@@ -98,6 +98,5 @@ def latencies_table(latencies: Sequence[Latency]) -> Table:
             f"{row.speedup:.2f}",
             f"{row.speedup_low:.2f} - {row.speedup_high:.2f}" if has_interval else "",
             f"{row.weight_bytes / 1e6:.1f}",
-            row.bound_by or "",
         )
     return table

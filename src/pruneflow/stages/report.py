@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from pruneflow import paper
 from pruneflow.config import ReportConfig
 from pruneflow.errors import InputError, user_path
 from pruneflow.report import evidence, page
-from pruneflow.report.study_figures import FIGURES
+from pruneflow.report.figures import FIGURES
 from pruneflow.stages.progress import Reporter
 from pruneflow.tracking.run import Ended, open_run
 
@@ -32,9 +33,8 @@ def report(config: ReportConfig, reporter: Reporter) -> Ended:
         )
     with open_run("report", config, name=f"report-{of.replace(' ', '-')}", tags={}) as run:
         reporter.say(f"report of {of}: run {run.id}, of {len(found.runs)} runs")
-        missing = page.write(
-            found, folder, reference=config.reference, with_plotly=config.interactive
-        )
+        compared = paper.addition(found) if config.reference else None
+        missing = page.write(found, folder, compared)
         run.log_folder(folder, ("report.html", "report.md", "figures", "tables"))
         drawn = len(FIGURES) - len(missing)
         for name in missing:

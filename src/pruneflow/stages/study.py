@@ -19,6 +19,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
+from importlib.resources.abc import Traversable
 from typing import Annotated, Any
 
 import yaml
@@ -105,6 +106,13 @@ class Configuration:
         return Configuration("finetune", given, made_by)
 
 
+def _files() -> dict[str, Traversable]:
+    """Name -> file of the studies that the package carries."""
+    package = resources.files("pruneflow")
+    found = [*(package / "studies").iterdir(), *(package / "paper").iterdir()]
+    return {f.name.removesuffix(".yaml"): f for f in found if f.name.endswith(".yaml")}
+
+
 class _Loader(yaml.SafeLoader):
     """YAML in which no key stands twice."""
 
@@ -122,8 +130,7 @@ class _Loader(yaml.SafeLoader):
 
 def shipped() -> list[str]:
     """Names of the studies that the package carries."""
-    folder = resources.files("pruneflow") / "studies"
-    return sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith("yaml"))
+    return sorted(_files())
 
 
 def read(name: str) -> Study:
@@ -134,7 +141,7 @@ def read(name: str) -> Study:
     """
     path = user_path("study", name)
     if name in shipped():
-        text = (resources.files("pruneflow") / "studies" / f"{name}.yaml").read_text("utf-8")
+        text = _files()[name].read_text("utf-8")
     elif path.suffix in (".yaml", ".yml") or "/" in name:
         try:
             text = path.read_text("utf-8")
@@ -147,7 +154,7 @@ def read(name: str) -> Study:
         raise unknown("study", name, shipped())
     check_name("study", path.stem)
     try:
-        values = yaml.load(text, _Loader)
+        values = _Loader(text).get_single_data()
     except (yaml.YAMLError, RecursionError, ValueError) as error:  # dates that are none, too
         raise InputError(f"study={name!r} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):

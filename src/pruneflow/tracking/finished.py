@@ -173,8 +173,7 @@ def open_pruning_run(run_id: str) -> PruningRun:
         InputError: a run that does not exist, is no pruning run, did not finish or has lost its
             tables.
     """
-    wanted = "the id of a finished pruning run, or nothing to have one found or made"
-    run = reader.run(run_id, "run", wanted)
+    run = reader.run(run_id, "run", "the id of a finished pruning run, or nothing for the newest")
     stage = run.data.tags.get("pruneflow.stage", "one of something else")
     if not stage.startswith("prune_"):
         raise InputError(f"run={run_id!r} is not a pruning run but {stage}")

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from filelock import FileLock, Timeout
+from platformdirs import user_state_path
 
 from pruneflow.errors import InputError, first_line
 
@@ -76,10 +77,8 @@ class Owner:
 
 def state_folder() -> Path:
     """Where the folders of runs are: PRUNEFLOW_STATE, or the user's state folder."""
-    if given := os.environ.get("PRUNEFLOW_STATE"):
-        return Path(given).expanduser()
-    home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return Path(home) / "pruneflow"
+    folder = os.environ.get("PRUNEFLOW_STATE") or user_state_path("pruneflow")
+    return Path(folder).expanduser()
 
 
 def made_state_folder() -> Path:

@@ -45,9 +45,10 @@ class Latency:
         difference: largest difference of the logits from the masked form's (an engine's: from the
             same form's in eager PyTorch), relative to the largest logit; None for what is the
             reference itself, and for `compact` of `coupling=independent`, whose outputs are others.
-        bound_by: what bounds the time: `arithmetic`, `memory traffic`, `overhead` or
-            `unpruned layers`; None where it was not looked into (engines).
-        bound_share: how much of the time that explains, a fraction.
+        pruned_share: of the dense form's time, what the layers took that the level has pruned: more
+            than 1 / (1 - that) times as fast nothing can become of it. None of the dense form, of
+            engines, and where no layer that was timed is pruned.
+        pruned_time_left, pruned_macs_left: of these layers, in the form / in the dense form.
     """
 
     machine: str
@@ -73,8 +74,9 @@ class Latency:
     speedup_low: float | None
     speedup_high: float | None
     difference: float | None
-    bound_by: str | None
-    bound_share: float | None
+    pruned_share: float | None
+    pruned_time_left: float | None
+    pruned_macs_left: float | None
 
 
 @dataclass(frozen=True)

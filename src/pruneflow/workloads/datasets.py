@@ -84,7 +84,7 @@ def load(
                 f"train_limit={train_limit} is not valid for {name}: it should be from {classes} "
                 f"(one a class) to {len(train)} (all but validation)"
             )
-        chosen, _ = _balanced(train.labels, train_limit, seed, shares=False)
+        chosen, _ = balanced(train.labels, train_limit, seed, shares=False)
         train = train[chosen]
     if len(set(train.labels.tolist())) < 2:
         raise InputError(f"{name} has training samples of one class only; at least 2 are needed")
@@ -95,7 +95,7 @@ def load(
 
 def _hold_out(samples: _Samples, number: int, seed: int) -> tuple[_Samples, _Samples]:
     """The samples without so many of them, and those; every class gives its share."""
-    held, kept = _balanced(samples.labels, number, seed, shares=True)
+    held, kept = balanced(samples.labels, number, seed, shares=True)
     return samples[kept], samples[held]
 
 
@@ -122,7 +122,7 @@ def _contents(split: _Samples) -> Iterator[object]:
         yield from (hash(image.tobytes()) for image in split.images)
 
 
-def _balanced(
+def balanced(
     labels: Labels, count: int, seed: int, *, shares: bool
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Sorted indices of `count` samples and those of the rest, drawn by the seed.

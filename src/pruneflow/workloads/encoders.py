@@ -48,6 +48,9 @@ _PLAIN = {
     "output_hidden_states": False,
     "chunk_size_feed_forward": 0,
     "problem_type": None,
+    # BigBird gives up block-sparse attention for good, and makes its modules anew, at the first
+    # short batch that it meets: what a checkpoint holds would hang on the order of batches
+    "attention_type": "original_full",
 }
 _SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 

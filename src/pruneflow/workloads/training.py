@@ -24,7 +24,6 @@ from torch.optim.swa_utils import update_bn
 
 from pruneflow.errors import ExperimentError, InputError
 from pruneflow.workloads import models
-from pruneflow.workloads.convolution import SmallMaps
 from pruneflow.workloads.datasets import Split
 from pruneflow.workloads.texts import Texts, Tokens
 
@@ -81,12 +80,9 @@ class Machine:
             keep_large_buffers()
         return cls(device, "fp32", threads)
 
-    @contextmanager
-    def autocast(self) -> Iterator[None]:
+    def autocast(self) -> torch.autocast:
         """The context in which this machine's forward passes run."""
-        bf16 = torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bf16")
-        with bf16, SmallMaps():
-            yield
+        return torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bf16")
 
     def settings(self) -> dict[str, object]:
         """The three values by the names of their parameters."""
@@ -374,22 +370,37 @@ def recalibrate(model: nn.Module, data: Samples, recipe: Recipe, machine: Machin
 
 
 def accuracy(
-    model: nn.Module, data: Samples, machine: Machine, *, image_size: int | None, batch_size: int
+    model: nn.Module,
+    data: Samples,
+    machine: Machine,
+    *,
+    image_size: int | None,
+    batch_size: int,
+    of: NDArray[np.int64] | None = None,
 ) -> float:
-    """Correct samples / samples, in eval mode; the model is left as it was."""
+    """Correct samples / samples, in eval mode; the model is left as it was.
+
+    Args:
+        model: gives logits (N, classes).
+        data: images or tokens.
+        machine: on what.
+        image_size, batch_size: as in training; a batch here is at least as large.
+        of: numbers of the samples that count; all by default.
+    """
+    order = np.arange(len(data)) if of is None else of
     if isinstance(data, Tokens):  # alike in length, so that hardly any of a batch is padding
-        order, size = np.argsort(data.lengths, kind="stable"), max(batch_size, _EVALUATION_TEXTS)
+        order = order[np.argsort(data.lengths[order], kind="stable")]
+        size = max(batch_size, _EVALUATION_TEXTS)
     else:
         assert image_size is not None
-        order = np.arange(len(data))
         size = max(batch_size, min(512, _EVALUATION_PIXELS // image_size**2))
     correct = 0
     with models.looking(model), torch.inference_mode(), machine.autocast():
-        for start in range(0, len(data), size):
+        for start in range(0, len(order), size):
             batch = order[start : start + size]
             inputs, labels = _to_model(data, batch, image_size, machine)
             correct += int((models.logits(model, inputs).argmax(1) == labels).sum())
-    return correct / len(data)
+    return correct / len(order)
 
 
 def to_machine(model: nn.Module, machine: Machine) -> nn.Module:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -140,6 +140,20 @@ def _half_interval(sd: float, n: int, freedom: float) -> float:
     return float(stats.t.ppf(0.5 + CONFIDENCE / 2, freedom)) * sd / math.sqrt(n)
 
 
+def above(
+    what: str, values: Iterable[float], edge: float = 0.0, *, points: bool = True
+) -> Comparison:
+    """The statement that the mean of a value a seed is above an edge."""
+    return Comparison.of(what, values, edge, above=True, points=points)
+
+
+def below(
+    what: str, values: Iterable[float], edge: float = 0.0, *, points: bool = True
+) -> Comparison:
+    """The statement that the mean of a value a seed is below an edge."""
+    return Comparison.of(what, values, edge, above=False, points=points)
+
+
 def joint(comparisons: Sequence[Comparison]) -> Outcome:
     """The outcome of a statement that says all of these: one that is refuted refutes it.
 
@@ -170,18 +184,28 @@ def table(comparisons: Sequence[Comparison]) -> pd.DataFrame:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Answer:
     """What runs say of a claim.
 
     Attributes:
-        reason: the numbers behind the verdict in a sentence or two, or what is missing.
-        numbers: the rows behind it; empty where there are none.
+        reason: the numbers behind the outcome in a sentence or two, or what is missing.
+        rows: a row a comparison behind it.
         command: what would produce what is missing.
     """
 
-    number: int
-    claim: str
-    verdict: Outcome
+    outcome: Outcome
     reason: str
-    numbers: pd.DataFrame = field(default_factory=pd.DataFrame)
+    rows: pd.DataFrame
     command: str = ""
+
+
+def missing(what: str, command: str, comparisons: Sequence[Comparison] = ()) -> Answer:
+    """The answer of too few runs: what is missing, and what would produce it."""
+    text = f"missing: {what}" + (f"; so far: {reason(comparisons)}" if comparisons else "")
+    return Answer("not enough data", text, table(comparisons), command)
+
+
+def decided(comparisons: Sequence[Comparison], note: str = "") -> Answer:
+    """The answer that all of these comparisons give together."""
+    text = reason(comparisons) + (f". {note}" if note else "")
+    return Answer(joint(comparisons), text, table(comparisons))

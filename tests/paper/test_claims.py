@@ -11,8 +11,8 @@ from frames import Frames
 from records import latency, level
 
 from pruneflow.config import BenchmarkConfig, PruneConfig, resolve
-from pruneflow.report import claims
-from pruneflow.report.verdicts import Verdict
+from pruneflow.paper import claims
+from pruneflow.report.page import Statement
 from pruneflow.tracking.latencies import Latency
 from pruneflow.tracking.levels import Layer, Level
 
@@ -41,8 +41,8 @@ def runs() -> Frames:
 SPREAD = (0.0, 0.001, -0.001)  # of three seeds
 
 
-def judge(runs: Frames, number: int) -> Verdict:
-    return claims.CLAIMS[number](runs.evidence())
+def judge(runs: Frames, number: int) -> Statement:
+    return claims.judge(runs.evidence(), number)
 
 
 def three_seeds(runs: Frames, after: list[float], **given: Any) -> None:
@@ -55,14 +55,14 @@ def three_seeds(runs: Frames, after: list[float], **given: Any) -> None:
 
 def test_1_is_two_points_at_an_eighth(runs: Frames) -> None:
     three_seeds(runs, [0.9, 0.9, 0.9, 0.885, 0.5])
-    assert judge(runs, 1).verdict == "confirmed"
+    assert judge(runs, 1).outcome == "confirmed"
     assert "-1.5 [-1.7, -1.3] points" in judge(runs, 1).reason
     assert "n = 3 seeds" in judge(runs, 1).reason
 
 
 def test_1_is_refuted_by_an_interval_beyond_two_points(runs: Frames) -> None:
     three_seeds(runs, [0.9, 0.9, 0.9, 0.80, 0.5])
-    assert judge(runs, 1).verdict == "refuted"
+    assert judge(runs, 1).outcome == "refuted"
 
 
 @pytest.mark.parametrize("values", [[0.9], [0.80], [0.9, 0.9], [0.80, 0.80], [0.91, 0.88, 0.86]])
@@ -72,7 +72,7 @@ def test_1_is_undecided_by_too_few_seeds_or_too_wide_an_interval(
     for seed, value in enumerate(values):
         runs.prune(levels([0.9, 0.9, 0.9, value, 0.5]), seed=seed, base=f"b{seed}")
     found = judge(runs, 1)
-    assert found.verdict == "undecided"
+    assert found.outcome == "undecided"
     assert "to be decided by" in found.reason
 
 
@@ -83,7 +83,7 @@ def test_1_is_undecided_by_too_few_seeds_or_too_wide_an_interval(
 def test_2_is_five_points_at_every_level(runs: Frames, random: list[float], verdict: str) -> None:
     three_seeds(runs, [0.9, 0.9, 0.9, 0.8, 0.7])
     three_seeds(runs, random, criterion="random")
-    assert judge(runs, 2).verdict == verdict
+    assert judge(runs, 2).outcome == verdict
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_3_is_clear_before_and_positive_after(
         last = level(1, LEFT[4], after, test_before=before)
         direct = {"stage": "prune_direct", "iterations": 4, "seed": seed, "base": f"b{seed}"}
         runs.prune([level(0, 1.0, 0.9), last], **direct)
-    assert judge(runs, 3).verdict == verdict
+    assert judge(runs, 3).outcome == verdict
 
 
 @pytest.mark.parametrize(("zeros", "verdict"), [(90, "confirmed"), (40, "refuted")])
@@ -109,7 +109,7 @@ def test_4_is_over_half_of_the_zeros(runs: Frames, zeros: int, verdict: str) -> 
     ]
     for seed in range(3):
         runs.prune(layers=layers, seed=seed, base=f"b{seed}")
-    assert judge(runs, 4).verdict == verdict
+    assert judge(runs, 4).outcome == verdict
 
 
 @pytest.mark.parametrize(("control", "verdict"), [(0.3, "confirmed"), (0.02, "refuted")])
@@ -122,7 +122,7 @@ def test_5_is_beside_a_control_trained_as_long(runs: Frames, control: float, ver
         runs.prune(levels(test, train_after=train), **of_seed)
         assert "no dense control" in judge(runs, 5).reason or seed
         runs.prune(levels(test, train_after=[t + control for t in test]), fraction=0, **of_seed)
-    assert judge(runs, 5).verdict == verdict
+    assert judge(runs, 5).outcome == verdict
 
 
 def test_5_compares_with_the_control_of_the_same_bases(runs: Frames) -> None:
@@ -135,13 +135,13 @@ def test_5_compares_with_the_control_of_the_same_bases(runs: Frames) -> None:
         if seed < 3:
             control = levels(test, train_after=[t + 0.05 for t in test])
             runs.prune(control, fraction=0, seed=seed, base=f"b{seed}")
-    assert judge(runs, 5).verdict == "refuted"
+    assert judge(runs, 5).outcome == "refuted"
 
 
 def test_5_does_not_count_levels_that_answer_by_chance(runs: Frames) -> None:
     test, train = [0.9, 0.5, 0.1, 0.1, 0.1], [0.95, 0.6, 0.1, 0.1, 0.1]
     runs.prune(levels(test, train_after=train))
-    assert judge(runs, 5).verdict == "not enough data"
+    assert judge(runs, 5).outcome == "not enough data"
 
 
 def filters(runs: Frames, after: list[float], before: list[float], **given: Any) -> None:
@@ -166,7 +166,7 @@ def test_6_is_lower_and_erratic(
 ) -> None:
     three_seeds(runs, [0.9, 0.9, 0.88, 0.8, 0.7])
     filters(runs, after, before)
-    assert judge(runs, 6).verdict == verdict
+    assert judge(runs, 6).outcome == verdict
 
 
 @pytest.mark.parametrize(("compact", "verdict"), [(100, "confirmed"), (300, "refuted")])
@@ -174,7 +174,7 @@ def test_7_is_masks_above_removal(runs: Frames, compact: int, verdict: str) -> N
     flat = [0.9] * 5
     filters(runs, flat, flat, conv_params_masked=[300, 250, 200, 150, 140],
             conv_params_compact=[300, compact, compact, compact, compact])  # fmt: skip
-    assert judge(runs, 7).verdict == verdict
+    assert judge(runs, 7).outcome == verdict
 
 
 def times(masked: float, compact: Callable[[int], float]) -> list[Latency]:
@@ -213,7 +213,7 @@ def test_8_is_linear_masked_as_dense_and_compact_faster(
 ) -> None:
     for seed in range(3):
         runs.benchmark(runs.prune(seed=seed, base=f"b{seed}"), times(masked, compact))
-    assert judge(runs, 8).verdict == verdict
+    assert judge(runs, 8).outcome == verdict
 
 
 def test_8_puts_times_of_two_machines_side_by_side_and_never_together(runs: Frames) -> None:
@@ -248,16 +248,16 @@ def test_9_is_bert_below_the_cnns_and_small_steps_better(
         ]
         of_seed = {"seed": seed, "base": f"b{seed}"}
         runs.prune(slow, fraction=0.2929, iterations=6, **of_seed, **of_bert)
-    assert judge(runs, 9).verdict == verdict
+    assert judge(runs, 9).outcome == verdict
 
 
 @pytest.mark.parametrize(("vgg", "verdict"), [(0.85, "confirmed"), (0.5, "refuted")])
 def test_10_is_least_lost_of_three_cnns(runs: Frames, vgg: float, verdict: str) -> None:
     three_seeds(runs, [0.9, 0.9, 0.88, 0.85, 0.8])
     three_seeds(runs, [0.9, 0.9, 0.88, 0.85, vgg], model="vgg16")
-    assert judge(runs, 10).verdict == "not enough data"
+    assert judge(runs, 10).outcome == "not enough data"
     three_seeds(runs, [0.9, 0.9, 0.88, 0.85, 0.7], model="resnet18")
-    assert judge(runs, 10).verdict == verdict
+    assert judge(runs, 10).outcome == verdict
 
 
 @pytest.mark.parametrize(("compact", "verdict"), [(20, "confirmed"), (120, "refuted")])
@@ -265,7 +265,7 @@ def test_11_is_less_than_half_of_the_masks(runs: Frames, compact: int, verdict: 
     flat = [0.9] * 5
     filters(runs, flat, flat, model="resnet18", conv_params_masked=[300, 160, 150, 140, 130],
             conv_params_compact=[300, compact, compact, compact, compact])  # fmt: skip
-    assert judge(runs, 11).verdict == verdict
+    assert judge(runs, 11).outcome == verdict
 
 
 @pytest.mark.parametrize("others", [True, False])
@@ -274,10 +274,9 @@ def test_without_what_a_claim_is_about_the_command_that_makes_it_is_named(
 ) -> None:
     if others:
         runs.prune(model="mobilenet_v2")
-    told = claims.judge(runs.evidence())
-    assert [v.number for v in told] == list(range(1, 12)) == list(claims.STUDY)
-    for verdict in told:
-        assert verdict.verdict == "not enough data"
+    assert list(claims.CLAIMS) == list(range(1, 12))
+    for verdict in (judge(runs, number) for number in claims.CLAIMS):
+        assert verdict.outcome == "not enough data"
         for command in verdict.command.split(" && "):
             program, stage, *options = command.split()
             assert program == "pruneflow"
@@ -291,14 +290,14 @@ def test_1_at_another_sparsity_or_of_another_model_is_open(runs: Frames) -> None
     runs.prune(levels([0.9, 0.9, 0.9]))
     runs.prune(levels([0.9, 0.9, 0.9, 0.9]), model="vgg16")
     found = judge(runs, 1)
-    assert found.verdict == "not enough data"
+    assert found.outcome == "not enough data"
     assert "alexnet" in found.reason
 
 
 def test_2_is_open_where_levels_of_l1_have_no_random_beside_them(runs: Frames) -> None:
     runs.prune(levels([0.9, 0.9, 0.9, 0.8]))
     runs.prune(levels([0.9, 0.5, 0.4]), criterion="random")
-    assert judge(runs, 2).verdict == "not enough data"
+    assert judge(runs, 2).outcome == "not enough data"
     assert "1 of 3 levels" in judge(runs, 2).reason
 
 
@@ -306,20 +305,20 @@ def test_2_and_3_need_one_base(runs: Frames) -> None:
     runs.prune(levels([0.9, 0.9]))
     runs.prune(levels([0.9, 0.1]), criterion="random", base="b1")
     runs.prune(levels([0.9, 0.1]), stage="prune_direct", base="b1")
-    assert judge(runs, 2).verdict == judge(runs, 3).verdict == "not enough data"
+    assert judge(runs, 2).outcome == judge(runs, 3).outcome == "not enough data"
 
 
 def test_6_compares_only_where_single_weights_were_measured(runs: Frames) -> None:
     runs.prune(levels([0.9, 0.9]))  # to a half
     few = [level(n, left, 0.5, channels_left=left) for n, left in enumerate((1.0, 0.3, 0.2))]
     runs.prune(few, granularity="channel", coupling="independent")
-    assert judge(runs, 6).verdict == "not enough data"
+    assert judge(runs, 6).outcome == "not enough data"
 
 
 def test_8_of_two_batch_sizes_is_open(runs: Frames) -> None:
     rows = [row for row in times(1.0, lambda n: 0.8**n) if row.batch_size < 16]
     runs.benchmark(runs.prune(), rows)
-    assert judge(runs, 8).verdict == "not enough data"
+    assert judge(runs, 8).outcome == "not enough data"
 
 
 def test_8_is_refuted_by_times_that_bend(runs: Frames) -> None:
@@ -330,14 +329,14 @@ def test_8_is_refuted_by_times_that_bend(runs: Frames) -> None:
     rows += [replace(row, batch_size=8) for row in rows[:1]]
     for seed in range(3):
         runs.benchmark(runs.prune(seed=seed, base=f"b{seed}"), rows)
-    assert judge(runs, 8).verdict == "refuted"
+    assert judge(runs, 8).outcome == "refuted"
 
 
 def test_9_names_the_encoder_that_stands_for_bert(runs: Frames) -> None:
     runs.prune(levels([0.9, 0.9, 0.88]))
     runs.prune(levels([0.9, 0.7, 0.5]), model="hf:x/tiny", dataset="reviews")
     found = judge(runs, 9)
-    assert found.verdict == "not enough data"  # one fraction
+    assert found.outcome == "not enough data"  # one fraction
     assert "by tiny on reviews - by alexnet on digits at 75 % sparsity +38.0" in found.reason
 
 
@@ -353,20 +352,20 @@ def test_9_compares_each_data_set_of_an_encoder(runs: Frames) -> None:
             for seed in range(3):
                 of_seed: dict[str, Any] = {"seed": seed, "base": f"b{seed}"}
                 runs.prune(steps, model="bert", dataset=dataset, fraction=fraction, **of_seed)
-    assert judge(runs, 9).verdict == "refuted"
+    assert judge(runs, 9).outcome == "refuted"
 
 
 def test_10_is_open_where_only_the_unpruned_level_is_common(runs: Frames) -> None:
     for model, fraction in (("alexnet", 0.5), ("vgg16", 0.3), ("resnet18", 0.2)):
         pruned = level(1, 1 - fraction, 0.8)
         runs.prune([level(0, 1.0, 0.9), pruned], model=model, fraction=fraction)
-    assert judge(runs, 10).verdict == "not enough data"
+    assert judge(runs, 10).outcome == "not enough data"
 
 
 def test_11_far_from_the_studys_level_is_open(runs: Frames) -> None:
     filters(runs, [0.9, 0.9], [0.9, 0.9], model="resnet18",
             conv_params_masked=[300, 270], conv_params_compact=[300, 20])  # fmt: skip
-    assert judge(runs, 11).verdict == "not enough data"
+    assert judge(runs, 11).outcome == "not enough data"
 
 
 @pytest.mark.parametrize(("seeds", "decided"), [(1, False), (2, False), (3, True)])
@@ -375,7 +374,8 @@ def test_no_claim_is_decided_by_fewer_than_three_seeds(
 ) -> None:
     for seed in range(seeds):
         runs_of_every_claim(runs, {"seed": seed, "base": f"b{seed}"}, SPREAD[seed])
-    verdicts = [verdict.verdict for verdict in claims.judge(runs.evidence())]
+    evidence = runs.evidence()
+    verdicts = [claims.judge(evidence, number).outcome for number in claims.CLAIMS]
     assert len(verdicts) == 11
     assert "not enough data" not in verdicts
     assert all((verdict == "undecided") is not decided for verdict in verdicts)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from pruneflow.report.verdicts import LEAST_SEEDS, Comparison, joint, reason, table
+from pruneflow.paper.verdicts import LEAST_SEEDS, Comparison, joint, reason, table
 
 VALUES = st.lists(st.floats(-1, 1).map(lambda x: round(x, 3)), min_size=1, max_size=8)
 
