@@ -170,8 +170,7 @@ class Run:
 
     def log_figure(self, path: str, figure: Figure) -> None:
         """Write a figure as an artifact."""
-        kind = path.rpartition(".")[2]
-        self._write(path, lambda place: figure.savefig(place, format=kind))
+        self._write(path, lambda place: figure.savefig(place, format=path.rpartition(".")[2]))
 
     def log_checkpoint(self, level: int, checkpoint: Checkpoint, tokenizer: Any = None) -> int:
         """Write a level's checkpoint and return its size in bytes."""
