@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -170,8 +170,7 @@ class Run:
 
     def log_figure(self, path: str, figure: Figure) -> None:
         """Write a figure as an artifact."""
-        kind = path.rpartition(".")[2]
-        self._write(path, lambda place: figure.savefig(place, format=kind))
+        self._write(path, lambda place: figure.savefig(place, format=path.rpartition(".")[2]))
 
     def log_checkpoint(self, level: int, checkpoint: Checkpoint, tokenizer: Any = None) -> int:
         """Write a level's checkpoint and return its size in bytes."""
@@ -218,11 +217,10 @@ class Run:
         self._write_text(LEVELS, tables.to_csv(self._levels, Level))
 
     def _log_level(self, level: Level) -> None:
-        row = asdict(level)
-        known = {k: row[field] for field, k in METRICS.items() if row[field] is not None}
-        by_sparsity = {"by_sparsity/test_after": level.test_after}
-        metrics = _metrics(known, level.level)
-        metrics += _metrics(by_sparsity, round(1000 * level.sparsity))
+        values = {key: getattr(level, field) for field, key in METRICS.items()}
+        metrics = _metrics({k: v for k, v in values.items() if v is not None}, level.level)
+        thousandths = round(1000 * level.sparsity)
+        metrics += _metrics({"by_sparsity/test_after": level.test_after}, thousandths)
         self._journal.append(Entry(metrics=metrics, part=f"level {level.level}"))
 
     def record_latencies(
@@ -244,8 +242,6 @@ class Run:
         self._write_text("latency.csv", tables.to_csv(self._latencies, Latency))
         self._write_text("profile.csv", tables.to_csv(self._profile, LayerLatency))
         self.log_metrics(latencies.metrics(rows, first), step=level)
-
-    # ------------------------------------------------------------------- a run that goes on
 
     def go_on(self) -> Checkpoint | None:
         """Take up the run after its last level whose checkpoint is whole; None if there is none.
