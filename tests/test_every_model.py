@@ -242,7 +242,7 @@ def saved(
             weight.data[~masks[name]] = 0  # and not -0
     structure |= {"sizes": compaction.structure(model)}
     checkpoint = Checkpoint(structure, model.state_dict(), masks)
-    checkpoints.save(folder, checkpoint.copy())
+    checkpoints.save(folder, checkpoint)
     (folder / "size").write_text(str(size))
     return digest({**model.state_dict(), "logits": logits_of(model, inputs)})
 
