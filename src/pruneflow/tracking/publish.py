@@ -226,9 +226,11 @@ class Publisher:
         if self.refusal is not None and not taken_over:
             writers.end(self._client, run_id, "FAILED", reason or first_line(self.refusal))
         if not sent and not taken_over:
-            why = self.outage if self.refusal is None else first_line(self.refusal)
+            why, then = self.outage, "send it later with"
+            if self.refusal is not None:
+                why, then = first_line(self.refusal), "once that is mended, send it with"
             print(
-                f"pruneflow: MLflow has not all of run {run_id} ({why}): send it later with: "
+                f"pruneflow: MLflow has not all of run {run_id} ({why}): {then}: "
                 f"pruneflow sync {journal.folder}",
                 file=sys.stderr,
             )
