@@ -65,6 +65,8 @@ def refusal(folder: Path, **texts: str) -> str:
         ("bert", {"output_attentions": True}, {}),
         ("bert", {"output_hidden_states": True}, {}),
         ("bert", {"chunk_size_feed_forward": 7}, {}),
+        ("big_bird", {"attention_type": "block_sparse"}, {}),
+        ("funnel", {"attention_type": "factorized"}, {}),
         ("bert", {"problem_type": "regression", "num_labels": 1}, {}),
         ("roberta", {"problem_type": "multi_label_classification"}, {}),
         ("bert", {"id2label": {str(n): str(n) for n in range(7)}}, {}),

@@ -48,9 +48,6 @@ _PLAIN = {
     "output_hidden_states": False,
     "chunk_size_feed_forward": 0,
     "problem_type": None,
-    # BigBird gives up block-sparse attention for good, and makes its modules anew, at the first
-    # short batch that it meets: what a checkpoint holds would hang on the order of batches
-    "attention_type": "original_full",
 }
 _SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
@@ -132,6 +129,10 @@ def _settle(config: Any, padding: Iterable[int]) -> None:
     for name, value in _PLAIN.items():
         if getattr(config, name, value) != value:
             setattr(config, name, value)
+    if getattr(config, "attention_type", None) == "block_sparse":
+        # BigBird gives it up for good, and makes its modules anew, at the first short batch that
+        # it meets: what a checkpoint holds would hang on the order of batches
+        config.attention_type = "original_full"
     vocabulary = getattr(config, "vocab_size", None)
     for number in (getattr(config, "pad_token_id", None), *padding):
         if isinstance(number, int) and (vocabulary is None or 0 <= number < vocabulary):
