@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
@@ -103,6 +103,8 @@ STUDIES = st.one_of(
 
 
 @given(text=STUDIES)
+@example(text="? 0:")
+@example(text="? [a]\n: 1\n? [a]\n: 2")
 def test_any_text_is_a_study_or_one_line(
     tmp_path_factory: pytest.TempPathFactory, text: str
 ) -> None:

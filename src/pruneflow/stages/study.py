@@ -119,12 +119,14 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
-            if key.value in seen and isinstance(key, yaml.ScalarNode):
+            if not isinstance(key, yaml.ScalarNode):
+                continue  # a mapping or list as a key: refused below
+            if key.value in seen:
                 raise yaml.constructor.ConstructorError(
                     problem=f"{key.value!r} stands twice in one mapping",
                     problem_mark=key.start_mark,
                 )
-            seen.add(str(key.value))
+            seen.add(key.value)
         return dict(super().construct_mapping(node, deep))
 
 
