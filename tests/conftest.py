@@ -22,7 +22,7 @@ for _name in ("MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_TRACKING
     os.environ.pop(_name, None)
 
 # A test's own settings go before these; `--hypothesis-profile=long` is for looking long.
-settings.register_profile("short", max_examples=40, deadline=None)
+settings.register_profile("short", max_examples=40, deadline=None, derandomize=True)
 settings.register_profile(
     "long", max_examples=20_000, deadline=None, suppress_health_check=list(HealthCheck)
 )
