@@ -11,10 +11,10 @@ import transformers
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pruneflow.pruning.criteria import FLOW_GRADIENT, GRADIENT, INPUTS, SQUARED_GRADIENT
+from pruneflow.pruning.criteria import FLOW_GRADIENT, GRADIENT, INPUT_NORM, SQUARED_GRADIENT
 from pruneflow.pruning.statistics import Batch, Statistics, collect, collect_flow, over_entries
 
-ALL = (GRADIENT, SQUARED_GRADIENT, INPUTS)
+ALL = (GRADIENT, SQUARED_GRADIENT, INPUT_NORM)
 
 
 def small_net() -> nn.Module:
@@ -59,7 +59,7 @@ def test_gradients_are_means_over_samples_and_their_squares_over_batches() -> No
 
 def test_columns_are_what_a_layers_inputs_are() -> None:
     model, given = small_net(), batches(4, 4, 3)
-    statistics = collected(model, given, (INPUTS,))
+    statistics = collected(model, given, (INPUT_NORM,))
     model.eval()
     seen = torch.cat([model[:3](images) for images, _ in given]).detach().transpose(0, 1).flatten(1)
     columns = statistics.columns["3.weight"]
@@ -169,7 +169,7 @@ def test_attention_uses_weights_that_it_does_not_call() -> None:
         num_classes=5,
     )  # fmt: skip
     given: list[Batch] = [(torch.randn(2, 3, 8, 8), torch.tensor([0, 1]))]
-    columns = collected(model, given, (INPUTS,)).columns
+    columns = collected(model, given, (INPUT_NORM,)).columns
     attention = "encoder.layers.encoder_layer_0.self_attention"
     assert f"{attention}.in_proj_weight" in columns
     assert f"{attention}.out_proj.weight" in columns

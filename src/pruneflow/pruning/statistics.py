@@ -17,9 +17,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pruneflow.pruning.criteria import FLOW_GRADIENT, GRADIENT, INPUTS, SQUARED_GRADIENT
+from pruneflow.pruning.criteria import (
+    FLOW_GRADIENT,
+    GRADIENT,
+    INPUT_NORM,
+    OUTPUT_VARIANCE,
+    OUTPUT_ZEROS,
+    SQUARED_GRADIENT,
+)
 from pruneflow.workloads import models
 
+_OF_COLUMNS = frozenset({INPUT_NORM, OUTPUT_VARIANCE, OUTPUT_ZEROS})
 Inputs: TypeAlias = "Tensor | Mapping[str, Tensor]"
 Batch: TypeAlias = tuple[Inputs, Tensor]  # what the model takes, and labels (N,)
 
@@ -107,7 +115,8 @@ def collect(
         sample, _ = next(iter(batches()))
         statistics.flow_gradient = collect_flow(model, parameters, sample)
     gradients = {GRADIENT, SQUARED_GRADIENT} & set(needs)
-    if not gradients and INPUTS not in needs:
+    flowing = not _OF_COLUMNS.isdisjoint(needs)
+    if not gradients and not flowing:
         return statistics
     with ExitStack() as stack:
         stack.enter_context(models.looking(model))
@@ -121,7 +130,7 @@ def collect(
         count = samples = 0
         for inputs, labels in batches():
             watch.attended = inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
-            with watch if INPUTS in needs else nullcontext():
+            with watch if flowing else nullcontext():
                 logits = models.logits(model, inputs)
             if gradients:
                 loss = functional.cross_entropy(logits, labels)
