@@ -1,0 +1,113 @@
+"""Densities: how the kept share is spread over layers, the parameter `scope`.
+
+A scope says which units compete with each other and how many of these go, and may rescale the
+scores of a layer first. To add one, write the function and its row in SCOPES.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:  # torch takes seconds to import; names and help must not wait for it
+    from torch import Tensor
+
+# Names that compete with each other, and how many of their kept entries go.
+Shares: TypeAlias = list[tuple[Sequence[str], int]]
+Masks: TypeAlias = "Mapping[str, Tensor]"
+Pools: TypeAlias = Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Scope:
+    """A way to spread the kept share.
+
+    Attributes:
+        spread: masks so far, pools of names that may compete, and the fraction of what is kept
+            that goes -> who competes for how many.
+        rescale: scores of all entries of a layer, flat, and its mask -> scores in their place.
+        single_weights: whether it makes sense for single weights alone.
+    """
+
+    spread: Callable[[Masks, Pools, float], Shares]
+    rescale: Callable[[Tensor, Tensor], Tensor] | None = None
+    single_weights: bool = False
+
+
+def over_pools(masks: Masks, pools: Pools, fraction: float) -> Shares:
+    """All of a pool compete, as in `torch.nn.utils.prune.global_unstructured`."""
+    return [(pool, round(fraction * sum(_kept(masks[name]) for name in pool))) for pool in pools]
+
+
+def over_layers(masks: Masks, pools: Pools, fraction: float) -> Shares:
+    """Every tensor loses the same fraction, as by `l1_unstructured` on each."""
+    return [([name], round(fraction * _kept(masks[name]))) for pool in pools for name in pool]
+
+
+def erdos_renyi(masks: Masks, pools: Pools, fraction: float) -> Shares:
+    """Density of a layer in proportion to the sum of its dimensions over their product.
+
+    Erdos-Renyi-Kernel: Mocanu et al. 2018, Evci et al. 2020 (https://arxiv.org/abs/1911.11134).
+    Layers that would be denser than they are stay as they are.
+    """
+    return [share for pool in pools for share in _erdos_renyi(masks, list(pool), fraction)]
+
+
+def _erdos_renyi(masks: Masks, names: list[str], fraction: float) -> Shares:
+    kept = {name: _kept(masks[name]) for name in names}
+    keep = sum(kept.values()) - round(fraction * sum(kept.values()))
+    weight = {name: float(sum(masks[name].shape)) for name in names}
+    shares = {name: float(kept[name]) for name in names}
+    while open_ := [name for name in names if weight[name]]:
+        free = keep - sum(shares[name] for name in names if not weight[name])
+        scale = free / sum(weight[name] for name in open_)
+        full = [name for name in open_ if scale * weight[name] >= kept[name]]
+        if not full:
+            shares |= {name: scale * weight[name] for name in open_}
+            break
+        for name in full:  # stays as it is, and the others share the rest
+            weight[name] = 0.0
+    whole = {name: math.floor(share) for name, share in shares.items()}
+    by_rest = sorted(names, key=lambda name: whole[name] - shares[name])
+    for name in by_rest[: keep - sum(whole.values())]:
+        whole[name] += 1
+    return [([name], kept[name] - whole[name]) for name in names]
+
+
+def rank_in_row(scores: Tensor, mask: Tensor) -> Tensor:
+    """The share of its row's kept entries that score lower: every row loses the same fraction.
+
+    As Sun et al. 2024 compare weights (https://arxiv.org/abs/2306.11695). The row of a tensor of
+    one dimension is all of it.
+    """
+    rows = mask.reshape(len(mask) if mask.dim() > 1 else 1, -1)
+    by_row = scores.reshape(rows.shape).masked_fill(~rows, math.inf)
+    ranks = by_row.argsort(dim=1, stable=True).argsort(dim=1)
+    return (ranks / rows.sum(1, keepdim=True).clamp_min(1)).flatten()
+
+
+def layer_adaptive(scores: Tensor, mask: Tensor) -> Tensor:
+    """Squared score over the sum of the squares in its layer that are not smaller.
+
+    LAMP, of magnitudes: Lee et al. 2021, https://arxiv.org/abs/2010.07611.
+    """
+    squares = scores.double().square().masked_fill(~mask.flatten(), 0.0)
+    order = squares.argsort(stable=True)
+    ordered = squares[order]
+    adapted = ordered / ordered.flip(0).cumsum(0).flip(0).clamp_min(1e-300)
+    return squares.index_copy(0, order, adapted)
+
+
+def _kept(mask: Tensor) -> int:
+    return int(mask.count_nonzero())
+
+
+SCOPES: dict[str, Scope] = {
+    "global": Scope(over_pools),
+    "layer": Scope(over_layers),
+    "row": Scope(over_layers, rank_in_row, single_weights=True),
+    "erk": Scope(erdos_renyi, single_weights=True),
+    "lamp": Scope(over_pools, layer_adaptive),
+}
