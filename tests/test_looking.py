@@ -16,9 +16,10 @@ from pruneflow.inference import engines, forms, latency, profile, sparse
 from pruneflow.inference.latency import Effort
 from pruneflow.inference.load import Unwatched
 from pruneflow.pruning import compaction, cost
-from pruneflow.workloads import models, training
-from pruneflow.workloads.datasets import Split
-from pruneflow.workloads.training import Machine, Recipe
+from pruneflow.workloads import evaluation, models
+from pruneflow.workloads.machine import Machine
+from pruneflow.workloads.splits import Split
+from pruneflow.workloads.training import Recipe
 
 IMAGE = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(3))
 MACHINE = Machine("cpu", "fp32", 1)
@@ -108,7 +109,7 @@ def refused(model: nn.Module) -> None:
 
 
 def recalibrated(model: nn.Module) -> None:
-    training.recalibrate(copy.deepcopy(model), DATA, RECIPE, MACHINE)
+    evaluation.recalibrate(copy.deepcopy(model), DATA, RECIPE, MACHINE)
 
 
 def one_empty(model: nn.Module) -> object:
@@ -131,7 +132,7 @@ LOOKS: dict[str, Callable[[Any], object]] = {
     "positions": lambda model: cost.macs(model, cost.positions(model, IMAGE)),
     "check_image_size": lambda model: models.check_image_size(model, "it", 8),
     "check_image_size that fails": refused,
-    "accuracy": lambda model: training.accuracy(model, DATA, MACHINE, image_size=8, batch_size=4),
+    "accuracy": lambda model: evaluation.accuracy(model, DATA, MACHINE, image_size=8, batch_size=4),
     "recalibrated copy": recalibrated,
 }
 

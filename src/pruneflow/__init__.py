@@ -73,7 +73,7 @@ def load_model(run_id: str, level: int = 0) -> nn.Module:
         InputError: a run or level that is not there, or cannot be read.
     """
     from pruneflow.tracking import checkpoints, finished
-    from pruneflow.workloads.training import callers_state_kept
+    from pruneflow.workloads.machine import callers_state_kept
 
     with callers_state_kept():
         return checkpoints.restore(finished.load_checkpoint(run_id, level))

@@ -13,9 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from pruneflow.errors import ExperimentError, InputError
-from pruneflow.workloads import training
-from pruneflow.workloads.datasets import Split, load
-from pruneflow.workloads.training import MEAN, STD, Epoch, Machine, Recipe, accuracy, fit
+from pruneflow.workloads import evaluation
+from pruneflow.workloads.batches import MEAN, STD
+from pruneflow.workloads.datasets import load
+from pruneflow.workloads.evaluation import accuracy
+from pruneflow.workloads.machine import Machine
+from pruneflow.workloads.splits import Split
+from pruneflow.workloads.training import Epoch, Recipe, fit
 
 CPU = Machine("cpu", "fp32", 1)
 RECIPE = Recipe(
@@ -161,7 +165,7 @@ def test_models_see_normalised_float_images_with_channels_first() -> None:
     accuracy(model, data, CPU, image_size=4, batch_size=3)
     (seen,) = model.seen
     mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
-    expected = ((data.images / 255 - mean) / std).transpose(0, 3, 1, 2)
+    expected = ((data.samples / 255 - mean) / std).transpose(0, 3, 1, 2)
     assert seen.dtype == torch.float32
     assert seen.is_contiguous(memory_format=torch.channels_last)
     np.testing.assert_allclose(seen.numpy(), expected, rtol=0, atol=2e-6)
@@ -400,7 +404,7 @@ def test_an_unknown_schedule_is_refused() -> None:
 
 def test_a_small_network_learns_the_digits() -> None:
     data = load("digits", data_dir=None, image_size=8, train_limit=None, seed=0).train
-    model = training.to_machine(net(side=8, classes=10), CPU)
+    model = CPU.move(net(side=8, classes=10))
     recipe = replace(
         RECIPE, epochs=4, batch_size=32, learning_rate=1e-2, lr_schedule="one_cycle", image_size=8
     )
@@ -424,14 +428,13 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("no_gpu")
 def test_cuda_is_refused_where_there_is_none() -> None:
     with pytest.raises(InputError, match=r"device='cuda' is not available.*valid: auto, cpu"):
-        Machine.settle("cuda", 1, cores=1)
+        Machine.choose("cuda", 1, cores=1)
 
 
 @pytest.mark.usefixtures("no_gpu")
 def test_auto_is_the_cpu_where_there_is_no_gpu() -> None:
-    machine = Machine.settle("auto", 1, cores=4)
+    machine = Machine.choose("auto", 1, cores=4)
     assert machine == Machine("cpu", "fp32", 1)
-    assert machine.settings() == {"device": "cpu", "precision": "fp32", "threads": 1}
 
 
 @pytest.mark.usefixtures("no_gpu")
@@ -441,7 +444,7 @@ def test_threads_are_those_asked_for_or_all_cores_and_pytorch_is_told(
 ) -> None:
     before = torch.get_num_threads()
     try:
-        assert Machine.settle("cpu", threads, cores).threads == expected
+        assert Machine.choose("cpu", threads, cores).threads == expected
         assert torch.get_num_threads() == expected
     finally:
         torch.set_num_threads(before)
@@ -475,8 +478,8 @@ def test_recalibrated_statistics_are_those_of_the_samples() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
     data = Split(pixels, np.zeros(40, dtype=np.int64))
     recipe = Recipe(0, 40, 1e-3, "constant", "sgd", 0.0, 8, 0)
-    training.recalibrate(model, data, recipe, Machine("cpu", "fp32", 1))
-    scaled = (pixels / 255 - np.array(training.MEAN)) / np.array(training.STD)
+    evaluation.recalibrate(model, data, recipe, Machine("cpu", "fp32", 1))
+    scaled = (pixels / 255 - np.array(MEAN)) / np.array(STD)
     images = torch.from_numpy(scaled).permute(0, 3, 1, 2)
     with torch.no_grad():
         seen = convolution.double()(images)
@@ -499,6 +502,6 @@ def test_recalibration_leaves_weights_and_models_without_batch_norm_alone() -> N
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, 4))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     state = torch.get_rng_state()
-    training.recalibrate(model, data, recipe, Machine("cpu", "fp32", 1))
+    evaluation.recalibrate(model, data, recipe, Machine("cpu", "fp32", 1))
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

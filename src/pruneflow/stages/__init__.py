@@ -125,7 +125,7 @@ def run(stage: str, parameters: Mapping[str, Any]) -> FinishedRun | None:
 
     from pruneflow.stages.progress import Reporter
     from pruneflow.tracking import refusals, store
-    from pruneflow.workloads.training import callers_state_kept
+    from pruneflow.workloads.machine import callers_state_kept
 
     store.check()
     with callers_state_kept(), Reporter() as reporter, refusals.in_a_line():

@@ -38,7 +38,7 @@ from pruneflow.tracking.finished import (
 from pruneflow.tracking.latencies import CONTENDED, OK, Latency, LayerLatency
 from pruneflow.tracking.run import Ended, Run, open_run
 from pruneflow.workloads import models
-from pruneflow.workloads.training import keep_large_buffers
+from pruneflow.workloads.machine import keep_large_buffers
 
 _SLOWEST = 3  # layers that a sentence names
 

@@ -48,7 +48,7 @@ from pruneflow.tracking.run import Ended, Run, open_run
 from pruneflow.tracking.tables import to_csv
 from pruneflow.tracking.writers import dismiss, end_deserted, hand_over
 from pruneflow.workloads import datasets
-from pruneflow.workloads.training import Machine
+from pruneflow.workloads.machine import Machine
 
 State = Literal["to do", "finished", "failed", "skipped"]
 _PATIENCE_SECONDS = 10.0  # that a process gets to end itself
@@ -192,7 +192,7 @@ def _machine(listed: study.Study, workers: int) -> dict[str, Any]:
     if workers > available:
         raise InputError(f"workers={workers} is not valid: this process may use {available} cores")
     threads = int(listed.settings.get("threads", max(1, available // workers)))
-    machine = Machine.settle(str(listed.settings.get("device", "auto")), threads, available)
+    machine = Machine.choose(str(listed.settings.get("device", "auto")), threads, available)
     return {"device": machine.device, "threads": machine.threads}
 
 
