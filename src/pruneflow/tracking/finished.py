@@ -26,22 +26,24 @@ _OF_PRUNING = "tags.`pruneflow.stage` LIKE 'prune_%'"
 
 def find_base(fingerprint: str) -> str | None:
     """Id of the newest finished finetune run of a fingerprint, anywhere in the store."""
-    return _newest_base(equal("tags.`pruneflow.fingerprint`", fingerprint))
+    return _newest(None, _OF_FINETUNING, equal("tags.`pruneflow.fingerprint`", fingerprint))
 
 
 def newest_base(workload: str, settings: Mapping[str, object]) -> str | None:
-    """Id of the newest finished finetune run of a workload, anywhere in the store.
-
-    `workload` is its `workload_fingerprint`, `settings` are values that its configuration has.
-    """
-    values = [f"params.`cfg/{name}` = '{shown(value)}'" for name, value in settings.items()]
-    return _newest_base(equal("tags.`pruneflow.workload`", workload), *values)
+    """As `find_base`, of a `workload_fingerprint` and with these settings."""
+    values = [equal(f"params.`cfg/{name}`", shown(value)) for name, value in settings.items()]
+    return _newest(None, _OF_FINETUNING, equal("tags.`pruneflow.workload`", workload), *values)
 
 
-def _newest_base(*conditions: str) -> str | None:
-    of_bases = (FINISHED, _OF_FINETUNING, *conditions)
-    run = next(reader.runs(None, *of_bases, newest_first=True, page=1), None)
-    return None if run is None else str(run.info.run_id)
+def newest_pruning_run(model: str | None) -> str | None:
+    """Id of the newest finished pruning run of MLflow's current experiment, of a model or any."""
+    of_model = "" if model is None else equal("params.`cfg/model`", model)
+    return _newest([current_experiment()], _OF_PRUNING, of_model)
+
+
+def _newest(experiments: list[str] | None, *conditions: str) -> str | None:
+    newest_first = reader.runs(experiments, FINISHED, *conditions, newest_first=True, page=1)
+    return next((str(run.info.run_id) for run in newest_first), None)
 
 
 def base_weights(run_id: str) -> str:
@@ -121,15 +123,6 @@ class PruningRun:
     study: str | None
 
 
-def newest_pruning_run(model: str | None) -> str | None:
-    """Id of the newest finished pruning run of MLflow's current experiment, of a model or any."""
-    conditions = (FINISHED, _OF_PRUNING, equal("params.`cfg/model`", model))
-    for run in reader.runs([current_experiment()], *conditions, newest_first=True, page=10):
-        if model in (None, run.data.params.get("cfg/model")):
-            return str(run.info.run_id)
-    return None
-
-
 def pruning_runs_of(study: str) -> list[str]:
     """Ids of the finished pruning runs of a study, in MLflow's current experiment, oldest first.
 
@@ -156,10 +149,15 @@ def open_pruning_run(run_id: str) -> PruningRun:
     with reader.reading(f"run={run_id!r} has lost its config.json or levels.csv: pass another one"):
         config = json.loads(reader.text_of(run_id, "config.json"))
         levels = tables.from_csv(reader.text_of(run_id, "levels.csv"), Level)
-    left = {level.level: level.params_left for level in levels}
-    name, tags = run.info.run_name, run.data.tags
-    fingerprint, study = tags.get("pruneflow.fingerprint", ""), tags.get("pruneflow.study")
-    return PruningRun(run_id, name, config, left, fingerprint, study)
+    tags = run.data.tags
+    return PruningRun(
+        id=run_id,
+        name=run.info.run_name,
+        config=config,
+        params_left={level.level: level.params_left for level in levels},
+        fingerprint=tags.get("pruneflow.fingerprint", ""),
+        study=tags.get("pruneflow.study"),
+    )
 
 
 def by_fingerprint(study: str) -> dict[str, str]:

@@ -149,30 +149,29 @@ def _records(
 
     Runs whose records cannot be read are left out, with a warning that names them.
     """
-    ids: list[str] = []
-    table: list[tables.Row] = []
+    records: list[Any] = []
+    run_ids: list[str] = []
     unreadable = []
     for run_id, curves in runs.dropna(subset="curves")[["run_id", "curves"]].to_numpy():
         try:
             if path is None:
-                rows = tables.rows(json.loads(curves), kind)
+                rows = tables.records(json.loads(curves), kind)
             else:
-                rows = tables.csv_rows(reader.text_of(run_id, path), kind)
+                rows = tables.from_csv(reader.text_of(run_id, path), kind)
         except (*reader.FAILURES, ValueError, RecursionError):  # of brackets in brackets
             if path is None or _has(run_id, path):
                 unreadable.append(run_id)
         else:
-            ids += [run_id] * len(rows)
-            table += rows
+            records += rows
+            run_ids += [run_id] * len(rows)
     if unreadable:
         more = f" and {len(unreadable) - 5} more" if len(unreadable) > 5 else ""
         warnings.warn(
             f"runs without readable records were left out: {', '.join(unreadable[:5])}{more}",
             stacklevel=3,
         )
-    records = tables.frame(table, kind)
-    records["run_id"] = pd.Series(ids, dtype="string")
-    return runs[[*IDENTITY, *about]].merge(records, on="run_id")
+    table = tables.frame(records, kind).assign(run_id=pd.Series(run_ids, dtype="string"))
+    return runs[[*IDENTITY, *about]].merge(table, on="run_id")
 
 
 def _has(run_id: str, path: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -38,8 +39,9 @@ def runs(
         experiments = [e.experiment_id for e in client.search_experiments(ViewType.ACTIVE_ONLY)]
     order = [f"attributes.start_time {'DESC' if newest_first else 'ASC'}"]
     tags = ("pruneflow.study", f"pruneflow.study.{study}")
+    plain = study is not None and re.fullmatch(r"[\w./ -]+", study)  # what fits a filter's quotes
     known: set[str] = set()
-    for of_study in dict.fromkeys(equal(f"tags.`{tag}`", study) for tag in tags):
+    for of_study in [f"tags.`{tag}` = '{study}'" for tag in tags] if plain else [""]:
         condition = " and ".join(filter(None, (*conditions, of_study)))
         token: str | None = ""
         while token is not None:
@@ -52,9 +54,10 @@ def runs(
             token = found.token or None
 
 
-def equal(column: str, value: str | None) -> str:
-    """A filter of runs; empty, so that more are found, where its quotes cannot say the value."""
-    return "" if value is None or set("'`\"") & set(value) else f"{column} = '{value}'"
+def equal(column: str, value: str) -> str:
+    """A filter of MLflow, in whichever quotes the value itself does not hold."""
+    quote = '"' if "'" in value else "'"
+    return f"{column} = {quote}{value}{quote}"
 
 
 def in_study(tags: Mapping[str, str], study: str) -> bool:

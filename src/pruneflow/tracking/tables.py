@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import astuple, fields
+from dataclasses import fields
 from typing import Any, TypeVar
 
 import numpy as np
@@ -14,7 +14,6 @@ import pandas as pd
 _DTYPES = {"int": "Int64", "float": "float64", "str": "string"}
 _MALFORMED = (TypeError, ValueError, LookupError, ArithmeticError, AttributeError)
 R = TypeVar("R")
-Row = tuple[Any, ...]
 
 
 def _types(kind: type[Any]) -> dict[str, str]:
@@ -29,8 +28,8 @@ def _value(cell: Any, type_: str) -> int | float | str | None:
     return float(cell) if type_ == "float" else str(cell)
 
 
-def rows(columns: Mapping[str, Sequence[Any]], kind: type[Any]) -> list[Row]:
-    """Records as tuples, from columns of numbers or of text; None in those that are not there.
+def records(columns: Mapping[str, Sequence[Any]], kind: type[R]) -> list[R]:
+    """Records of a dataclass, from columns of numbers or of text; None in those that are missing.
 
     Raises:
         ValueError: columns of unequal length, without levels, or of other types than the fields'.
@@ -43,43 +42,36 @@ def rows(columns: Mapping[str, Sequence[Any]], kind: type[Any]) -> list[Row]:
             [_value(cell, type_) for cell in columns.get(name, missing)]
             for name, type_ in _types(kind).items()
         ]
-        return list(zip(*table, strict=True))
+        return [kind(*row) for row in zip(*table, strict=True)]
     except _MALFORMED as error:
         raise ValueError(f"no {kind.__name__} records: {error}") from None
 
 
-def to_csv(records: Iterable[Any], kind: type[Any]) -> str:
-    """Records of a dataclass as CSV text, the fields' names as its header."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(_types(kind))
-    writer.writerows(astuple(record) for record in records)
-    return out.getvalue()
-
-
-def csv_rows(text: str, kind: type[Any]) -> list[Row]:
-    """Records as tuples, from the CSV text that `to_csv` made of them, to the last digit.
+def from_csv(text: str, kind: type[R]) -> list[R]:
+    """Records from the CSV text that `to_csv` made of them, to the last digit.
 
     Raises:
         ValueError: text that is something else, or torn.
     """
     try:
         header, *lines = csv.reader(io.StringIO(text))
-        columns = dict(zip(header, zip(*lines, strict=True), strict=True)) if lines else {}
     except (csv.Error, ValueError) as error:
         raise ValueError(f"a table is torn: {error}") from None
-    if not text.endswith("\n"):
-        raise ValueError("a table is torn: its last line does not end")
-    return rows(columns or dict.fromkeys(header, ()), kind)
+    if any(len(line) != len(header) for line in lines) or not text.endswith("\n"):
+        raise ValueError("a table is torn")
+    return records({name: [line[i] for line in lines] for i, name in enumerate(header)}, kind)
 
 
-def from_csv(text: str, kind: type[R]) -> list[R]:
-    """Records from CSV text; `csv_rows` says what is refused."""
-    return [kind(*row) for row in csv_rows(text, kind)]
+def to_csv(rows: Iterable[Any], kind: type[Any]) -> str:
+    """Records as CSV text, the fields' names as its header."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(_types(kind))
+    writer.writerows(vars(row).values() for row in rows)
+    return out.getvalue()
 
 
-def frame(table: Sequence[Row], kind: type[Any]) -> pd.DataFrame:
-    """Rows of records as a DataFrame with the types of their fields, each of which can be NA."""
-    types = _types(kind)
-    columns = pd.DataFrame(table, columns=list(types), dtype=object)
-    return columns.astype({name: _DTYPES[type_] for name, type_ in types.items()})
+def frame(rows: Iterable[Any], kind: type[Any]) -> pd.DataFrame:
+    """Records as a DataFrame with the types of their fields, each of which can be missing."""
+    dtypes = {name: _DTYPES[type_] for name, type_ in _types(kind).items()}
+    return pd.DataFrame(list(map(vars, rows)), columns=list(dtypes), dtype=object).astype(dtypes)
