@@ -346,7 +346,7 @@ BENCHMARK: list[tuple[dict[str, object], str]] = [
     ({"run": "0123"}, "run='0123' does not exist"),
     ({"run": "x", "study": "y"}, "both say which runs to time"),
     ({"study": "nothing"}, "study='nothing' has no finished pruning runs"),
-    ({"study": "it's"}, "holds a quote"),
+    ({"study": "it's"}, "has no finished pruning runs"),
     ({"model": "alexnt"}, "unknown model 'alexnt'"),
     ({"forms": "fast"}, "unknown form 'fast'"),
     ({"batch_sizes": "0"}, "batch_sizes"),
