@@ -231,7 +231,7 @@ PRUNE: list[tuple[dict[str, object], str]] = [
     ({"targets": "conv"}, "targets=conv has no effect with granularity=weight"),
     ({"form": "compact"}, "form=compact has no effect with granularity=weight"),
     ({"granularity": "channel", "coupling": "loose"}, "coupling='loose' is not valid"),
-    ({"granularity": "channel", "prune_bias": "true"}, "prune_bias has no effect"),
+    ({"granularity": "channel", "prune_bias": "true"}, "prune_bias=True has no effect"),
     ({"granularity": "channel", "targets": "convs"}, "unknown target 'convs': did you mean conv"),
     (
         {"granularity": "channel", "coupling": "independent", "scope": "global"},
