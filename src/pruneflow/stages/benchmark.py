@@ -17,7 +17,7 @@ from pruneflow.errors import InputError, unknown
 from pruneflow.inference import EAGER, engines
 from pruneflow.inference.engines import ENGINE_FORMS
 from pruneflow.inference.forms import FORMS, PrunedLevel
-from pruneflow.pruning import compaction, cost
+from pruneflow.pruning import cost, tracing
 from pruneflow.pruning.units import from_text
 from pruneflow.report import static
 from pruneflow.report.figures import LATENCY_FIGURES
@@ -175,7 +175,7 @@ def _subject(run: PruningRun, config: BenchmarkConfig) -> Subject:
     if run.config.get("form") == "compact" or "compact" not in wanted or levels == (0,):
         return subject
     head = models.head_name(dense)
-    found = compaction.find_groups(dense, subject.probe, outputs=[head])
+    found = tracing.find_groups(dense, subject.probe, outputs=[head])
     return replace(subject, groups=found.groups)
 
 
