@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pruneflow.inference import engines, forms, latency, profile, sparse
-from pruneflow.pruning import compaction, cost
+from pruneflow.pruning import compaction, cost, tracing
 from pruneflow.workloads import models, training
 from pruneflow.workloads.machine import Machine
 from pruneflow.workloads.splits import Split
@@ -75,7 +75,7 @@ def forward(model: nn.Module) -> Tensor:
 
 
 def groups(model: nn.Module) -> list[Any]:
-    return compaction.find_groups(model, forward, outputs=["8"]).groups
+    return tracing.find_groups(model, forward, outputs=["8"]).groups
 
 
 def level(model: nn.Module) -> forms.PrunedLevel:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pruneflow.pruning.selection import prunable_parameters
+from pruneflow.pruning.prunable import prunable_parameters
 from pruneflow.pruning.units import Weights
 from pruneflow.workloads import models
 from pruneflow.workloads.machine import keep_large_buffers

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pruneflow.pruning.criteria import CRITERIA, Criterion, l1, l2, random
+from pruneflow.pruning.criteria import CRITERIA, Criterion, l1, l2, needs, random
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -16,17 +16,17 @@ VALUES = torch.tensor([[3.0, -4.0], [0.0, 1.0], [0.0, 0.0]])
 
 
 def test_l1_is_the_sum_of_magnitudes() -> None:
-    assert l1(VALUES, generator()).tolist() == [7.0, 1.0, 0.0]
+    assert l1(VALUES).tolist() == [7.0, 1.0, 0.0]
 
 
 def test_l2_is_the_euclidean_norm() -> None:
-    assert l2(VALUES, generator()).tolist() == [5.0, 1.0, 0.0]
+    assert l2(VALUES).tolist() == [5.0, 1.0, 0.0]
 
 
 @pytest.mark.parametrize("criterion", [l1, l2])
 def test_the_norm_of_a_single_weight_is_its_magnitude(criterion: Criterion) -> None:
     weights = torch.tensor([[-3.0], [0.0], [2.0**-100]])
-    assert criterion(weights, generator()).tolist() == [3.0, 0.0, 2.0**-100]
+    assert criterion(weights).tolist() == [3.0, 0.0, 2.0**-100]
 
 
 def test_random_draws_one_score_a_unit() -> None:
@@ -66,6 +66,11 @@ def test_random_is_uniform_in_the_unit_interval_whatever_the_weights() -> None:
     assert int(counts.max()) < 1150
 
 
+def test_a_criterion_names_the_statistics_that_it_needs() -> None:
+    assert needs(l1) == ("values",)
+    assert needs(random) == ("values", "generator")
+
+
 def test_the_registry_names_every_criterion() -> None:
     assert sorted(CRITERIA) == ["l1", "l2", "random"]
     assert [CRITERIA["l1"], CRITERIA["l2"], CRITERIA["random"]] == [l1, l2, random]
@@ -78,5 +83,7 @@ def test_scores_are_one_a_unit_and_leave_the_values_as_they_were(
 ) -> None:
     values = torch.randn(shape, generator=generator(2))
     before = values.clone()
-    assert CRITERIA[name](values, generator()).shape == shape[:1]
+    statistics = {"values": values, "generator": generator()}
+    given = {statistic: statistics[statistic] for statistic in needs(CRITERIA[name])}
+    assert CRITERIA[name](**given).shape == shape[:1]
     assert torch.equal(values, before)

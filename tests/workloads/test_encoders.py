@@ -20,9 +20,9 @@ from transformers import BertConfig, BertForSequenceClassification, BertTokenize
 from transformers import DistilBertForSequenceClassification as DistilBert
 
 from pruneflow.errors import InputError
-from pruneflow.pruning import compaction
+from pruneflow.pruning import compaction, tracing
 from pruneflow.pruning.groups import expand
-from pruneflow.pruning.selection import prunable_parameters
+from pruneflow.pruning.prunable import prunable_parameters
 from pruneflow.workloads import batches, encoders, models, training
 from pruneflow.workloads.machine import Machine
 from pruneflow.workloads.splits import Split, Tokens
@@ -273,7 +273,7 @@ def test_heads_and_hidden_units_go_and_the_model_runs_reloads_and_trains_on(
         def forward(m: nn.Module, inputs: Any = inputs) -> torch.Tensor:
             return models.logits(m, inputs)
 
-        found = compaction.find_groups(model, forward, outputs=[models.head_name(model)])
+        found = tracing.find_groups(model, forward, outputs=[models.head_name(model)])
         targets = [g.target for g in found.groups]
         assert targets == ["heads", "ffn", "heads", "ffn", "linear"]
         assert [g.units for g in found.groups[:2]] == [4, 48]
@@ -298,9 +298,7 @@ def test_a_compact_bert_is_rebuilt_bit_equal_in_a_fresh_process(
     model = tiny_bert(len(tokenizer))
     tokens = encoders.encode(tokenizer, small_reviews(), longest=512)
     inputs = batch(tokens, [0, 1, 2])
-    found = compaction.find_groups(
-        model, lambda m: models.logits(m, inputs), outputs=["classifier"]
-    )
+    found = tracing.find_groups(model, lambda m: models.logits(m, inputs), outputs=["classifier"])
     kept = {g.name: torch.arange(g.units) % 2 == 0 for g in found.groups}
     smaller = compaction.compact(model, found.groups, kept)
     structure = {"model": "bert", "classes": 2, **encoders.describe(model, tokenizer)}
@@ -386,7 +384,7 @@ def test_groups_of_other_encoders_are_found_or_left_out_and_what_is_removed_agre
     def forward(one: nn.Module) -> torch.Tensor:
         return models.logits(one, tokens)
 
-    groups = compaction.find_groups(model, forward, outputs=[models.head_name(model)]).groups
+    groups = tracing.find_groups(model, forward, outputs=[models.head_name(model)]).groups
     targets = {group.target for group in groups}
     if heads is not None:
         assert targets >= {"heads", "ffn"}

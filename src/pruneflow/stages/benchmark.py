@@ -14,7 +14,7 @@ from pruneflow.config import BenchmarkConfig, reads_texts
 from pruneflow.errors import InputError, unknown
 from pruneflow.inference import EAGER, engines
 from pruneflow.inference.forms import FORMS, PrunedLevel
-from pruneflow.pruning import compaction, cost
+from pruneflow.pruning import cost, tracing
 from pruneflow.pruning.units import from_text
 from pruneflow.report import static
 from pruneflow.report.figures import LATENCY_FIGURES
@@ -161,7 +161,7 @@ def _subject(run: PruningRun, config: BenchmarkConfig) -> Subject:
     groups = []
     is_compact, wanted = run.config.get("form") == "compact", config.forms or FORMS
     if "compact" in wanted and not is_compact and levels != (0,):
-        groups = compaction.find_groups(dense, probe, outputs=[models.head_name(dense)]).groups
+        groups = tracing.find_groups(dense, probe, outputs=[models.head_name(dense)]).groups
     one = models.random_inputs(checkpoint.structure, 1, size=size, device="cpu")
     return Subject(run, levels, (name, size), checkpoint, dense, cost.positions(dense, one), groups)
 
