@@ -151,7 +151,7 @@ def test_credentials_are_not_shown(address: str, shown: str) -> None:
         ("MLFLOW_RUN_ID", "deadbeef", "MLFLOW_RUN_ID=deadbeef"),
         ("MLFLOW_EXPERIMENT_ID", "999", "MLFLOW_EXPERIMENT_ID=999"),
         ("MLFLOW_EXPERIMENT_ID", "1", "MLFLOW_EXPERIMENT_ID=1 is deleted"),
-        ("MLFLOW_EXPERIMENT_NAME", "gone", "MLFLOW_EXPERIMENT_NAME='gone' is deleted"),
+        ("MLFLOW_EXPERIMENT_NAME", "gone", "MLFLOW_EXPERIMENT_NAME=gone is deleted"),
         ("MLFLOW_EXPERIMENT_NAME", "x" * 300, "has 300 characters"),
     ],
 )

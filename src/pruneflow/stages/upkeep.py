@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pruneflow.errors import ExperimentError, InputError
 from pruneflow.stages.progress import Reporter
-from pruneflow.tracking import doctor, offline, store, sync
+from pruneflow.tracking import doctor, store, sync
 
 
 def send(folders: Sequence[Path]) -> None:
@@ -17,24 +17,23 @@ def send(folders: Sequence[Path]) -> None:
         InputError: a folder without a journal, or a store that does not answer.
         ExperimentError: not everything could be sent.
     """
-    if offline.wanted():
+    if store.is_offline():
         raise InputError("PRUNEFLOW_OFFLINE is set: unset it, and name the store to send to")
     found = sync.journals(folders)
     store.check()
-    left = sent = 0
     with Reporter() as reporter:
-        for one in sync.send_all(found):
-            name = f"{one.owner.name} ({one.owner.run_id})"
-            reporter.say(f"{name}: {one.reason or f'{one.entries} records sent'}")
-            sent += 1
-            left += bool(one.reason)
-        for name, copy in [] if folders else offline.copy_runs():
-            reporter.say(f"{name}, made offline: run {copy}")
-            sent += 1
-        if not sent:
+        results = []
+        for sent in sync.send_all(found):
+            results.append(sent)
+            outcome = sent.reason or f"{sent.entries} records sent"
+            reporter.say(f"{sent.owner.name} ({sent.owner.run_id}): {outcome}")
+        if not results:
             reporter.say("there is nothing to send")
-    if left:
-        raise ExperimentError(f"{left} of {sent} journals were not sent, or not to the end")
+    failed = [sent for sent in results if sent.reason]
+    if failed:
+        raise ExperimentError(
+            f"{len(failed)} of {len(results)} journals were not sent, or not to the end"
+        )
 
 
 def examine() -> None:
@@ -43,12 +42,13 @@ def examine() -> None:
     Raises:
         ExperimentError: something is wrong.
     """
-    wrong = 0
+    findings = []
     with Reporter() as reporter:
-        for one in doctor.examine():
-            reporter.say(f"{one.state:5}  {one.what}")
-            if one.advice:
-                reporter.say(f"       -> {one.advice}")
-            wrong += one.state == doctor.WRONG
+        for finding in doctor.examine():
+            findings.append(finding)
+            reporter.say(f"{finding.state:5}  {finding.what}")
+            if finding.advice:
+                reporter.say(f"       -> {finding.advice}")
+    wrong = [finding for finding in findings if finding.state == doctor.WRONG]
     if wrong:
-        raise ExperimentError(f"{wrong} things are wrong")
+        raise ExperimentError(f"{len(wrong)} things are wrong")

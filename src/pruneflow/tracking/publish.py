@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
@@ -19,20 +18,16 @@ from mlflow.tracking import MlflowClient
 
 from pruneflow.errors import ExperimentError, first_line
 from pruneflow.tracking import levels, tables, writers
-from pruneflow.tracking.journal import Entry, Journal, is_offline
+from pruneflow.tracking.journal import Entry, Journal
 from pruneflow.tracking.refusals import TakenOverError, in_short, is_refusal
 
 LEVELS = "levels.csv"
 RUN_TAGS = ("pruneflow.base_run", "pruneflow.pruning_run")  # tags that name another run
-_PATIENCE_SECONDS = {
-    "FINISHED": 30.0,
-    "FAILED": 10.0,
-    "KILLED": 4.0,
-}  # at a run's end, in an outage
+# At a run's end, how long it is tried in an outage.
+_PATIENCE_SECONDS = {"FINISHED": 30.0, "FAILED": 10.0, "KILLED": 4.0}
 _PAUSE_SECONDS = 5.0  # after an outage, at the least
 _BEAT_SECONDS = 20.0  # between two notes of when a run was published
 _SHARE = 0.05  # of a run's time that tries in an outage may take
-_MOST_METRICS, _MOST_OTHERS = 1000, 100  # of one request
 
 
 def fail_soon() -> None:
@@ -51,33 +46,24 @@ def publish(
     run_id: str | None = None,
     renamed: Callable[[str], str] = str,
 ) -> None:
-    """Send what MLflow does not have yet.
+    """Send what MLflow does not have yet, to the journal's run or to a copy with another id.
 
-    Args:
-        client: of the store.
-        journal: what was recorded.
-        run_id: of the run there, if it has another id than where it was made.
-        renamed: id that another run has there, by the one it was made with.
+    `renamed` gives the id that another run has in the store, by the one that it was made with.
 
     Raises:
         TakenOverError: another process has taken the run over; nothing is sent.
         Exception: what a store, a driver or a network has to say.
     """
     run_id = run_id or journal.owner.run_id
-    writers.check_writer(client, run_id, journal)
+    writer = client.get_run(run_id).data.tags.get(writers.WRITER, "")
+    if writer not in ("", journal.owner.writer):
+        raise TakenOverError(f"it was taken over by a process on {writer.partition(' ')[0]}")
     while pending := journal.pending():
         ends = [i for i, entry in enumerate(pending, 1) if entry.artifact or entry.status]
         count = ends[0] if ends else len(pending)
         again = {entry.artifact for entry in pending[count:]}
-        entries = [_with_ids(entry, renamed) for entry in pending[:count]]
-        _send(client, run_id, journal, entries, again)
+        _send(client, run_id, journal, pending[:count], again, renamed)
         journal.acknowledge(count)
-
-
-def _with_ids(entry: Entry, renamed: Callable[[str], str]) -> Entry:
-    """An entry whose tags name other runs by the ids they have in the store."""
-    named = {k: renamed(v) for k, v in entry.tags.items() if k in RUN_TAGS and v is not None}
-    return replace(entry, tags={**entry.tags, **named})
 
 
 def _send(
@@ -86,44 +72,39 @@ def _send(
     journal: Journal,
     entries: Sequence[Entry],
     again: Collection[str | None],
+    renamed: Callable[[str], str],
 ) -> None:
     """Send entries, of which the last may have an artifact or status; not one that comes again."""
-    metrics = [Metric(*metric) for entry in entries for metric in entry.metrics]
-    params = [Param(k, v) for entry in entries for k, v in entry.params.items()]
     tags = {k: v for entry in entries for k, v in entry.tags.items()}
+    tags |= {k: renamed(v) for k, v in tags.items() if k in RUN_TAGS and v is not None}
     last = entries[-1]
     artifact = None if last.artifact in again else last.artifact
     if artifact == LEVELS:
         rows = tables.from_csv(journal.artifact(LEVELS).read_text("utf-8"), levels.Level)
         tags |= {"pruneflow.curves": levels.curves(rows)} if rows else {}
-    marks = [RunTag(k, v) for k, v in tags.items() if v is not None]
-    for start in range(0, len(metrics), _MOST_METRICS):
-        client.log_batch(run_id, metrics=metrics[start : start + _MOST_METRICS])
-    for start in range(0, max(len(params), len(marks)), _MOST_OTHERS):
-        part = slice(start, start + _MOST_OTHERS)
-        client.log_batch(run_id, params=params[part], tags=marks[part])
-    if gone := [name for name, value in tags.items() if value is None]:
-        there = client.get_run(run_id).data.tags
-        for name in gone:
-            if name in there:
-                client.delete_tag(run_id, name)
-    for entry in entries:
-        if entry.inputs is not None:
-            context = InputTag("mlflow.data.context", "training")
-            client.log_inputs(run_id, [DatasetInput(Dataset(**entry.inputs), [context])])
-    if artifact is not None:
-        _send_artifact(client, run_id, journal.artifact(artifact), artifact)
+    client.log_batch(
+        run_id,
+        metrics=[Metric(*metric) for entry in entries for metric in entry.metrics],
+        params=[Param(k, v) for entry in entries for k, v in entry.params.items()],
+        tags=[RunTag(k, v) for k, v in tags.items() if v is not None],
+    )
+    if gone := {name for name, value in tags.items() if value is None}:
+        for name in gone & client.get_run(run_id).data.tags.keys():
+            client.delete_tag(run_id, name)
+    context = [InputTag("mlflow.data.context", "training")]
+    data = [Dataset(**entry.inputs) for entry in entries if entry.inputs is not None]
+    if data:
+        client.log_inputs(run_id, [DatasetInput(one, context) for one in data])
+    place = None if artifact is None else journal.artifact(artifact)
+    if artifact is not None and place is not None and place.exists():
+        if place.is_dir():
+            client.log_artifacts(run_id, str(place), artifact)
+        else:
+            client.log_artifact(run_id, str(place), artifact.rpartition("/")[0] or None)
     if last.status is not None and last.time is not None:
         client.set_terminated(run_id, last.status, last.time)
     elif last.status is not None:
         client.update_run(run_id, last.status)
-
-
-def _send_artifact(client: MlflowClient, run_id: str, place: Path, path: str) -> None:
-    if place.is_dir():
-        client.log_artifacts(run_id, str(place), path)
-    elif place.exists():
-        client.log_artifact(run_id, str(place), path.rpartition("/")[0] or None)
 
 
 def publish_folder(
@@ -150,7 +131,7 @@ def publish_folder(
         client, count, run_id = MlflowClient(), len(journal.pending()), copy or journal.owner.run_id
         publish(client, journal, run_id, renamed)
         if journal.status == "RUNNING":
-            client.set_tag(run_id, "pruneflow.failure", "its process ended without a word")
+            client.set_tag(run_id, writers.FAILURE, "its process ended without a word")
             client.set_terminated(run_id, "KILLED")
         return count
     finally:
@@ -158,16 +139,11 @@ def publish_folder(
 
 
 class Publisher:
-    """Publishes a run that is going on. An outage neither ends it nor holds it up.
-
-    Attributes:
-        outage: why nothing can be sent at the moment, if so.
-        refusal: why nothing is sent any more, if so.
-    """
+    """Publishes a run that is going on. An outage neither ends it nor holds it up."""
 
     def __init__(self, client: MlflowClient, journal: Journal) -> None:
-        self.outage: str | None = None
-        self.refusal: BaseException | None = None
+        self.outage = ""  # why nothing can be sent at the moment, if so
+        self.refusal: BaseException | None = None  # why nothing is sent any more, if so
         self._client = client
         self._journal = journal
         self._last = self._beaten = self._not_before = -float("inf")
@@ -196,46 +172,59 @@ class Publisher:
                 if is_refusal(error):
                     self.refusal = error
                     self.check()
-                now = time.monotonic()
-                self._is_out(error, now - begun)
-                start = now if self._journal.sent > sent else start
-                if now - start >= patience:
+                self._note_outage(in_short(error), time.monotonic() - begun)
+                start = time.monotonic() if self._journal.sent > sent else start
+                if time.monotonic() - start >= patience:
                     return False
                 time.sleep(min(_PAUSE_SECONDS, 1.0, patience))
             else:
-                if self.outage is not None:
+                if self.outage:
                     print("pruneflow: MLflow answers again", file=sys.stderr)
-                self.outage, self._last = None, time.monotonic()
+                self.outage, self._last = "", time.monotonic()
                 return True
 
-    def end(self, status: str, reason: str | None = None) -> None:
-        """End the run with a status and what was the reason, publish it, and close its folder."""
-        run_id, journal = self._journal.owner.run_id, self._journal
-        if isinstance(self.refusal, TakenOverError):  # it is another's to end
-            journal.close(remove=False)
-            return
-        tags = {} if reason is None else {writers.FAILURE: reason[: levels.TAG_LIMIT]}
-        try:
-            journal.append(Entry(tags=tags, status=status, time=int(time.time() * 1000)))
-        except OSError:  # a full disk: the reason at least may find room with MLflow
-            writers.end(self._client, run_id, status, reason or "")
-        sent = False
-        with suppress(ExperimentError):  # of what is refused, see below
-            sent = self.publish(patience=_PATIENCE_SECONDS[status])
-        taken_over = isinstance(self.refusal, TakenOverError)
-        if self.refusal is not None and not taken_over:
-            writers.end(self._client, run_id, "FAILED", reason or first_line(self.refusal))
-        if not sent and not taken_over:
-            why, then = self.outage, "send it later with"
-            if self.refusal is not None:
-                why, then = first_line(self.refusal), "once that is mended, send it with"
+    def _beat(self) -> None:
+        """Say of a run that is going on when it was last published."""
+        now = time.monotonic()
+        if self._journal.status == "RUNNING" and now - self._beaten >= _BEAT_SECONDS:
+            run_id = self._journal.owner.run_id
+            self._client.set_tag(run_id, writers.HEARTBEAT, writers.heartbeat())
+            self._beaten = now
+
+    def _note_outage(self, reason: str, seconds: float) -> None:
+        """Remember an outage, which a try of so many seconds has found; tell of a new one."""
+        if not self.outage:
             print(
-                f"pruneflow: MLflow has not all of run {run_id} ({why}): {then}: "
-                f"pruneflow sync {journal.folder}",
+                f"pruneflow: MLflow does not answer ({reason}): the run goes on and keeps its "
+                f"records in {self._journal.folder}",
+                file=sys.stderr,
+            )
+        self.outage = reason
+        self._not_before = time.monotonic() + max(_PAUSE_SECONDS, seconds / _SHARE)
+
+    def end(self, status: str, reason: str = "") -> None:
+        """End the run with a status and what was the reason, publish it, and close its folder."""
+        run_id, journal, sent = self._journal.owner.run_id, self._journal, False
+        if not isinstance(self.refusal, TakenOverError):  # else it is another's to end
+            tags = {writers.FAILURE: reason[: levels.TAG_LIMIT]} if reason else {}
+            try:
+                journal.append(Entry(tags=tags, status=status, time=int(time.time() * 1000)))
+            except OSError:  # a full disk: the reason at least may find room with MLflow
+                writers.end(run_id, status, reason)
+            with suppress(ExperimentError):  # of what is refused, see below
+                sent = self.publish(patience=_PATIENCE_SECONDS[status])
+        if not sent and not isinstance(self.refusal, TakenOverError):
+            why = self.outage
+            if self.refusal is not None:
+                why = first_line(self.refusal)
+                writers.end(run_id, "FAILED", reason or why)
+            print(
+                f"pruneflow: MLflow has not all of run {run_id} ({why}): once that is mended, send "
+                f"it with: pruneflow sync {journal.folder}",
                 file=sys.stderr,
             )
         # what was made offline is copied from there, what did not finish can go on
-        journal.close(remove=sent and status == "FINISHED" and not is_offline(journal.folder))
+        journal.close(remove=sent and status == "FINISHED" and not journal.owner.offline)
 
     def check(self) -> None:
         """See that the store takes what it is sent.
@@ -251,22 +240,3 @@ class Publisher:
             )
         if self.refusal is not None:
             raise ExperimentError(f"MLflow refused what was logged: {first_line(self.refusal)}")
-
-    def _beat(self) -> None:
-        """Say of a run that is going on when it was last published."""
-        now = time.monotonic()
-        if self._journal.status == "RUNNING" and now - self._beaten >= _BEAT_SECONDS:
-            run_id = self._journal.owner.run_id
-            self._client.set_tag(run_id, writers.HEARTBEAT, writers.heartbeat())
-            self._beaten = now
-
-    def _is_out(self, error: Exception, seconds: float) -> None:
-        """Remember an outage, which a try of so many seconds has found; tell of a new one."""
-        if self.outage is None:
-            print(
-                f"pruneflow: MLflow does not answer ({in_short(error)}): the run goes on and "
-                f"keeps its records in {self._journal.folder}",
-                file=sys.stderr,
-            )
-        self.outage = in_short(error)
-        self._not_before = time.monotonic() + max(_PAUSE_SECONDS, seconds / _SHARE)
