@@ -11,7 +11,6 @@ from mlflow.tracking import MlflowClient
 
 import pruneflow
 from pruneflow.errors import InputError
-from pruneflow.stages import upkeep
 from pruneflow.tracking import store, sync
 
 SMALL = {
@@ -51,12 +50,12 @@ def test_runs_made_offline_are_copied_once(
 ) -> None:
     done = pruneflow.prune_iterative(**SMALL)
     with pytest.raises(InputError, match="PRUNEFLOW_OFFLINE is set"):
-        upkeep.send([])
+        sync.send([])
     back(monkeypatch, away)
     client = MlflowClient()
     assert client.get_experiment_by_name("away") is None
-    upkeep.send([])
-    upkeep.send([])
+    sync.send([])
+    sync.send([])
     assert "there is nothing to send" in capsys.readouterr().out
     experiment = client.get_experiment_by_name("away").experiment_id
     runs = {r.data.tags["pruneflow.stage"]: r for r in client.search_runs([experiment])}

@@ -100,7 +100,7 @@ def test_a_run_whose_store_is_gone_ends_soon_and_is_sent_later(
         start = time.monotonic()
         with open_run("finetune", CONFIG, name="n", tags={}) as one:
             fill(one)
-        assert time.monotonic() - start < 5
+        assert time.monotonic() - start < 20  # and not the 30 of an outage
     said = capsys.readouterr().err
     assert "MLflow does not answer" in said
     assert f"pruneflow sync {journal.folder_of(one.id)}" in said

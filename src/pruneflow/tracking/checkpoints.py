@@ -32,13 +32,13 @@ from pruneflow.workloads.training import Snapshot
 FORMAT = 1
 _TENSORS = "tensors"  # of a file's metadata: the hash of which tensors it holds
 _BITS = ".kept"
-# What building a checkpoint's model may take: a multiple of what is stored, and at least the
-# largest of torchvision's.
-_TIMES = 16
-_LEAST_BYTES, _LEAST_TENSORS = 4 << 30, 4_096
-# What files that are torn, altered or hostile lead to.
-_UNFIT = (OSError, SafetensorError, LookupError, TypeError, AttributeError, RuntimeError)
-_UNFIT = (*_UNFIT, ValueError, MemoryError)
+# What building a model may take: a multiple of what is stored (of a compact one the dense one is
+# built first), and at least the largest of torchvision's.
+_TIMES, _LEAST_BYTES, _LEAST_TENSORS = 16, 4 << 30, 4_096
+_UNFIT = (  # what files that are torn, altered or hostile lead to
+    *(OSError, SafetensorError, MemoryError, RuntimeError),
+    *(AttributeError, LookupError, TypeError, ValueError),
+)
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def save(folder: Path, checkpoint: Checkpoint, tokenizer: Any = None) -> int:
     stored: dict[str, Tensor] = {}
     packed: dict[str, list[int]] = {}
     tied: dict[str, str] = {}
-    first: dict[tuple[object, ...], str] = {}
+    first: dict[tuple[object, ...], str] = {}  # tensor's place in memory -> name
     memories: set[int] = set()
     # pruned ones first: of tied tensors the mask of one stands for all
     for name in sorted(checkpoint.state, key=lambda name: name not in checkpoint.masks):
@@ -114,18 +114,17 @@ def load(folder: Path) -> Checkpoint:
             raise ValueError("its format is unknown")
         packed: dict[str, list[int]] = structure.pop("packed")
         tied: dict[str, str] = structure.pop("tied", {})
-        if missing := {*packed, *tied.values()} - stored.keys():
+        names = {*packed, *(name + _BITS for name in packed), *tied.values()}
+        if missing := names - stored.keys():
             raise ValueError(f"it lacks {min(missing)}")
-        masks, state = {}, {}
         for name, value in stored.items():
             if value.is_floating_point() and not bool(value.isfinite().all()):
                 raise ValueError(f"{name} holds NaN or infinite values")
-            if name in packed:
-                masks[name] = _unpacked(stored[name + _BITS], packed[name])
-                state[name] = torch.zeros(packed[name], dtype=value.dtype)
-                state[name][masks[name]] = value
-            elif name.removesuffix(_BITS) not in packed:
-                state[name] = value
+        masks = {name: _unpacked(stored.pop(name + _BITS), packed[name]) for name in packed}
+        state = dict(stored)
+        for name, mask in masks.items():
+            state[name] = torch.zeros(mask.shape, dtype=stored[name].dtype)
+            state[name][mask] = stored[name]
         state |= {name: state[other] for name, other in tied.items()}
         return Checkpoint(structure, state, masks)
     except _UNFIT as error:
@@ -133,13 +132,12 @@ def load(folder: Path) -> Checkpoint:
         raise InputError(f"the checkpoint in {folder} cannot be read: {reason}") from None
 
 
-def _unpacked(packed: Tensor, shape: Sequence[int]) -> Tensor:
+def _unpacked(bits: Tensor, shape: Sequence[int]) -> Tensor:
     """A mask from a bit an entry."""
     entries = math.prod(shape)
-    if not all(isinstance(n, int) and n >= 0 for n in shape) or -(-entries // 8) != len(packed):
-        raise ValueError(f"{len(packed)} bytes of bits are no mask of shape {shape}")
-    bits = np.unpackbits(packed.numpy(), count=entries)
-    return torch.from_numpy(bits.astype(bool)).view(*shape)
+    if not all(isinstance(n, int) and n >= 0 for n in shape) or -(-entries // 8) != len(bits):
+        raise ValueError(f"{len(bits)} bytes of bits are no mask of shape {shape}")
+    return torch.from_numpy(np.unpackbits(bits.numpy(), count=entries).astype(bool)).view(*shape)
 
 
 def restore(checkpoint: Checkpoint) -> nn.Module:
@@ -168,8 +166,7 @@ class _Bounded(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Bounds the tensors that a structure leads to, before memory is taken for them.
 
     A model is built for real, since constructors may compute with what they make; a file that
-    declares sizes beyond its tensors must not take the machine's memory, or time. The dense model
-    of a compact one is larger than what is stored.
+    declares sizes beyond its tensors must not take the machine's memory, or time.
     """
 
     def __init__(self, stored_bytes: int, tensors: int) -> None:
@@ -181,8 +178,8 @@ class _Bounded(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        made_of_numbers = not any(isinstance(value, Tensor) for value in (*args, *kwargs.values()))
-        if made_of_numbers and any(a.name == "device" for a in func._schema.arguments):
+        from_tensors = any(isinstance(value, Tensor) for value in (*args, *kwargs.values()))
+        if not from_tensors and any(a.name == "device" for a in func._schema.arguments):
             self._bytes -= func(*args, **kwargs | {"device": "meta"}).nbytes
             self._tensors -= 1
             if self._bytes < 0 or self._tensors < 0:

@@ -13,13 +13,13 @@ from pathlib import Path
 from mlflow.tracking import MlflowClient
 from packaging.requirements import Requirement
 
-from pruneflow.errors import InputError
+from pruneflow.errors import ExperimentError, InputError
 from pruneflow.tracking import journal, reader, store, writers
 from pruneflow.tracking.checkpoints import size_bytes
 
 FINE, ODD, WRONG = "fine", "odd", "wrong"
 _LITTLE_SPACE = 2 * 2**30  # bytes; a checkpoint of VGG16 takes half a GiB
-_SILENT_SECONDS = 900.0  # after which a run that never had a heartbeat counts as deserted
+_SILENT_SECONDS = 900.0  # after which a run that never had a heartbeat counts as dead
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,17 @@ class Finding:
     state: str
     what: str
     advice: str = ""
+
+
+def report() -> None:
+    """Tell what is found, with advice; ExperimentError: something is wrong."""
+    findings = []
+    for finding in examine():
+        findings.append(finding)
+        advice = f"\n       -> {finding.advice}" if finding.advice else ""
+        print(f"{finding.state:5}  {finding.what}{advice}", flush=True)
+    if wrong := [finding for finding in findings if finding.state == WRONG]:
+        raise ExperimentError(f"{len(wrong)} things are wrong")
 
 
 def examine() -> Iterator[Finding]:
@@ -69,18 +80,13 @@ def _versions() -> Iterator[Finding]:
 
 
 def _artifacts() -> Finding:
-    """Where the current experiment keeps its artifacts."""
+    """Where the current experiment keeps its artifacts: `mlflow ui` may have made it first."""
     experiment = MlflowClient().get_experiment(store.current_experiment())
-    root = experiment.artifact_location
-    what = f"artifacts of experiment {experiment.name!r} go to {root}"
-    if store.is_server() or not root.startswith("mlflow-artifacts:"):
+    what = f"artifacts of experiment {experiment.name!r} go to {experiment.artifact_location}"
+    if store.is_server() or not experiment.artifact_location.startswith("mlflow-artifacts:"):
         return Finding(FINE, what)
-    return Finding(
-        WRONG,
-        f"{what}, which only a server can write to, and the store is opened directly (mlflow ui "
-        "was started in an empty folder)",
-        "set MLFLOW_EXPERIMENT_NAME to a new experiment, or MLFLOW_TRACKING_URI to the server",
-    )
+    advice = "set MLFLOW_EXPERIMENT_NAME to a new one, or MLFLOW_TRACKING_URI to the server"
+    return Finding(WRONG, f"{what}, which only a server can write to", advice)
 
 
 def _dead_runs() -> Iterator[Finding]:
@@ -93,17 +99,13 @@ def _dead_runs() -> Iterator[Finding]:
         here = journal.folder_of(run_id).exists()
         if not known or writers.is_alive(run) or (not here and age < _SILENT_SECONDS):
             continue
-        reason = f"nothing was heard of it for {age / 60:.0f} minutes"
-        if here:
-            reason = "no process here has it any more"
+        silence = f"nothing was heard of it for {age / 60:.0f} minutes"
+        reason = "no process here has it any more" if here else silence
         writers.end(run_id, "KILLED", f"found dead: {reason}")
         again = tags.get("pruneflow.stage", "").startswith(("prune", "finetune"))
-        yield Finding(
-            WRONG,
-            f"run {run_id} ({run.info.run_name}) said RUNNING, but {reason}: it is marked as "
-            "KILLED now",
-            "start the same configuration again, and it goes on" if again else "",
-        )
+        advice = "start the same configuration again, and it goes on" if again else ""
+        what = f"run {run_id} ({run.info.run_name}) said RUNNING, but {reason}"
+        yield Finding(WRONG, f"{what}: it is marked as KILLED now", advice)
 
 
 def _journals() -> Iterator[Finding]:

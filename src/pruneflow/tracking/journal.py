@@ -17,8 +17,8 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Callable, Mapping
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Self
@@ -29,7 +29,7 @@ from platformdirs import user_state_path
 from pruneflow.errors import InputError, first_line
 
 HOST = socket.gethostname()
-_UNREADABLE = (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError)
+_TORN = (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, ArithmeticError)
 
 
 @dataclass(frozen=True)
@@ -70,20 +70,24 @@ def state_folder() -> Path:
 
 
 def made_state_folder() -> Path:
-    """The state folder, made if it is not there; InputError: it cannot be."""
-    folder = state_folder()
+    """The state folder, made if it is not there."""
+    with _writable(state_folder()):
+        return state_folder()
+
+
+@contextmanager
+def _writable(folder: Path) -> Iterator[None]:
+    """Make a folder for records; what the system refuses is one line that says what to set."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except Timeout:
+        raise InputError(f"the journal {folder} is open in another process") from None
     except OSError as error:
-        raise _unwritable(folder, error) from None
-    return folder
-
-
-def _unwritable(folder: Path, error: OSError) -> InputError:
-    return InputError(
-        f"runs cannot keep their records in {folder} ({first_line(error)}): set PRUNEFLOW_STATE to "
-        "a folder that can be written to"
-    )
+        raise InputError(
+            f"runs cannot keep their records in {folder} ({first_line(error)}): set "
+            "PRUNEFLOW_STATE to a folder that can be written to"
+        ) from None
 
 
 def offline_uri() -> str:
@@ -108,7 +112,7 @@ def owner_of(folder: Path) -> Owner:
     try:
         values = {"writer": "", **json.loads((folder / "run.json").read_text("utf-8"))}
         return Owner(**{field.name: str(values[field.name]) for field in fields(Owner)})
-    except _UNREADABLE as error:
+    except _TORN as error:
         raise InputError(f"{folder} is no journal of a run: {first_line(error)}") from None
 
 
@@ -130,10 +134,20 @@ def is_held(folder: Path) -> bool:
         return True
 
 
+def unsent_metrics(run_id: str) -> dict[str, float] | None:
+    """The last metrics of a run whose process left records here that MLflow has not; else None."""
+    if not folder_of(run_id).exists():
+        return None
+    with closing(Journal(folder_of(run_id))) as journal:
+        entries = journal.entries.values() if journal.pending() else None
+    return None if entries is None else {m[0]: m[1] for entry in entries for m in entry.metrics}
+
+
 class Journal:
     """A journal that is open: no other process can open it until this one closes it or ends.
 
-    `sent` names the file that says how much a store has: the run's own, or one with a copy of it.
+    It is made if it has an `owner` given. `sent` names the file that says how much a store has:
+    the run's own, or one with a copy of the run.
 
     Raises:
         InputError: a folder that cannot be written to, is no journal, or is open elsewhere.
@@ -142,25 +156,19 @@ class Journal:
     def __init__(self, folder: Path, *, sent: str = "sent", owner: Owner | None = None) -> None:
         self.folder, self.sent = folder, 0
         self._sent_file = folder / sent
-        self._lock = FileLock(folder / "lock", thread_local=False)
-        try:
-            if owner is not None:
-                folder.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire(timeout=0)
+        self._lock = FileLock(folder / "lock", timeout=0, thread_local=False)
+        with _writable(folder):
+            self._lock.acquire()
             if owner is not None:
                 content = json.dumps(asdict(owner), indent=1)
                 replace_whole(folder / "run.json", lambda path: path.write_text(content, "utf-8"))
             self.owner = owner_of(folder)
-            self._entries = _read(folder / "journal.jsonl")
+            self.entries = _read(folder / "journal.jsonl")
             self._file = (folder / "journal.jsonl").open("a", encoding="utf-8")
-        except Timeout:
-            raise InputError(f"the journal {folder} is open in another process") from None
-        except OSError as error:
-            raise _unwritable(folder, error) from None
         with suppress(OSError, ValueError):  # without the count, all is sent again
             self.sent = max(0, int(self._sent_file.read_text("utf-8")))
-        self._last = max([self.sent, *self._entries])
-        self.parts = {entry.part for entry in self._entries.values()}
+        self._last = max([self.sent, *self.entries])
+        self.parts = {entry.part for entry in self.entries.values()}
 
     @classmethod
     def make(cls, owner: Owner) -> Self:
@@ -170,27 +178,18 @@ class Journal:
     @property
     def status(self) -> str:
         """The status that the run was last given; RUNNING if it was given none."""
-        given = [entry.status for entry in self._entries.values() if entry.status is not None]
+        given = [entry.status for entry in self.entries.values() if entry.status is not None]
         return given[-1] if given else "RUNNING"
 
-    @property
-    def metrics(self) -> dict[str, float]:
-        """The last value of each metric."""
-        return {m[0]: m[1] for entry in self._entries.values() for m in entry.metrics}
-
     def append(self, entry: Entry) -> None:
-        """Write an entry down; it is on the disk when this returns. A part is recorded once.
-
-        Raises:
-            OSError: a full disk.
-        """
+        """Write an entry down; it is on the disk when this returns. A part is recorded once."""
         if entry.part is not None and entry.part in self.parts:
             return
         plain = Entry()
         values = {k: v for k, v in asdict(entry).items() if v != getattr(plain, k)}
         # remembered first: a signal or a full disk that stops the writing stops no sending
         self._last += 1
-        self._entries[self._last] = entry
+        self.entries[self._last] = entry
         self.parts.add(entry.part)
         # on a line of its own, whatever an earlier one has left
         self._file.write("\n" + json.dumps({"n": self._last} | values) + "\n")
@@ -199,11 +198,11 @@ class Journal:
 
     def pending(self) -> list[Entry]:
         """What MLflow does not have yet, in order."""
-        return [entry for number, entry in self._entries.items() if number > self.sent]
+        return [entry for number, entry in self.entries.items() if number > self.sent]
 
     def acknowledge(self, count: int) -> None:
         """The next `count` entries are in MLflow."""
-        self.sent = [number for number in self._entries if number > self.sent][count - 1]
+        self.sent = [number for number in self.entries if number > self.sent][count - 1]
         self._sent_file.write_text(str(self.sent), "utf-8")  # torn, it is less: sent again
 
     def artifact(self, path: str) -> Path:
@@ -219,7 +218,7 @@ class Journal:
 
     def forget(self, path: str) -> None:
         """Delete the copy here of an artifact that MLflow has."""
-        numbers = [number for number, entry in self._entries.items() if entry.artifact == path]
+        numbers = [number for number, entry in self.entries.items() if entry.artifact == path]
         if numbers and numbers[-1] <= self.sent:
             shutil.rmtree(self.artifact(path), ignore_errors=True)
 
@@ -236,19 +235,11 @@ def _read(path: Path) -> dict[int, Entry]:
     entries = {}
     known = {field.name for field in fields(Entry)}
     for line in path.read_bytes().split(b"\n") if path.exists() else []:
-        with suppress(*_UNREADABLE):
+        with suppress(*_TORN):
             values = json.loads(line)
             values["metrics"] = tuple(tuple(metric) for metric in values.get("metrics", ()))
             entries[int(values["n"])] = Entry(**{k: values[k] for k in known & values.keys()})
     return entries
-
-
-def unsent_metrics(run_id: str) -> dict[str, float] | None:
-    """The last metrics of a run whose process left records here that MLflow has not; else None."""
-    if not folder_of(run_id).exists():
-        return None
-    with closing(Journal(folder_of(run_id))) as journal:
-        return journal.metrics if journal.pending() else None
 
 
 def replace_whole(path: Path, make: Callable[[Path], object]) -> None:

@@ -30,15 +30,15 @@ from pruneflow.tracking.checkpoints import Checkpoint
 from pruneflow.tracking.journal import Entry, Journal, replace_whole
 from pruneflow.tracking.latencies import Latency, LayerLatency
 from pruneflow.tracking.levels import METRICS, TAG_LIMIT, Layer, Level
-from pruneflow.tracking.publish import LEVELS, Publisher, fail_soon
+from pruneflow.tracking.publish import LEVELS, Publisher
 from pruneflow.tracking.refusals import in_a_line
 from pruneflow.workloads.training import Snapshot
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Failures of the store or the machine, which are told in a line.
-_ENDINGS = (MlflowException, OSError, ImportError, MemoryError, torch.OutOfMemoryError)
+# Failures of the store or the machine, which end an experiment with one line.
+_FAILURES = (MlflowException, OSError, ImportError, MemoryError, torch.OutOfMemoryError)
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,11 @@ class Ended:
 
 
 class Run:
-    """A run that is open. Everything is logged through it, by the names of the run contract."""
+    """A run that is open. Everything is logged through it, by the names of the run contract.
+
+    Whatever publishes raises ExperimentError where MLflow has refused something, or another
+    process has taken the run over.
+    """
 
     def __init__(self, records: Journal) -> None:
         self.id = records.owner.run_id
@@ -76,11 +80,7 @@ class Run:
         return Ended(self.id, self.experiment_id, self.levels, self.latencies)
 
     def publish(self, *, every: float = 0.0) -> None:
-        """Send what MLflow does not have yet, if the last time is `every` seconds ago.
-
-        Raises:
-            ExperimentError: MLflow has refused something, or the run was taken over.
-        """
+        """Send what MLflow does not have yet, if the last time is `every` seconds ago."""
         self._publisher.publish(every=every)
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
@@ -115,15 +115,8 @@ class Run:
 
     def log_text(self, path: str, text: str) -> None:
         """Write an artifact."""
-        self._write_text(path, text)
+        self._write(path, text)
         self.publish()
-
-    def _write_text(self, path: str, text: str) -> None:
-        self._write(path, lambda place: place.write_text(text, "utf-8"))
-
-    def _write(self, path: str, make: Callable[[Path], object]) -> None:
-        self._journal.stage(path, make)
-        self._journal.append(Entry(artifact=path))
 
     def log_folder(self, folder: Path, names: Sequence[str]) -> None:
         """Write files and folders of a folder as artifacts, under their own names."""
@@ -133,6 +126,13 @@ class Run:
     def log_figure(self, path: str, figure: Figure) -> None:
         """Write a figure as an artifact."""
         self._write(path, lambda place: figure.savefig(place, format=path.rpartition(".")[2]))
+
+    def _write(self, path: str, content: str | Callable[[Path], object]) -> None:
+        """Write an artifact: a text, or what a function writes to a path."""
+        text = content if isinstance(content, str) else ""
+        make = content if callable(content) else lambda place: place.write_text(text, "utf-8")
+        self._journal.stage(path, make)
+        self._journal.append(Entry(artifact=path))
 
     def log_checkpoint(self, level: int, checkpoint: Checkpoint, tokenizer: Any = None) -> int:
         """Write a level's checkpoint and return its size in bytes."""
@@ -156,15 +156,15 @@ class Run:
             level = replace(level, size_bytes=size)
         self.levels.append(level)
         self.layers.extend(layers)
-        # The tables first: a level that they have has its metrics logged when the run goes on.
+        # the tables first: a level that they have has its metrics logged when the run goes on
         self._write_levels()
         self._log_level(level)
         shutil.rmtree(self._training(level.level), ignore_errors=True)
         self.publish()
 
     def _write_levels(self) -> None:
-        self._write_text("layers.csv", tables.to_csv(self.layers, Layer))
-        self._write_text(LEVELS, tables.to_csv(self.levels, Level))
+        self._write("layers.csv", tables.to_csv(self.layers, Layer))
+        self._write(LEVELS, tables.to_csv(self.levels, Level))
 
     def _log_level(self, level: Level) -> None:
         values = {key: getattr(level, field) for field, key in METRICS.items()}
@@ -186,8 +186,8 @@ class Run:
         """
         self.latencies.extend(rows)
         self.profile.extend(profile)
-        self._write_text("latency.csv", tables.to_csv(self.latencies, Latency))
-        self._write_text("profile.csv", tables.to_csv(self.profile, LayerLatency))
+        self._write("latency.csv", tables.to_csv(self.latencies, Latency))
+        self._write("profile.csv", tables.to_csv(self.profile, LayerLatency))
         self.log_metrics(latencies.metrics(rows, first), step=level)
 
     def go_on(self) -> Checkpoint | None:
@@ -198,21 +198,20 @@ class Run:
         self.levels, self.layers = reader.read_levels(self.id)
         checkpoint, count = None, len(self.levels)
         while self.levels and checkpoint is None:
-            level = self.levels[-1].level
+            number = self.levels[-1].level
             try:
-                checkpoint = self._read_checkpoint(level)
+                checkpoint = self._read_checkpoint(number)
             except (InputError, *reader.FAILURES) as error:
-                reason = first_line(error)
-                print(f"pruneflow: level {level} is done again: {reason}", file=sys.stderr)
+                _warn(f"level {number} is done again: {first_line(error)}")
                 self.levels.pop()
-                self.layers = [layer for layer in self.layers if layer.level < level]
+                self.layers = [layer for layer in self.layers if layer.level < number]
         where = f"level {self.levels[-1].level}" if self.levels else "its beginning"
         tags = {"pruneflow.resumed_from": where, writers.FAILURE: None}
         self._journal.append(Entry(tags=tags, status="RUNNING"))
         if 0 < len(self.levels) < count:
             self._write_levels()
-        if not all(f"level {level.level}" in self._journal.parts for level in self.levels):
-            # of another machine, whose journal is not here
+        if not {f"level {level.level}" for level in self.levels} <= self._journal.parts:
+            # they were recorded on another machine, or not at all
             history = self._client.get_metric_history(self.id, METRICS["sparsity"])
             self._journal.parts.update(f"level {metric.step}" for metric in history)
         for level in self.levels:
@@ -239,11 +238,15 @@ class Run:
         try:
             return checkpoints.load_training(folder) if folder.exists() else None
         except InputError as error:
-            print(f"pruneflow: the training begins anew: {error}", file=sys.stderr)
+            _warn(f"the training begins anew: {error}")
             return None
 
     def _training(self, level: int) -> Path:
         return self._journal.folder / "training" / f"level_{level:02d}"
+
+
+def _warn(text: str) -> None:
+    print(f"pruneflow: {text}", file=sys.stderr)
 
 
 def _metrics(values: Mapping[str, float], step: int) -> tuple[tuple[str, float, int, int], ...]:
@@ -252,8 +255,10 @@ def _metrics(values: Mapping[str, float], step: int) -> tuple[tuple[str, float, 
 
 
 def _copy(source: Path, place: Path) -> None:
-    copy = shutil.copytree if source.is_dir() else shutil.copyfile
-    copy(source, place)
+    if source.is_dir():
+        shutil.copytree(source, place)
+    else:
+        shutil.copyfile(source, place)
 
 
 @contextmanager
@@ -276,7 +281,6 @@ def open_run(
         InputError: no journal can be kept, or another process has that run.
         ExperimentError: the experiment or MLflow gave up; the run says why.
     """
-    fail_soon()
     with in_a_line("no run can be made: "):
         fingerprint = tags.get("pruneflow.fingerprint", "")
         run = Run(writers.take(stage, name, fingerprint, experiment_id, interrupted))
@@ -286,8 +290,8 @@ def open_run(
             values = config.model_dump(mode="json")
             params = {f"cfg/{key}": store.shown(value) for key, value in values.items()}
             run._journal.append(Entry(params=params))
-            run._write_text("config.json", json.dumps({"stage": stage, **values}, indent=1))
-            run._write_text("environment.json", json.dumps(environment.describe(), indent=1))
+            run._write("config.json", json.dumps({"stage": stage, **values}, indent=1))
+            run._write("environment.json", json.dumps(environment.describe(), indent=1))
             run.publish()
         yield run
     except BaseException as error:
@@ -295,7 +299,7 @@ def open_run(
         what = "terminated" if killed else type(error).__name__
         with _signals_ignored():
             run._publisher.end("KILLED" if killed else "FAILED", f"{what}: {first_line(error)}")
-        if isinstance(error, _ENDINGS):
+        if isinstance(error, _FAILURES):
             raise ExperimentError(f"run {run.id} failed: {first_line(error)}") from error
         raise
     run._publisher.end("FINISHED")

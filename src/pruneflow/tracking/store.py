@@ -8,15 +8,13 @@ import re
 import sys
 from urllib.parse import urlsplit, urlunsplit
 
-from pruneflow.errors import InputError, first_line, unknown
+from pruneflow.errors import ExperimentError, InputError, first_line, unknown
 
 UI_PORT = 5000
 NO_ANSWER = "does not answer"  # in what is said of an outage, and of nothing else
 _ANSWER_SECONDS = 5.0
 _LONGEST_NAME = 200
 _NAME = re.compile(rf"(?! )[\w.\- ]{{1,{_LONGEST_NAME}}}(?<! )")
-_HALF_MADE = re.compile("already exists|duplicate column|alembic_version")  # what SQLite says
-_ASKED = ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID")
 
 
 def uri() -> str:
@@ -56,10 +54,7 @@ def check() -> None:
     """See that the tracking store can be used, within seconds; MLflow itself would try for minutes.
 
     So is the experiment that runs are to go to, or the run that `mlflow run` has handed over.
-
-    Raises:
-        InputError: a server that does not answer, a store that MLflow refuses, an experiment or
-            run that is not there.
+    Raises InputError for a server that does not answer, a store, run or experiment that is refused.
     """
     from filelock import FileLock
     from mlflow.tracking import MlflowClient
@@ -72,34 +67,28 @@ def check() -> None:
         _check_server()
     for name in ("alembic", "mlflow.store.db.utils"):  # a line for each table that they create
         logging.getLogger(name).setLevel(logging.WARNING)
-    variable = next((name for name in _ASKED if os.environ.get(name)), "")
-    value = os.environ.get(variable, "")
-    asked = f"{variable}={value}"
+    # requests give up after seconds, since what is not sent is sent later
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    handed_over, name = os.environ.get("MLFLOW_RUN_ID"), os.environ.get("MLFLOW_EXPERIMENT_NAME")
     try:
         with FileLock(journal.made_state_folder() / "store.lock"):  # two that make one spoil it
             client = MlflowClient()
             client.search_experiments(max_results=1)
-        if variable == "MLFLOW_RUN_ID":
-            writers.check_handed_over(client.get_run(value))
-        elif variable:
-            by_name = variable == "MLFLOW_EXPERIMENT_NAME"
-            get = client.get_experiment_by_name if by_name else client.get_experiment
-            found = get(value)
-            if found is not None and found.lifecycle_stage != "active":
-                raise InputError(f"{asked} is deleted: restore it, or name another one")
-            if found is None and len(value) > _LONGEST_NAME:
-                limit = f"has {len(value)} characters: {_LONGEST_NAME} are valid"
-                raise InputError(f"{asked[:80]}... {limit}")
-    except InputError:
+        if handed_over:
+            writers.check_handed_over(handed_over)
+        elif name and client.get_experiment_by_name(name) is None:  # it is made by the first run
+            if len(name) > _LONGEST_NAME:
+                limit = f"has {len(name)} characters: {_LONGEST_NAME} are valid"
+                raise InputError(f"MLFLOW_EXPERIMENT_NAME={name[:80]!r}... {limit}")
+        elif name or os.environ.get("MLFLOW_EXPERIMENT_ID"):
+            experiment_named(None)
+    except (InputError, ExperimentError):
         raise
     except Exception as error:  # the store's own: a driver that is missing, a path, a locked file
         reason = first_line(error).replace(uri(), shown_uri())
-        if _HALF_MADE.search(reason):
-            reason += " (two processes made it at once: if no runs are in it yet, delete it)"
-        asked = f" with {asked}" if variable else ""
-        raise InputError(
-            f"the tracking store {shown_uri()} cannot be used{asked}: {reason}"
-        ) from None
+        raise InputError(f"the tracking store {shown_uri()} cannot be used: {reason}") from None
 
 
 def _use_offline() -> None:
@@ -151,25 +140,21 @@ def current_experiment() -> str:
 
 
 def experiment_named(wanted: str | None) -> str:
-    """Id of an experiment by its name or id; without one, of MLflow's current experiment.
-
-    Raises:
-        InputError: it is not there, or deleted.
-    """
+    """Id of an experiment by its name or id; without one, of MLflow's current experiment."""
     from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
 
     client = MlflowClient()
-    wanted = wanted or os.environ.get("MLFLOW_EXPERIMENT_NAME")
-    by_id = wanted or os.environ.get("MLFLOW_EXPERIMENT_ID") or "0"
+    name = wanted or os.environ.get("MLFLOW_EXPERIMENT_NAME") or ""
+    name_or_id = name or os.environ.get("MLFLOW_EXPERIMENT_ID") or "0"
     try:
-        named = client.get_experiment_by_name(wanted) if wanted else None
-        found = named or client.get_experiment(by_id)
+        found = client.get_experiment_by_name(name) if name else None
+        found = found or client.get_experiment(name_or_id)
     except MlflowException:
         known = [experiment.name for experiment in client.search_experiments()]
-        raise unknown("experiment", by_id, known) from None
+        raise unknown("experiment", name_or_id, known) from None
     if found.lifecycle_stage != "active":
-        raise InputError(f"experiment {by_id!r} is deleted: restore it, or name another one")
+        raise InputError(f"experiment {name_or_id!r} is deleted: restore it, or name another one")
     return str(found.experiment_id)
 
 
@@ -191,11 +176,7 @@ def address_of(experiment_id: str, run_id: str) -> str:
 
 
 def serve_ui(port: int) -> None:
-    """Turn this process into MLflow's UI on the current store, with one worker and no job runner.
-
-    Raises:
-        InputError: the store is a server, which has a UI of its own.
-    """
+    """Turn this process into MLflow's UI on the current store, with one worker and no jobs."""
     if is_server():
         raise InputError(f"the tracking server has its own UI: {shown_uri()}")
     check()  # creates a fresh store, with the artifact root that direct runs can write to

@@ -9,10 +9,10 @@ from pathlib import Path
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from pruneflow.errors import InputError, first_line
+from pruneflow.errors import ExperimentError, InputError, first_line
 from pruneflow.tracking import journal, store
 from pruneflow.tracking.journal import Owner
-from pruneflow.tracking.publish import RUN_TAGS, fail_soon, publish_folder
+from pruneflow.tracking.publish import RUN_TAGS, publish_folder
 from pruneflow.tracking.refusals import TakenOverError
 
 _COPY_OF = "pruneflow.copy_of"  # of a run there: its id in the store of this machine
@@ -27,16 +27,36 @@ class Sent:
     reason: str = ""
 
 
-def journals(places: Sequence[Path]) -> list[Path]:
-    """The runs' folders in places, or without any those of this machine, oldest first.
+def send(places: Sequence[Path]) -> None:
+    """Send journals, and runs that were made offline, to the current store; tell of each.
 
     Raises:
-        InputError: a place that holds none.
+        InputError: a folder without a journal, or a store that does not answer.
+        ExperimentError: not everything could be sent.
     """
+    if store.is_offline():
+        raise InputError("PRUNEFLOW_OFFLINE is set: unset it, and name the store to send to")
+    folders = journals(places)
+    store.check()
+    results = []
+    for sent in send_all(folders):
+        results.append(sent)
+        outcome = sent.reason or f"{sent.entries} records sent"
+        print(f"{sent.owner.name} ({sent.owner.run_id}): {outcome}", flush=True)
+    if not results:
+        print("there is nothing to send")
+    if failed := [sent for sent in results if sent.reason]:
+        raise ExperimentError(
+            f"{len(failed)} of {len(results)} journals were not sent, or not to the end"
+        )
+
+
+def journals(places: Sequence[Path]) -> list[Path]:
+    """The runs' folders in places, or without any those of this machine, oldest first."""
     for place in places:
         if not journal.folders(place):
             raise InputError(f"{str(place)!r} holds no journal of a run")
-    return [folder for place in places or [None] for folder in journal.folders(place)]
+    return [folder for place in places for folder in journal.folders(place)] or journal.folders()
 
 
 def send_all(folders: Sequence[Path]) -> Iterator[Sent]:
@@ -45,23 +65,19 @@ def send_all(folders: Sequence[Path]) -> Iterator[Sent]:
     Interrupted and begun again, everything is there once: copies are found by a tag, and records
     have the times they had.
     """
-    fail_soon()
     for folder in folders:
         owner = journal.owner_of(folder)
         try:
             if journal.is_held(folder):
                 yield Sent(owner, 0, "its run is still going on")
-            elif not owner.offline:
-                yield Sent(owner, publish_folder(folder))
-            elif entries := publish_folder(folder, copy=_copy(owner.run_id), renamed=_copy):
+            elif entries := publish_folder(folder, _copy if owner.offline else None):
                 yield Sent(owner, entries)
         except Exception as error:  # whatever a store, a driver or a network has to say
-            reason = first_line(error)
+            reason, here = first_line(error), store.shown_uri()
             if isinstance(error, TakenOverError):
                 reason += f": what is in {folder} does not count, and can be deleted"
-            elif owner.store != store.shown_uri() and not owner.offline:
-                reason += f" (it belongs to {owner.store}, this is {store.shown_uri()}: see "
-                reason += "MLFLOW_TRACKING_URI)"
+            elif owner.store != here and not owner.offline:
+                reason += f" (it belongs to {owner.store}, this is {here}: see MLFLOW_TRACKING_URI)"
             yield Sent(owner, 0, reason)
 
 

@@ -18,8 +18,8 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from mlflow.tracking.context.registry import resolve_tags
 
-from pruneflow.errors import InputError, first_line
-from pruneflow.tracking import store
+from pruneflow.errors import ExperimentError, InputError, first_line
+from pruneflow.tracking import reader, store
 from pruneflow.tracking.journal import HOST, Journal, Owner, folder_of, is_held, writer_of
 from pruneflow.tracking.levels import TAG_LIMIT
 
@@ -31,37 +31,34 @@ _SILENCE_SECONDS = 900.0  # after which a run on another machine counts as dead
 
 
 def check_handed_over(
-    run: MlflowRun, fingerprint: str | None = None, stage: str | None = None
-) -> None:
-    """See that the run that MLFLOW_RUN_ID names is free for what is to be run, as far as known.
+    run_id: str, fingerprint: str | None = None, stage: str | None = None
+) -> MlflowRun:
+    """The run that MLFLOW_RUN_ID names, if it is free for what is to be run, as far as known.
 
     Raises:
-        InputError: it is deleted, finished, or another's.
+        InputError: it is not there, deleted, finished, or another's.
     """
-    reason = _why_not_free(run, fingerprint, stage)
-    if reason is not None:
-        raise InputError(
-            f"MLFLOW_RUN_ID={run.info.run_id} {reason}: unset it, or hand over a new run"
-        )
-
-
-def _why_not_free(run: MlflowRun, fingerprint: str | None, stage: str | None) -> str | None:
-    tags, status = run.data.tags, run.info.status
+    run = reader.run(run_id, "MLFLOW_RUN_ID", "the id of a new run, or unset it")
+    tags, status, reason = run.data.tags, run.info.status, ""
     theirs = tags.get("pruneflow.fingerprint")
-    measured = [name for name in run.data.metrics if not name.startswith("system/")]
+    measured = any(not name.startswith("system/") for name in run.data.metrics)
     if run.info.lifecycle_stage != "active":
-        return "is deleted"
-    if status == "FINISHED":
-        return "is finished"
-    if is_alive(run):
-        return f"is written to by another process ({tags.get(HEARTBEAT, 'on this machine')})"
-    if theirs is not None and fingerprint in (None, theirs):
-        return None  # interrupted: it goes on
-    if theirs is not None or WRITER in tags or measured:
-        return "holds the records of another experiment"
-    if stage is not None and tags.get("pruneflow.stage", stage) != stage:
-        return f"was made for {tags['pruneflow.stage']}"
-    return f"has ended as {status}" if status in ("FAILED", "KILLED") else None
+        reason = "is deleted"
+    elif status == "FINISHED":
+        reason = "is finished"
+    elif is_alive(run):
+        reason = f"is written to by another process ({tags.get(HEARTBEAT, 'on this machine')})"
+    elif theirs is not None and fingerprint in (None, theirs):
+        pass  # interrupted: it goes on
+    elif theirs is not None or WRITER in tags or measured:
+        reason = "holds the records of another experiment"
+    elif stage is not None and tags.get("pruneflow.stage", stage) != stage:
+        reason = f"was made for {tags['pruneflow.stage']}"
+    elif status in ("FAILED", "KILLED"):
+        reason = f"has ended as {status}"
+    if reason:
+        raise InputError(f"MLFLOW_RUN_ID={run_id!r} {reason}: unset it, or hand over a new run")
+    return run
 
 
 def is_alive(run: MlflowRun) -> bool:
@@ -79,8 +76,8 @@ def is_alive(run: MlflowRun) -> bool:
 def seconds_silent(run: MlflowRun) -> float | None:
     """How long ago a run that is going on was published; None if it never was."""
     try:
-        at = datetime.fromisoformat(run.data.tags[HEARTBEAT].split()[0])
-        return (datetime.now(UTC) - at).total_seconds()
+        published = datetime.fromisoformat(run.data.tags[HEARTBEAT].split()[0])
+        return (datetime.now(UTC) - published).total_seconds()
     except (LookupError, ValueError, TypeError):
         return None
 
@@ -91,27 +88,22 @@ def heartbeat() -> str:
 
 
 def take(
-    stage: str,
-    name: str,
-    fingerprint: str,
-    experiment_id: str | None = None,
-    interrupted: str | None = None,
+    stage: str, name: str, fingerprint: str, experiment_id: str | None, interrupted: str | None
 ) -> Journal:
     """The journal of the run to be filled, which is written from it alone from now on.
 
-    The run is the interrupted one, one handed over by MLFLOW_RUN_ID unless `experiment_id` says
-    where a new one is to be, or a new one. A journal of it that was left here by a process whose
-    run was taken over elsewhere is set aside.
+    The run is the interrupted one; one handed over by MLFLOW_RUN_ID, unless `experiment_id` says
+    where it is to be; or a new one. A journal of it that was left here by a process whose run was
+    taken over elsewhere is set aside.
     """
     client = MlflowClient()
     handed_over = os.environ.pop("MLFLOW_RUN_ID", None) if experiment_id is None else None
     if interrupted is not None:
         run = client.get_run(interrupted)
-        if handed_over != interrupted:
-            dismiss(handed_over, interrupted)
+        if handed_over not in (None, interrupted):
+            dismiss(str(handed_over), interrupted)
     elif handed_over is not None:
-        run = client.get_run(handed_over)
-        check_handed_over(run, fingerprint, stage)
+        run = check_handed_over(handed_over, fingerprint, stage)
         client.update_run(handed_over, name=name)
     else:
         experiment_id = experiment_id or store.current_experiment()
@@ -121,9 +113,9 @@ def take(
     if folder.exists() and writer not in ("", writer_of(folder)):
         aside = folder.rename(folder.with_name(f"{folder.name}-{uuid.uuid4().hex[:8]}"))
         print(f"pruneflow: run {run_id} was written to elsewhere since: {aside}", file=sys.stderr)
-    address = store.without_credentials(store.uri())
     writer = writer_of(folder) or f"{HOST} {uuid.uuid4().hex}"
-    records = Journal.make(Owner(run_id, experiment_id, address, name, stage, HOST, writer))
+    owner = Owner(run_id, experiment_id, store.shown_uri(), name, stage, HOST, writer)
+    records = Journal.make(owner)
     try:
         client.set_tag(run_id, WRITER, writer)
         client.set_tag(run_id, HEARTBEAT, heartbeat())
@@ -135,13 +127,11 @@ def take(
     return records
 
 
-def dismiss(handed_over: str | None, instead: str) -> None:
+def dismiss(handed_over: str, instead: str) -> None:
     """Say of a run that was handed over, and stays empty, which one stands for it; delete it.
 
     One that `mlflow run` made stays, or that would fail at its end.
     """
-    if handed_over is None:
-        return
     client = MlflowClient()
     with suppress(MlflowException):  # at worst an empty run is seen in the UI
         client.set_tag(handed_over, CONTINUED_IN, instead)
@@ -158,23 +148,20 @@ def hand_over(name: str, tags: Mapping[str, str]) -> str:
     return str(run.info.run_id)
 
 
+def refuse_handed_over(reason: str) -> None:
+    """End a run that `mlflow run` handed over, and that was not taken over, as FAILED."""
+    run_id = os.environ.get("MLFLOW_RUN_ID", "")
+    with suppress(InputError, ExperimentError, MlflowException):  # the reason is printed anyway
+        store.check()
+        check_handed_over(run_id, "")
+        end(run_id, "FAILED", reason)
+    os.environ.pop("MLFLOW_RUN_ID", None)
+
+
 def end_deserted(run_id: str, reason: str) -> None:
     """End a run as FAILED if the process that had it left it running."""
     if MlflowClient().get_run(run_id).info.status == "RUNNING":
         end(run_id, "FAILED", reason)
-
-
-def refuse_handed_over(reason: str) -> None:
-    """End a run that `mlflow run` handed over, and that was not taken over, as FAILED."""
-    run_id = os.environ.pop("MLFLOW_RUN_ID", None)
-    if run_id is None:
-        return
-    try:
-        store.check()
-        check_handed_over(MlflowClient().get_run(run_id), "")
-    except (InputError, MlflowException):
-        return  # the reason has been told, and there is nowhere else to write it
-    end(run_id, "FAILED", reason)
 
 
 def end(run_id: str, status: str, reason: str) -> None:
