@@ -107,11 +107,11 @@ def publish_folder(folder: Path, renamed: Callable[[str], str] | None = None) ->
 class Publisher:
     """Publishes a run that is going on. An outage neither ends it nor holds it up."""
 
-    def __init__(self, client: MlflowClient, journal: Journal) -> None:
+    def __init__(self, journal: Journal) -> None:
         self.outage = ""  # why nothing can be sent at the moment, if so
         self.refusal = ""  # why nothing is sent any more, if so
         self.taken_over = False  # by another process, which is the reason then
-        self._client = client
+        self._client = MlflowClient()
         self._journal = journal
         self._last = self._beaten = self._not_before = -float("inf")
 

@@ -70,9 +70,8 @@ class Run:
         self.layers: list[Layer] = []
         self.latencies: list[Latency] = []
         self.profile: list[LayerLatency] = []
-        self._client = MlflowClient()
         self._journal = records
-        self._publisher = Publisher(self._client, records)
+        self._publisher = Publisher(records)
 
     @property
     def ended(self) -> Ended:
@@ -212,7 +211,7 @@ class Run:
             self._write_levels()
         if not {f"level {level.level}" for level in self.levels} <= self._journal.parts:
             # they were recorded on another machine, or not at all
-            history = self._client.get_metric_history(self.id, METRICS["sparsity"])
+            history = MlflowClient().get_metric_history(self.id, METRICS["sparsity"])
             self._journal.parts.update(f"level {metric.step}" for metric in history)
         for level in self.levels:
             self._log_level(level)

@@ -61,22 +61,22 @@ def check() -> None:
 
     from pruneflow.tracking import journal, writers
 
-    if is_offline():
-        _use_offline()
-    if is_server():
-        _check_server()
     for name in ("alembic", "mlflow.store.db.utils"):  # a line for each table that they create
         logging.getLogger(name).setLevel(logging.WARNING)
     # requests give up after seconds, since what is not sent is sent later
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    handed_over, name = os.environ.get("MLFLOW_RUN_ID"), os.environ.get("MLFLOW_EXPERIMENT_NAME")
     try:
+        if is_server() and not is_offline():
+            _check_server()
         with FileLock(journal.made_state_folder() / "store.lock"):  # two that make one spoil it
+            if is_offline():
+                _use_offline()
             client = MlflowClient()
             client.search_experiments(max_results=1)
-        if handed_over:
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME")
+        if handed_over := os.environ.get("MLFLOW_RUN_ID"):
             writers.check_handed_over(handed_over)
         elif name and client.get_experiment_by_name(name) is None:  # it is made by the first run
             if len(name) > _LONGEST_NAME:
