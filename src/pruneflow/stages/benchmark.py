@@ -19,7 +19,7 @@ from pruneflow.inference.engines import ENGINE_FORMS
 from pruneflow.inference.forms import FORMS, PrunedLevel
 from pruneflow.pruning import compaction, cost
 from pruneflow.pruning.units import from_text
-from pruneflow.report import static
+from pruneflow.report import charts
 from pruneflow.report.figures import LATENCY_FIGURES
 from pruneflow.stages.benchmark_point import Point, Setting, Subject
 from pruneflow.stages.experiment import cores
@@ -369,7 +369,7 @@ def _summarise(subject: Subject, run: Run, notes: list[str]) -> None:
     )
     title = f"{subject.run.name}, {subject.size} {unit}"
     for name, figure in LATENCY_FIGURES.items():
-        run.log_figure(f"figures/{name}.png", static.draw(figure(run.latencies, title)))
+        run.log_figure(f"figures/{name}.png", charts.draw(figure(run.latencies, title)))
     eager = [row for row in run.latencies if row.engine == EAGER and row.status == OK]
     dense = {_place(row): row for row in eager if row.form == "dense"}
     slowest: dict[tuple[object, ...], list[LayerLatency]] = {}
