@@ -16,7 +16,7 @@ from pruneflow.inference import EAGER, engines
 from pruneflow.inference.forms import FORMS, PrunedLevel
 from pruneflow.pruning import cost, tracing
 from pruneflow.pruning.units import from_text
-from pruneflow.report import static
+from pruneflow.report import charts
 from pruneflow.report.figures import LATENCY_FIGURES
 from pruneflow.stages.benchmark_point import Point, Subject, form_name
 from pruneflow.stages.experiment import cores
@@ -276,7 +276,7 @@ def _summarise(subject: Subject, run: Run, notes: list[str]) -> None:
     size = f"{subject.size[1]} {_UNITS[subject.size[0]][1]}"
     for name, figure in LATENCY_FIGURES.items():
         chart = figure(run.latencies, f"{subject.run.name}, {size}")
-        run.log_figure(f"figures/{name}.png", static.draw(chart))
+        run.log_figure(f"figures/{name}.png", charts.draw(chart))
 
     def point(row: Latency | LayerLatency) -> tuple[object, ...]:
         return row.level, row.device, row.threads, row.batch_size

@@ -18,7 +18,7 @@ from pruneflow.pruning.groups import BATCH_NORMS
 from pruneflow.pruning.schedule import Step
 from pruneflow.pruning.selection import select
 from pruneflow.pruning.units import Units, find_units
-from pruneflow.report import prose, static
+from pruneflow.report import charts, prose
 from pruneflow.report.figures import RUN_FIGURES
 from pruneflow.stages import base_run
 from pruneflow.stages.base_run import Base
@@ -215,6 +215,6 @@ def _describe(stage: str, experiment: Experiment[PruneConfig], units: Units, run
     title = f"{short_model(config.model)} on {data}\n{stage}, {prose.method(config)}"
     pruned = [layer for layer in run.layers if layer.layer in units.prunable]
     for name, figure in RUN_FIGURES.items():
-        run.log_figure(f"figures/{name}.png", static.draw(figure(run.levels, pruned, title)))
+        run.log_figure(f"figures/{name}.png", charts.draw(figure(run.levels, pruned, title)))
     last = [layer for layer in run.layers if layer.level == run.levels[-1].level]
     run.describe(prose.summary(stage, config, data, units, run.levels, last))
