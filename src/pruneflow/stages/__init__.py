@@ -87,7 +87,7 @@ def run(stage: str, parameters: Mapping[str, Any]) -> FinishedRun | None:
     if not runs:
         return None
     first = runs[0]
-    levels = tables.frame(pd.DataFrame(first.levels), Level)
-    times = {r.id: tables.frame(pd.DataFrame(r.latencies), Latency) for r in runs}
+    levels = tables.frame(first.levels, Level)
+    times = {r.id: tables.frame(r.latencies, Latency) for r in runs}
     latencies = pd.concat(times, names=["run_id"]).reset_index("run_id")
     return FinishedRun(first.id, first.experiment_id, first.address, levels, latencies)
