@@ -13,8 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from pruneflow.inference import engines, forms, latency, profile, sparse
-from pruneflow.inference.latency import Effort
-from pruneflow.inference.load import Unwatched
 from pruneflow.pruning import compaction, cost
 from pruneflow.workloads import evaluation, models
 from pruneflow.workloads.machine import Machine
@@ -89,13 +87,12 @@ def level(model: nn.Module) -> forms.PrunedLevel:
 def interleaved(model: nn.Module) -> object:
     with models.looking(model):
         calls = {"a": engines.eager(model, IMAGE, 1)}
-        effort = Effort(3, 0.01)
-        return latency.interleaved(calls, latency.clock("cpu"), effort, load=Unwatched())
+        return latency.interleaved(calls, latency.cpu_seconds, 3, 0.01)
 
 
 def traced(model: nn.Module) -> object:
     with models.looking(model):
-        return latency.trace(engines.eager(model, IMAGE, 1), "cpu")
+        return latency.working_bytes(engines.eager(model, IMAGE, 1), "cpu")
 
 
 def refused(model: nn.Module) -> None:
@@ -120,7 +117,7 @@ LOOKS: dict[str, Callable[[Any], object]] = {
     "eager": lambda model: interleaved(model),
     "onnxruntime": lambda model: engines.onnxruntime(model, IMAGE, 1)(),
     "openvino": lambda model: engines.openvino(model, IMAGE, 1)(),
-    "trace": traced,
+    "working_bytes": traced,
     "layer_times": lambda model: profile.layer_times(model, run, "cpu"),
     "masked": lambda model: forms.FORMS["masked"](level(model), run, "1"),
     "compact": lambda model: forms.FORMS["compact"](level(model), run, "1"),
