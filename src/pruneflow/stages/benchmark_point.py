@@ -222,7 +222,7 @@ class Point:
             "params_left": self.subject.run.params_left[self.level],
             "weight_bytes": latency.weight_bytes(model),
         }
-        unknown = dict.fromkeys(column.name for column in fields(Latency))
+        unknown: dict[str, Any] = dict.fromkeys(column.name for column in fields(Latency))
         return Latency(**unknown | self.coordinates | counted | measured)
 
     def _macs(self, model: nn.Module) -> dict[str, float]:
