@@ -85,12 +85,8 @@ def onnxruntime(model: _Exportable, arrays: Arrays, threads: int) -> Callable[[]
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     with tempfile.TemporaryDirectory(prefix="pruneflow-") as folder:
         path, tensors = Path(folder) / "model.onnx", tuple(model.inputs.values())
-        export: dict[str, Any] = {
-            "input_names": list(arrays),
-            "dynamo": False,
-            "external_data": True,
-        }
-        torch.onnx.export(model, tensors, path, **export)
+        kwargs: dict[str, Any] = {"dynamo": False, "external_data": True}
+        torch.onnx.export(model, tensors, path, input_names=list(arrays), **kwargs)
         session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     feed = {node.name: arrays[node.name] for node in session.get_inputs()}
     return lambda: session.run(None, feed)[0]
