@@ -35,32 +35,11 @@ _UNITS = {"image_size": ("images", "pixels"), "sequence_length": ("texts", "toke
 
 def benchmark_latency(config: BenchmarkConfig, reporter: Reporter) -> list[Ended]:
     """Time pruning runs, each in a run of its own: the one handed over, then new ones."""
-    settings = _settings(config)
     config = settled(config, reporter.say)
     runs = [_open(run_id, config) for run_id in _chosen(config)]
     if "cpu" in config.device:
         keep_large_buffers()  # as training does: one allocator, whatever this process did before
-    return [_benchmark(_subject(run, config), config, settings, reporter) for run in runs]
-
-
-def _settings(config: BenchmarkConfig) -> list[tuple[str, int]]:
-    """Devices and threads that are timed; an InputError for those that this machine has not."""
-    has_cuda = torch.cuda.is_available()
-    if "cuda" in config.device and not has_cuda:
-        raise InputError(
-            "device='cuda' is not available: PyTorch sees no CUDA GPU here (valid: cpu)"
-        )
-    available = cores()
-    for threads in config.threads:
-        if threads > available:
-            raise InputError(
-                f"threads={threads} is not valid: this process may use {available} cores"
-            )
-    settings: list[tuple[str, int]] = []
-    for device in config.device or (("cpu", "cuda") if has_cuda else ("cpu",)):
-        numbers = (config.threads or (available,)) if device == "cpu" else (1,)
-        settings += [(device, threads) for threads in numbers]
-    return settings
+    return [_benchmark(_subject(run, config), config, reporter) for run in runs]
 
 
 def settled(
@@ -73,13 +52,21 @@ def settled(
     Raises:
         InputError: a device or a number of threads that this machine has not.
     """
-    devices, threads = zip(*_settings(config), strict=True)
-    used = [EAGER]
-    for engine in dict.fromkeys(engine for engine in config.engines if engine != EAGER):
-        package = engines.missing(engine)
-        if "cpu" not in devices:
+    has_cuda, available, used = torch.cuda.is_available(), cores(), [EAGER]
+    if "cuda" in config.device and not has_cuda:
+        raise InputError(
+            "device='cuda' is not available: PyTorch sees no CUDA GPU here (valid: cpu)"
+        )
+    for number in config.threads:
+        if number > available:
+            raise InputError(
+                f"threads={number} is not valid: this process may use {available} cores"
+            )
+    device = config.device or (("cpu", "cuda") if has_cuda else ("cpu",))
+    for engine in (name for name in config.engines if name != EAGER):
+        if "cpu" not in device:
             say(f"engine {engine} is skipped: engines run on a CPU only")
-        elif package is not None:
+        elif (package := engines.missing(engine)) is not None:
             say(
                 f"engine {engine} is skipped: the package {package} is not installed "
                 "(pip install 'pruneflow[engines]')"
@@ -88,7 +75,7 @@ def settled(
             used.append(engine)
     if len(used) > 1 and config.forms and not {*config.forms} & {*engines.ENGINE_FORMS}:
         say(f"engines run {' and '.join(engines.ENGINE_FORMS)} alone: here that is dense")
-    device, threads = tuple(dict.fromkeys(devices)), tuple(dict.fromkeys(threads))
+    threads = (config.threads or (available,)) if "cpu" in device else (1,)
     return config.resolved(device=device, threads=threads, engines=tuple(used))
 
 
@@ -179,10 +166,9 @@ def _subject(run: PruningRun, config: BenchmarkConfig) -> Subject:
     return Subject(run, levels, (name, size), checkpoint, dense, cost.positions(dense, one), groups)
 
 
-def _benchmark(
-    subject: Subject, config: BenchmarkConfig, settings: list[tuple[str, int]], reporter: Reporter
-) -> Ended:
+def _benchmark(subject: Subject, config: BenchmarkConfig, reporter: Reporter) -> Ended:
     """Time the levels of one run, in a run."""
+    settings = [(d, n) for d in config.device for n in (config.threads if d == "cpu" else (1,))]
     pruning = subject.run
     name = f"latency-{pruning.name}"
     fingerprint = benchmark_fingerprint(config, pruning.fingerprint)

@@ -15,7 +15,7 @@ from pruneflow.errors import first_line
 from pruneflow.inference import EAGER, latency
 from pruneflow.inference.engines import ENGINE_FORMS, ENGINES, NoEngineError
 from pruneflow.inference.forms import FORMS, Inputs, NoFormError, PrunedLevel, difference
-from pruneflow.inference.latency import LEAST_FOR_INTERVAL, LEAST_ROUNDS, Rounds
+from pruneflow.inference.latency import LEAST_ROUNDS, Rounds
 from pruneflow.inference.profile import layer_times, reach
 from pruneflow.pruning.groups import Group
 from pruneflow.tracking import environment, latencies
@@ -25,7 +25,6 @@ from pruneflow.tracking.latencies import OK, Latency, LayerLatency
 from pruneflow.workloads import models
 
 _PROFILED = 10  # layers of a form that `profile.csv` has, the slowest
-_WIDE = 1.5  # upper / lower end of a speed-up's interval from which it says little
 _DIFFERENT = 1e-3  # a difference of logits that rounding does not explain
 _USABLE_MEMORY = 0.9  # share of the free memory that a batch may take
 
@@ -173,19 +172,14 @@ class Point:
                     f"{self._where(name)}: its logits differ by {distance:.1e} of the largest, "
                     "more than rounding explains: it computes something else, and has no speed-up"
                 )
-        row = {"n": len(seconds), "status": status, "difference": distance}
+        row: dict[str, Any] = {"n": len(seconds), "status": status, "difference": distance}
         row["peak_memory_bytes"] = candidate.peak_memory_bytes
         if status != OK:
             return row
         ratio, low, high = latency.speedup(rounds.seconds["dense"], seconds)
-        if low and high and high > _WIDE * low:
-            self.notes.append(
-                f"{self._where(name)}: the times spread so far that the speed-up is only known to "
-                f"lie between {low:.2f} and {high:.2f}: measure for longer (seconds, rounds)"
-            )
         row |= {"speedup": ratio, "speedup_low": low, "speedup_high": high}
-        times = latency.spread(seconds)
-        return row | times | {"samples_per_second": 1e3 * self.batch / times["p50_ms"]}
+        row |= latency.spread(seconds)
+        return row | {"samples_per_second": 1e3 * self.batch / row["p50_ms"]}
 
     def _explained(self, form: str, model: nn.Module, dense_ms: float) -> dict[str, float]:
         """What pruning could reach of the dense form's time, and did; keeps the slowest layers."""
@@ -241,11 +235,6 @@ class Point:
                 f"of the processors, and {n} of {rounds.tried} rounds were without it: no times, "
                 "no speed-up; end that work, or give this process processors of its own "
                 "(taskset -c 0,1 ...), and measure again"
-            )
-        elif n < LEAST_FOR_INTERVAL:
-            self.notes.append(
-                f"{self._where()}: {n} of {rounds.tried} rounds count: an interval needs "
-                f"{LEAST_FOR_INTERVAL} (rounds, seconds)"
             )
         if not rounds.watched:
             self.notes.append(
