@@ -13,8 +13,7 @@ from torch import nn
 
 from pruneflow.workloads import models
 
-_LEAST_PASSES, _MOST_PASSES = 3, 5  # the first does not count
-_ENOUGH_SECONDS = 1.0  # then no more passes than the least
+_PASSES = 4  # the first does not count
 
 
 @contextmanager
@@ -61,11 +60,8 @@ def layer_times(
 
     layers = {name: m for name, m in model.named_modules() if next(m.children(), None) is None}
     passes: list[dict[str, float]] = []
-    start = counter()
     with models.looking(model):
-        while len(passes) < _LEAST_PASSES or (
-            len(passes) < _MOST_PASSES and counter() - start < _ENOUGH_SECONDS
-        ):
+        for _ in range(_PASSES):
             with watched(layers, now) as (seconds, _):
                 run(model)
             passes.append(seconds)
