@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pruneflow.inference import engines, forms, latency, profile, sparse
 from pruneflow.pruning import compaction, cost
-from pruneflow.workloads import evaluation, models
+from pruneflow.workloads import models, training
 from pruneflow.workloads.machine import Machine
 from pruneflow.workloads.splits import Split
 from pruneflow.workloads.training import Recipe
@@ -106,7 +106,7 @@ def refused(model: nn.Module) -> None:
 
 
 def recalibrated(model: nn.Module) -> None:
-    evaluation.recalibrate(copy.deepcopy(model), DATA, RECIPE, MACHINE)
+    training.recalibrate(copy.deepcopy(model), DATA, RECIPE, MACHINE)
 
 
 def one_empty(model: nn.Module) -> object:
@@ -129,7 +129,7 @@ LOOKS: dict[str, Callable[[Any], object]] = {
     "positions": lambda model: cost.macs(model, cost.positions(model, IMAGE)),
     "check_image_size": lambda model: models.check_image_size(model, "it", 8),
     "check_image_size that fails": refused,
-    "accuracy": lambda model: evaluation.accuracy(model, DATA, MACHINE, image_size=8, batch_size=4),
+    "accuracy": lambda model: training.accuracy(model, DATA, MACHINE, image_size=8, batch_size=4),
     "recalibrated copy": recalibrated,
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -310,6 +311,13 @@ def test_a_class_whose_name_sounds_like_a_split_does_not_leak_into_the_test_set(
     assert sorted(data.classes) == sorted(["other", name])
     assert set(together(data).values()) == {1}  # twenty different pictures, each in one split
     assert len(together(data)) == 20
+
+
+def test_a_file_whose_name_is_no_text_is_refused_in_a_line(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "a", 5, seed=1)
+    write_pictures(tmp_path / "b", 5, seed=2)
+    (tmp_path / "a" / "0.png").rename(tmp_path / "a" / os.fsdecode(b"caf\xe9.png"))
+    assert r"caf\udce9.png': a file's name has to be UTF-8" in one_line(tmp_path)
 
 
 def test_file_names_that_sound_like_a_split_do_not_split_a_flat_folder(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from pruneflow.errors import InputError
 from pruneflow.pruning import compaction
 from pruneflow.pruning.groups import expand
 from pruneflow.pruning.selection import prunable_parameters
-from pruneflow.workloads import batches, encoders, evaluation, models, training
+from pruneflow.workloads import batches, encoders, models, training
 from pruneflow.workloads.machine import Machine
 from pruneflow.workloads.splits import Split, Tokens
 from pruneflow.workloads.texts import reviews
@@ -213,7 +213,7 @@ def test_accuracy_is_correct_texts_over_texts(tokenizer: Any) -> None:
 
     tokens = encoders.encode(tokenizer, small_reviews(301), longest=512)
     expected = float(((tokens.lengths > 9) == tokens.labels).mean())
-    found = evaluation.accuracy(Length(), tokens, MACHINE, image_size=None, batch_size=7)
+    found = training.accuracy(Length(), tokens, MACHINE, image_size=None, batch_size=7)
     assert found == pytest.approx(expected, abs=1e-12)
 
 
@@ -232,7 +232,7 @@ def test_a_tiny_bert_learns_the_reviews(tokenizer: Any) -> None:
     )
     epochs = list(training.fit(model, tokens, recipe, MACHINE))
     assert epochs[-1].accuracy > 0.9
-    assert evaluation.accuracy(model, tokens, MACHINE, image_size=None, batch_size=16) > 0.9
+    assert training.accuracy(model, tokens, MACHINE, image_size=None, batch_size=16) > 0.9
 
 
 # -------------------------------------------------------------------------------------- pruning

@@ -13,13 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from pruneflow.errors import ExperimentError, InputError
-from pruneflow.workloads import evaluation
+from pruneflow.workloads import training
 from pruneflow.workloads.batches import MEAN, STD
 from pruneflow.workloads.datasets import load
-from pruneflow.workloads.evaluation import accuracy
 from pruneflow.workloads.machine import Machine
 from pruneflow.workloads.splits import Split
-from pruneflow.workloads.training import Epoch, Recipe, fit
+from pruneflow.workloads.training import Epoch, Recipe, accuracy, fit
 
 CPU = Machine("cpu", "fp32", 1)
 RECIPE = Recipe(
@@ -478,7 +477,7 @@ def test_recalibrated_statistics_are_those_of_the_samples() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
     data = Split(pixels, np.zeros(40, dtype=np.int64))
     recipe = Recipe(0, 40, 1e-3, "constant", "sgd", 0.0, 8, 0)
-    evaluation.recalibrate(model, data, recipe, Machine("cpu", "fp32", 1))
+    training.recalibrate(model, data, recipe, Machine("cpu", "fp32", 1))
     scaled = (pixels / 255 - np.array(MEAN)) / np.array(STD)
     images = torch.from_numpy(scaled).permute(0, 3, 1, 2)
     with torch.no_grad():
@@ -502,6 +501,6 @@ def test_recalibration_leaves_weights_and_models_without_batch_norm_alone() -> N
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, 4))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     state = torch.get_rng_state()
-    evaluation.recalibrate(model, data, recipe, Machine("cpu", "fp32", 1))
+    training.recalibrate(model, data, recipe, Machine("cpu", "fp32", 1))
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

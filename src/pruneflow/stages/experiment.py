@@ -19,7 +19,7 @@ from pruneflow.stages.progress import Reporter
 from pruneflow.tracking import resume
 from pruneflow.tracking.resume import Earlier
 from pruneflow.tracking.run import Ended, Run
-from pruneflow.workloads import batches, datasets, evaluation, models, training
+from pruneflow.workloads import batches, datasets, models, training
 from pruneflow.workloads.datasets import IMAGES, TEXTS, Data
 from pruneflow.workloads.machine import Machine
 from pruneflow.workloads.splits import Samples, Split, Tokens, balanced
@@ -30,6 +30,9 @@ from pruneflow.workloads.training import Epoch, Recipe
 SAVE_SECONDS = 20.0
 _SAVE_SHARE = 0.005
 ALIVE_SECONDS = 60.0  # a run is published at least as often, so that it is seen to go on
+
+_RECIPE = ("batch_size", "learning_rate", "lr_schedule", "optimizer", "weight_decay", "image_size")
+_DATA = ("data_dir", "image_size", "train_limit", "seed")
 
 C = TypeVar("C", bound=Settings)
 D = TypeVar("D", bound=Settings)
@@ -72,17 +75,8 @@ class Experiment(Generic[C]):
 
     def recipe(self, epochs: int, *, level: int) -> Recipe:
         """How the model is trained at a level; data order and dropout differ between levels."""
-        c = self.config
-        return Recipe(
-            epochs=epochs,
-            batch_size=c.batch_size,
-            learning_rate=c.learning_rate,
-            lr_schedule=c.lr_schedule,
-            optimizer=c.optimizer,
-            weight_decay=c.weight_decay,
-            image_size=c.image_size,
-            seed=1_000 * c.seed + level,
-        )
+        given = {name: getattr(self.config, name) for name in _RECIPE}
+        return Recipe(epochs=epochs, seed=1_000 * self.config.seed + level, **given)
 
     def train(
         self,
@@ -124,7 +118,7 @@ class Experiment(Generic[C]):
         """Re-estimate BatchNorm statistics on training samples, where the configuration says so."""
         if getattr(self.config, "recalibrate_bn", False):
             recipe = self.recipe(0, level=level)
-            evaluation.recalibrate(model, self.data.train, recipe, self.machine)
+            training.recalibrate(model, self.data.train, recipe, self.machine)
 
     def accuracy(self, model: nn.Module, split: Samples) -> float:
         """Accuracy of a model on one split; of the training set, on `train_eval_samples` of it.
@@ -134,7 +128,7 @@ class Experiment(Generic[C]):
         c, of = self.config, None
         if split is self.data.train and c.train_eval_samples is not None:
             of, _ = balanced(split.labels, c.train_eval_samples, c.seed, shares=True)
-        return evaluation.accuracy(
+        return training.accuracy(
             model, split, self.machine, image_size=c.image_size, batch_size=c.batch_size, of=of
         )
 
@@ -181,15 +175,8 @@ def prepare(config: C, *, load: bool) -> tuple[Experiment[C], nn.Module]:
             f"model={config.model} reads {kind}, dataset={config.dataset} is none of them: pass "
             f"dataset={' or '.join(fitting)}"
         )
-    data = datasets.load(
-        config.dataset,
-        data_dir=config.data_dir,
-        image_size=config.image_size,
-        train_limit=config.train_limit,
-        seed=config.seed,
-    )
-    fitted = _with_texts if texts else _with_images
-    return fitted(config, data, machine, load=load)
+    data = datasets.load(config.dataset, **{name: getattr(config, name) for name in _DATA})
+    return (_with_texts if texts else _with_images)(config, data, machine, load=load)
 
 
 def _with_images(
@@ -201,11 +188,10 @@ def _with_images(
     assert config.image_size is not None
     sample = models.check_image_size(model, config.model, config.image_size)
     draw = torch.Generator().manual_seed(0)
-    noise = torch.randn(2, *sample.shape[1:], generator=draw, dtype=torch.float64)
+    pair = torch.randn(2, *sample.shape[1:], generator=draw, dtype=torch.float64)
+    pair = pair.to(machine.device)
     uses, head = cost.positions(model, sample), models.head_name(model)
-    size: dict[str, object] = {"image_size": config.image_size}
-    identity = models.describe(model) | {"input": size}
-    pair = noise.to(machine.device)
+    identity = models.describe(model) | {"input": {"image_size": config.image_size}}
     return Experiment(config, data, machine, uses, head, pair, identity), model
 
 
@@ -215,35 +201,31 @@ def _with_texts(
     """The tokenizer comes first: the configuration's own weights decide on it."""
     from pruneflow.workloads import encoders
 
-    tokenizer = encoders.tokenizer_for(config.model, config.weights, cast(Split, data.train))
-    classes = len(data.classes)
+    name, classes = config.model, len(data.classes)
+    tokenizer = encoders.tokenizer_for(name, config.weights, cast(Split, data.train))
     model = build(config, classes, machine, load=load, tokenizer=tokenizer)
     longest = encoders.longest(model, tokenizer)
 
-    def encode(part: str) -> Tokens:
+    tokens: dict[str, Tokens] = {}
+    for part in ("train", "val", "test"):
         texts = getattr(data, part)
-        tokens = encoders.encode(tokenizer, texts, longest=longest, config=model.config)
-        encoders.check_tokens(config.model, model, part, texts, tokens)
-        return tokens
+        tokens[part] = encoders.encode(tokenizer, texts, longest=longest, config=model.config)
+        encoders.check_tokens(name, model, part, texts, tokens[part])
 
-    train, val, test = encode("train"), encode("val"), encode("test")
-    data = replace(data, train=train, val=val, test=test)
-    by_length = train.lengths.argsort(kind="stable")
+    def batch(part: str, *index: int) -> dict[str, Tensor]:
+        return batches.tokens_to_model(tokens[part], np.array(index), machine)
+
+    lengths = {part: of.lengths for part, of in tokens.items()}
+    by_length = lengths["train"].argsort(kind="stable")
     median, longer = by_length[len(by_length) // 2], by_length[-1]
-    longer_split = max((val, test), key=lambda tokens: int(tokens.lengths.max()))
-    sample, pair, single = (
-        batches.tokens_to_model(tokens, np.array(index), machine)
-        for tokens, index in (
-            (train, [median]),
-            (train, [median, longer]),
-            (longer_split, [longer_split.lengths.argmax()]),
-        )
-    )
-    encoders.check_runs(config.model, model, [pair, single], classes)
-    uses, head = cost.positions(model, sample), models.head_name(model)
+    other = max("val", "test", key=lambda part: lengths[part].max())
+    pair = batch("train", median, longer)
+    encoders.check_runs(name, model, [pair, batch(other, int(lengths[other].argmax()))], classes)
+    uses, head = cost.positions(model, batch("train", median)), models.head_name(model)
     model.train()
-    size = {"sequence_length": int(train.lengths[median])}
+    size = {"sequence_length": int(lengths["train"][median])}
     identity = encoders.describe(model, tokenizer) | {"input": size}
+    data = replace(data, train=tokens["train"], val=tokens["val"], test=tokens["test"])
     return Experiment(config, data, machine, uses, head, pair, identity, tokenizer), model
 
 

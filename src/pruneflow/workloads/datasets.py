@@ -1,7 +1,6 @@
 """Data sets by their names: read, split the same every time, and told of in a line.
 
-To add one, write a function that returns `Raw` (see `images` and `texts`) and its row in IMAGES or
-TEXTS.
+To add one, write a function that returns `Raw` (see `images` and `texts`), and its row here.
 """
 
 from __future__ import annotations
@@ -36,19 +35,16 @@ BUNDLED = ("digits", "reviews")  # need no data_dir, and no network
 
 @dataclass(frozen=True, eq=False)
 class Data:
-    """A data set ready for an experiment: disjoint splits, and the names of classes in order.
-
-    `digest` is of every sample and label; `summary` is a line on what was read as what.
-    """
+    """A data set ready for an experiment: disjoint splits, and the names of classes in order."""
 
     name: str
     train: Samples
     val: Samples
     test: Samples
     classes: tuple[str, ...]
-    digest: str
+    digest: str  # of every sample and label
     source: str
-    summary: str = ""
+    summary: str  # a line on what was read as what
 
 
 def load(
@@ -58,9 +54,6 @@ def load(
 
     Both are drawn by `seed` with an equal share of every class. `image_size` is used only where
     images differ in size and have to be brought to one.
-
-    Raises:
-        InputError: a folder or hub that cannot be read, or a limit that does not fit.
     """
     raw = (IMAGES | TEXTS)[name](data_dir, image_size)
     train, val, test = raw.train, raw.val, raw.test
@@ -88,17 +81,15 @@ def load(
 
 def _summary(raw: Raw, train: Split, val: Split, test: Split) -> str:
     """What was read as what, how it is split, and what stands in two splits."""
-    read = raw.notes or (count(len(raw.train), "sample"),)
-    known = set(train.hashes())
-    repeated = []
+
+    def hashes(split: Split) -> list[int]:
+        return [hash(s if isinstance(s, str) else s.tobytes()) for s in split.samples]
+
+    read = "; ".join(raw.notes or (count(len(raw.train), "sample"),))
+    sizes = f"{len(train):,} to train, {len(val):,} to validate, {len(test):,} to test"
+    known, repeated = set(hashes(train)), []
     for part, split in (("validation", val), ("test", test)):
-        if number := sum(content in known for content in split.hashes()):
+        if number := sum(content in known for content in hashes(split)):
             repeated.append(f"{number:,} of {count(len(split), f'{part} sample')}")
-    parts = [
-        f"read {read[0]}",
-        *read[1:],
-        f"classes: {listed(raw.classes)}",
-        f"{len(train):,} to train, {len(val):,} to validate, {len(test):,} to test",
-        *([f"in train too: {', '.join(repeated)}"] if repeated else []),
-    ]
-    return one_line("; ".join(parts))
+    copies = f"; in train too: {', '.join(repeated)}" if repeated else ""
+    return one_line(f"read {read}; classes: {listed(raw.classes)}; {sizes}{copies}")

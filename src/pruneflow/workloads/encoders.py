@@ -55,21 +55,14 @@ _SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
 def tokenizer_for(name: str, weights: str, texts: Split) -> Any:
-    """The tokenizer that belongs to a model; of `bert` from scratch, one made from the texts.
-
-    Raises:
-        InputError: a hub or folder that has none that can be read.
-    """
+    """The tokenizer that belongs to a model; of `bert` from scratch, one made from the texts."""
     if name == "bert" and weights == "none":
         return BertTokenizer(vocab=_vocabulary(texts), do_lower_case=True, model_max_length=512)
     source = _source(name, weights)
     with _reading(source):
         tokenizer = AutoTokenizer.from_pretrained(source)
     if len(tokenizer.get_vocab()) <= len(set(tokenizer.all_special_tokens)):
-        raise InputError(
-            f"{source!r} has no tokenizer: its vocabulary is empty; put tokenizer.json or "
-            "vocab.txt beside the weights"
-        )
+        raise InputError(f"{source!r} has no tokenizer: put tokenizer.json beside the weights")
     return tokenizer
 
 
@@ -82,9 +75,6 @@ def build(
     generator, for `bert` as large as the tokenizer asks), `pretrained` (of the hub, or of the
     folder in the name) or a folder in Hugging Face layout; the head is new unless they have one of
     this size. Without `load`, the architecture is the same and the weights are new.
-
-    Raises:
-        InputError: what cannot be found, read or used.
     """
     scratch = name == "bert" and weights == "none"
     source = name if scratch else _source(name, weights)
@@ -108,10 +98,8 @@ def build(
     lacking = [*loaded["missing_keys"], *(key[0] for key in loaded["mismatched_keys"])]
     lacking = sorted(k for k in lacking if k.startswith(body) and ".pooler." not in k)
     if lacking:  # all but the head and the pooler has to come from the weights
-        raise InputError(
-            f"weights of {source!r} do not fit its config.json: {lacking[0]} is missing or of "
-            "another shape"
-        )
+        problem = f"{lacking[0]} is missing or of another shape"
+        raise InputError(f"weights of {source!r} do not fit its config.json: {problem}")
     if any(not bool(p.isfinite().all()) for p in model.parameters()):
         raise InputError(f"weights of {source!r} hold NaN or infinite values")
     classifier: nn.Module = model
@@ -162,40 +150,49 @@ def pads_at_start(config: Any) -> bool:
 
 
 def longest(model: nn.Module, tokenizer: Any) -> int:
-    """Tokens that a model and its tokenizer can take at once, 512 at the most.
-
-    Raises:
-        InputError: they have room for no text beside the tokens that go around it.
-    """
-    try:
-        limit = int(tokenizer.model_max_length)
-    except (TypeError, ValueError, OverflowError):
-        limit = 0
-    if limit <= 0:  # none is stated
-        limit = _LONGEST
-    most = min(limit, _positions(model) or _LONGEST, _LONGEST)
+    """Tokens that a model and its tokenizer can take at once, 512 at the most."""
+    stated = (_stated(tokenizer, "model_max_length"), _positions(model), _LONGEST)
+    most = min(number for number in stated if number is not None)
     around = tokenizer.num_special_tokens_to_add()
     if most <= around:
         raise InputError(
-            f"the model or its tokenizer takes {most} tokens of a text, and {around} go around "
-            "every text: correct max_position_embeddings (config.json) or model_max_length "
-            "(tokenizer_config.json)"
+            f"the model or its tokenizer takes {most} tokens of a text, and {around} go around it: "
+            "correct max_position_embeddings (config.json) or model_max_length (tokenizer_config)"
         )
     return most
+
+
+def _stated(owner: Any, name: str) -> int | None:
+    """A number above 0 that a configuration or tokenizer states; files state odd things, too."""
+    try:
+        number = int(getattr(owner, name))
+    except (AttributeError, NotImplementedError, TypeError, ValueError, OverflowError):
+        return None
+    return number if number > 0 else None
+
+
+def _positions(model: nn.Module) -> int | None:
+    """Tokens that a model has positions for; None if any number, or it does not say."""
+    stated = _stated(model.config, "max_position_embeddings")
+    for name, table in model.named_modules():
+        # RoBERTa and its kin number positions from the padding's number on
+        first = getattr(table, "padding_idx", None)
+        if stated and name.endswith("position_embeddings") and first is not None:
+            stated = min(stated, max(0, int(table.weight.shape[0]) - first - 1))
+    return stated or None
 
 
 def check_tokens(name: str, model: Any, part: str, texts: Split, tokens: Tokens) -> None:
     """See that every text of a split is made of tokens that the model has.
 
-    Raises:
-        InputError: a text without tokens, a token beyond the embedding, or ends of texts that an
-            encoder-decoder, which reads its summary there, cannot find.
+    There have to be tokens at all, none beyond the embedding, and as many ends in every text for an
+    encoder-decoder, which reads its summary there.
     """
-    empty = np.flatnonzero(tokens.lengths == 0)
-    if len(empty):
+    shown = [str(text)[:40] for text in texts.samples]
+    for number in np.flatnonzero(tokens.lengths == 0):
         raise InputError(
-            f"the tokenizer of model={name} leaves nothing of {len(empty)} texts of the {part} "
-            f"set, {str(texts.samples[empty[0]])[:40]!r} for one: take them out"
+            f"the tokenizer of model={name} leaves nothing of {shown[number]!r} in the {part} set: "
+            "take such texts out"
         )
     try:
         rows = int(model.get_input_embeddings().weight.shape[0])
@@ -205,29 +202,22 @@ def check_tokens(name: str, model: Any, part: str, texts: Split, tokens: Tokens)
     if largest >= rows:
         raise InputError(
             f"the tokenizer of model={name} gives tokens up to number {largest} (in the {part} "
-            f"set), and the model's embedding has {rows} rows: call "
-            "resize_token_embeddings(len(tokenizer)) on the model and save it again, or use the "
-            "tokenizer it was trained with"
+            f"set), and the model's embedding has {rows} rows: use the tokenizer that it was "
+            "trained with, or call resize_token_embeddings(len(tokenizer)) and save it again"
         )
     if model.config.is_encoder_decoder and isinstance(model.config.eos_token_id, int):
         ends = np.add.reduceat(tokens.ids == model.config.eos_token_id, tokens.starts[:-1])
-        odd = np.flatnonzero(ends != ends[0])
-        if len(odd):
+        for number in np.flatnonzero(ends != ends[0]):
             raise InputError(
                 f"model={name} needs as many ends of text in one text as in another: "
-                f"{str(texts.samples[odd[0]])[:40]!r} (in the {part} set) has {ends[odd[0]]}, "
-                f"{str(texts.samples[0])[:40]!r} {ends[0]}"
+                f"{shown[number]!r} (in the {part} set) has {ends[number]}, {shown[0]!r} {ends[0]}"
             )
 
 
 def check_runs(
     name: str, model: nn.Module, batches: Sequence[Mapping[str, torch.Tensor]], classes: int
 ) -> None:
-    """See that a model gives logits for some batches, in training and in evaluation.
-
-    Raises:
-        InputError: it does not.
-    """
+    """See that a model gives logits for some batches, in training and in evaluation."""
     try:
         with models.looking(model), torch.no_grad():
             for batch in batches:
@@ -268,21 +258,6 @@ def _new(config: Any) -> nn.Module:
     return classifier
 
 
-def _positions(model: nn.Module) -> int | None:
-    """Tokens that a model has positions for; None if any number, or it does not say."""
-    config: Any = model.config
-    try:
-        stated = int(config.max_position_embeddings)
-    except (AttributeError, NotImplementedError, TypeError, ValueError, OverflowError):
-        return None
-    for name, table in model.named_modules():
-        # RoBERTa and its kin number positions from the padding's number on
-        first = getattr(table, "padding_idx", None)
-        if name.endswith("position_embeddings") and first is not None:
-            stated = min(stated, int(table.weight.shape[0]) - first - 1)
-    return stated if stated > 0 else None
-
-
 def _vocabulary(texts: Split) -> dict[str, int]:
     """The commonest words, then every character, alone and within a word; the same every time."""
     words: Counter[str] = Counter()
@@ -301,10 +276,8 @@ def _source(name: str, weights: str) -> str:
     if weights not in ("none", "pretrained"):
         folder = user_path("weights", weights)
         if not folder.is_dir():
-            raise InputError(
-                f"weights={weights!r} is not a folder: for {name} pass none, pretrained, or a "
-                "folder in Hugging Face layout (config.json, model.safetensors, tokenizer)"
-            )
+            valid = "none, pretrained, or a folder in Hugging Face layout"
+            raise InputError(f"weights={weights!r} is not a folder: for {name} pass {valid}")
         return str(folder)
     if name == "bert":
         return BERT

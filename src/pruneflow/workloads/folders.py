@@ -6,9 +6,10 @@ Files and folders that an editor, an archive or a system left there are never da
 from __future__ import annotations
 
 import filecmp
+import itertools
 import os
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,11 +30,7 @@ _LONG = 150
 
 
 def existing(data_dir: str) -> Path:
-    """The folder that `data_dir` names.
-
-    Raises:
-        InputError: it does not exist, or is a file.
-    """
+    """The folder that `data_dir` names."""
     folder = user_path("data_dir", data_dir)
     if not folder.exists():
         raise InputError(f"data_dir={data_dir!r} does not exist (looked at {folder.resolve()})")
@@ -65,11 +62,7 @@ class Listing:
 
 
 def list_files(folder: Path) -> Listing:
-    """Every file below a folder, links followed; a hidden folder counts once and is not entered.
-
-    Raises:
-        InputError: a folder that cannot be opened, or a link to nothing.
-    """
+    """Every file below a folder, links followed; a hidden folder counts once and is not entered."""
 
     def refuse(error: OSError) -> None:
         raise InputError(f"{error.filename} cannot be read: {error.strerror}")
@@ -98,7 +91,7 @@ def split_words(name: str) -> dict[str, str]:
 
     Words are runs of letters, also those of a camelCase name, in capitals or not.
     """
-    words = {}
+    words: dict[str, str] = {}
     for run in re.findall(r"[^\W\d_]+", name):
         for word in (run, *_CAMEL.split(run)):
             for split, pattern in _SPLITS.items():
@@ -110,11 +103,8 @@ def split_words(name: str) -> dict[str, str]:
 def by_split(paths: Collection[Path], folder: Path) -> dict[str, list[Path]]:
     """Files by the split that their name, or a folder's between them and `folder`, speaks of.
 
-    Those of no split are `all`.
-
-    Raises:
-        InputError: a name or path of two splits, two words for one split, files of which some say
-            their split and some do not, or the same file twice.
+    Those of no split are `all`. A name of two splits, two names for one split, files of which some
+    say their split and some do not, and the same file twice are refused.
     """
     splits: dict[str, list[Path]] = {}
     words: dict[str, dict[str, Path]] = {}
@@ -138,16 +128,15 @@ def by_split(paths: Collection[Path], folder: Path) -> dict[str, list[Path]]:
         if len(files) > 1:
             problem = f"has more than one {split} set"
             raise _refusal(folder, problem, files.values(), "keep one, or name them alike")
-    if "all" in splits and len(splits) > 1:
+    unnamed = splits.get("all", [])
+    if unnamed and words:
         problem = "has files that say which set they are, and files that do not"
-        raise _refusal(folder, problem, splits["all"], "name them all train* or test*, or none")
-    if glued := glued_train([str(path.relative_to(folder)) for path in splits.get("all", [])]):
-        raise InputError(
-            f"data_dir={str(folder)!r}: whether these files are the training set cannot be told: "
-            f"{listed(glued)}; write the word apart from others (reviews_train.csv)"
-        )
-    if copies := _copies(paths):
-        raise _refusal(folder, "has the same table twice", copies, "keep one of them")
+        raise _refusal(folder, problem, unnamed, "name them all train* or test*, or none")
+    if glued := glued_train([str(path.relative_to(folder)) for path in unnamed]):
+        problem = "has files of which it cannot be told whether they are the training set"
+        way_out = "write the word apart from others (reviews_train.csv)"
+        raise _refusal(folder, problem, [folder / name for name in glued], way_out)
+    _check_copies(list(paths), folder)
     return splits
 
 
@@ -156,18 +145,15 @@ def _refusal(folder: Path, problem: str, paths: Iterable[Path], way_out: str = "
     return InputError(f"data_dir={str(folder)!r} {problem}: {files}{way_out and f'; {way_out}'}")
 
 
-def _copies(paths: Iterable[Path]) -> tuple[Path, Path] | None:
-    """Two files of one name but for its ending, or of the same bytes."""
-    seen: dict[str | int, list[Path]] = {}
-    for path in paths:
-        alike = seen.setdefault(str(path.with_suffix("")).lower(), [])
-        of_size = seen.setdefault(path.stat().st_size, [])
-        for other in (*alike, *of_size):
-            if other in alike or filecmp.cmp(other, path, shallow=False):
-                return other, path
-        alike.append(path)
-        of_size.append(path)
-    return None
+def _check_copies(paths: Sequence[Path], folder: Path) -> None:
+    """Refuse two files of one name but for its ending, or of the same bytes."""
+    names = [str(path.with_suffix("")).lower() for path in paths]
+    sizes = [path.stat().st_size for path in paths]
+    for a, b in itertools.combinations(range(len(paths)), 2):
+        same_bytes = sizes[a] == sizes[b] and filecmp.cmp(paths[a], paths[b], shallow=False)
+        if names[a] == names[b] or same_bytes:
+            copies = (paths[a], paths[b])
+            raise _refusal(folder, "has the same table twice", copies, "keep one of them")
 
 
 def glued_train(names: Collection[str]) -> list[str]:

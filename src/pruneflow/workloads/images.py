@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +20,6 @@ from pruneflow.workloads.tables import from_hub, reading
 
 if TYPE_CHECKING:  # imported when used: names and help must not wait for them
     from PIL import Image
-
-    from pruneflow.workloads.splits import Integers
 
 # Those of torchvision's ImageFolder.
 ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
@@ -44,7 +42,7 @@ def cifar10(data_dir: str | None, image_size: int | None) -> Raw:
     """CIFAR-10 (Krizhevsky 2009): from the hub, or a folder with its layout or an ImageFolder."""
     hub = "uoft-cs/cifar10"
     if data_dir is None:
-        raw = _table(from_hub("cifar10", hub), hub, image_size)
+        raw = _read(from_hub("cifar10", hub), hub, image_size, [])
     else:
         raw = _folder("cifar10", data_dir, image_size)
     if len(raw.classes) != 10:
@@ -65,26 +63,17 @@ def imagefolder(data_dir: str | None, image_size: int | None) -> Raw:
     return _folder("imagefolder", data_dir, image_size)
 
 
-@dataclass(frozen=True, eq=False)
-class _Stored:
-    """A split as it is stored: its pictures from the first on, and how one is called."""
-
-    pictures: Callable[[], Iterable[Image.Image | None]]
-    labels: Integers
-    name: Callable[[int], str]
-
-
 def _folder(name: str, data_dir: str, size: int | None) -> Raw:
     """A folder laid out as a hub repository (Parquet files), or of images in class folders."""
     folder = folders.existing(data_dir)
     listing = folders.list_files(folder)
     tables = listing.ending((".parquet",))
     if not tables:
-        return _class_folders(folder, listing, size)
-    splits = folders.by_split(tables, folder)
+        splits, notes = _class_folders(folder, listing)
+        return _read(splits, str(folder.resolve()), size, notes)
     files = {  # the library keeps the name `all` for itself
-        "train" if split == "all" else split: [str(path) for path in splits[split]]
-        for split in splits
+        "train" if split == "all" else split: [str(path) for path in paths]
+        for split, paths in folders.by_split(tables, folder).items()
     }
     problem = f"data_dir={data_dir!r} could not be read as {name}"
     with reading(problem, "it should hold the hub repository's files"):
@@ -93,96 +82,17 @@ def _folder(name: str, data_dir: str, size: int | None) -> Raw:
         features = None
         if (folder / "README.md").is_file():  # its card may say what the columns are
             features = datasets.load_dataset_builder(str(folder)).info.features
-        read = datasets.load_dataset("parquet", data_files=files, features=features)
-    return _table(read, str(folder.resolve()), size, listing.left_out(tables))
+        splits = datasets.load_dataset("parquet", data_files=files, features=features)
+    return _read(splits, str(folder.resolve()), size, listing.left_out(tables))
 
 
-# -------------------------------------------------------------------------------------- tables
+# ------------------------------------------------------------------------------- class folders
 
 
-def _table(splits: Any, source: str, size: int | None, notes: Sequence[str] = ()) -> Raw:
-    """A data set of Parquet files with an image and a class label column."""
-    parts = folders.roles(splits)
-    if "train" not in parts:
-        raise InputError(f"{source} has no training split; it has: {', '.join(splits)}")
-    features = splits[parts["train"]].features
-    kinds = {key: type(feature).__name__ for key, feature in features.items()}
-    columns = {kind: key for key, kind in reversed(kinds.items())}  # the first of each kind
-    if not {"Image", "ClassLabel"} <= set(columns):
-        raise InputError(
-            f"{source} is not an image classification set: an image and a class label column are "
-            f"needed, there are: {', '.join(f'{k} ({v})' for k, v in kinds.items())}"
-        )
-    image, label = columns["Image"], columns["ClassLabel"]
-    stored = {
-        part: _rows(splits[key], f"{source}, split {key!r}", image, label)
-        for part, key in parts.items()
-    }
-    if rest := sorted(set(splits) - set(parts.values())):
-        notes = [*notes, f"splits not read: {listed(rest)}"]
-    return _raw(stored, parts, features[label].names, source, size, notes)
+def _class_folders(folder: Path, listing: Listing) -> tuple[dict[str, Any], list[str]]:
+    """Tables of the images of `train/<class>/*` and other splits, or of `<class>/*`; and notes."""
+    from datasets import ClassLabel, Dataset, Features, Image
 
-
-def _rows(split: Any, where: str, image: str, label: str) -> _Stored:
-    import numpy as np
-
-    labels = list(split[label])
-    if not labels:
-        raise InputError(f"{where} is empty")
-    for row, value in enumerate(labels):
-        if value is None or value < 0:
-            raise InputError(f"{where}: row {row} (of {len(labels)}, from 0) has no {label}")
-    numbers = np.asarray(labels, dtype=np.int64)
-    return _Stored(lambda: _decoded(split, image), numbers, lambda row: f"{where}, row {row}")
-
-
-def _decoded(split: Any, column: str) -> Iterable[Image.Image | None]:
-    """The pictures of a split, decoded once and kept in the library's own cache as plain pixels."""
-    import datasets
-    from datasets import Features, Value
-    from PIL import Image
-
-    # As files: the library forgets as it decodes how many bits and which colour was transparent.
-    split = split.cast_column(column, datasets.Image(decode=False))
-    kept = {"width": Value("int32"), "height": Value("int32"), "pixels": Value("binary")}
-    try:
-        decoded = split.map(
-            _upright_rgb,
-            input_columns=[column],
-            batched=True,
-            remove_columns=split.column_names,
-            features=Features(kept),
-        ).with_format("arrow")
-    except Exception:  # a picture that cannot be decoded: told by whom reads them one by one
-        yield from (file and _opened(file) for file in split[column])
-        return
-    for batch in decoded.iter(1_000):
-        for width, height, pixels in zip(*(batch[name] for name in kept), strict=True):
-            yield Image.frombytes("RGB", (width.as_py(), height.as_py()), pixels.as_buffer())
-
-
-def _opened(file: Mapping[str, Any]) -> Image.Image:
-    from PIL import Image
-
-    return Image.open(file["path"] if file["bytes"] is None else io.BytesIO(file["bytes"]))
-
-
-def _upright_rgb(files: list[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    # The library knows what it has computed before by this function's name: what `to_rgb` makes of
-    # a picture cannot change without another name here.
-    rgb = [to_rgb(_opened(file)) for file in files]
-    return {
-        "width": [picture.width for picture in rgb],
-        "height": [picture.height for picture in rgb],
-        "pixels": [picture.tobytes() for picture in rgb],
-    }
-
-
-# -------------------------------------------------------------------------------------- folders
-
-
-def _class_folders(folder: Path, listing: Listing, size: int | None) -> Raw:
-    """`train/<class>/*` with other splits beside it; or `<class>/*` alone."""
     images = listing.ending(ENDINGS)
     if not images:
         raise InputError(
@@ -190,25 +100,29 @@ def _class_folders(folder: Path, listing: Listing, size: int | None) -> Raw:
             f"(train/<class>/<images>): {'; '.join(listing.left_out([])) or 'it is empty'}"
         )
     roots = _roots(folder, images)
-    parts = folders.roles(roots)
-    stored: dict[str, _Stored] = {}
-    used, empty, classes = list[Path](), list[str](), list[str]()
-    for part, split in parts.items():
-        members = _by_class(roots[split], images, split)
-        classes = classes or sorted(members)  # the training set's, which comes first
-        if odd := set(members) ^ set(classes):
-            raise InputError(
-                f"{folder}: its train and {part} folders differ in their classes: "
-                f"{listed(sorted(odd))}"
-            )
-        stored[part] = _files([members[name] for name in classes])
-        used += (path for paths in members.values() for path in paths)
-        inside = [path for path in _folders(roots[split]) if path.name not in members]
-        empty += [str(path.relative_to(folder)) for path in inside]
+    members = {split: _by_class(root, images, split) for split, root in roots.items()}
+    classes = sorted(members["train" if "train" in members else "all"])
+    tables, empty = {}, []
+    for split, by_class in members.items():
+        if odd := set(by_class) ^ set(classes):
+            problem = f"its train and {split} folders differ in their classes"
+            raise InputError(f"{folder}: {problem}: {listed(sorted(odd))}")
+        rows = {
+            "image": [str(path) for name in classes for path in by_class[name]],
+            "label": [name for name in classes for _ in by_class[name]],
+        }
+        features = Features({"image": Image(), "label": ClassLabel(names=classes)})
+        try:
+            tables[split] = Dataset.from_dict(rows, features=features)
+        except UnicodeEncodeError as error:
+            raise InputError(f"{error.object!a}: a file's name has to be UTF-8") from None
+        lacking = [path for path in _folders(roots[split]) if path.name not in by_class]
+        empty += [str(path.relative_to(folder)) for path in lacking]
+    used = [path for by_class in members.values() for paths in by_class.values() for path in paths]
     notes = listing.left_out(used)
     if empty:
         notes.append(f"no classes, as they hold no image: {listed(empty)}")
-    return _raw(stored, parts, classes, str(folder.resolve()), size, notes)
+    return tables, notes
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -224,40 +138,37 @@ def _roots(folder: Path, images: Sequence[Path]) -> dict[str, Path]:
     inside = [path.relative_to(folder).parts for path in images]
     nested = {parts[0] for parts in inside if len(parts) > 2}
     named = {path.name: words for path in _folders(folder) if (words := split_words(path.name))}
+    where = f"data_dir={str(folder)!r}"
     if not nested & set(named):
         if glued := folders.glued_train(sorted(nested)):
             raise InputError(
-                f"data_dir={str(folder)!r}: whether these folders are the training set cannot be "
-                f"told: {listed(glued)}; write the word apart from others (my_train)"
+                f"{where}: whether these folders are the training set cannot be told: "
+                f"{listed(glued)}; write the word apart from others (my_train)"
             )
         return {"all": folder}
-    splits = [split for words in named.values() for split in words]
-    each_once = len(splits) == len(set(splits)) == len(named)
-    if not each_once or "train" not in splits or set(named) - nested:
+    roots = {split: folder / name for name, words in named.items() for split in words}
+    each_once = len(roots) == len(named) == sum(len(words) for words in named.values())
+    if not each_once or "train" not in roots or set(named) - nested:
         raise InputError(
-            f"data_dir={str(folder)!r}: which folders are the training, validation and test set "
-            f"cannot be told from {listed(sorted(named))}: there should be a train folder, at most "
-            "one of each, and class folders with images in each"
+            f"{where}: which folders are the training, validation and test set cannot be told "
+            f"from {listed(sorted(named))}: there should be a train folder, at most one of each, "
+            "and class folders with images in each"
         )
-    return {split: folder / name for name, words in named.items() for split in words}
+    return roots
 
 
 def _by_class(root: Path, images: Sequence[Path], split: str) -> dict[str, list[Path]]:
     """Images of each class folder, in the order of torchvision's ImageFolder."""
     members: dict[str, list[Path]] = {}
-    unclear = []
-    inside = [path for path in images if path.is_relative_to(root)]
-    for path in sorted(inside, key=lambda path: (str(path.parent), path.name)):
-        *above, _ = path.relative_to(root).parts
+    for path in sorted(images, key=lambda path: (str(path.parent), path.name)):
+        above = path.relative_to(root).parts[:-1] if path.is_relative_to(root) else ()
+        if any(set(split_words(name)) - {split} for name in above[1:]):
+            raise InputError(
+                f"{path}: a folder inside a class folder is named after a split; the layout that "
+                "is read is train/<class>/<images>"
+            )
         if above:
             members.setdefault(above[0], []).append(path)
-        if any(set(split_words(name)) - {split} for name in above[1:]):
-            unclear.append(str(path.relative_to(root)))
-    if unclear:
-        raise InputError(
-            f"{root}: folders inside class folders are named after a split: {listed(unclear)}; "
-            "the layout that is read is train/<class>/<images>"
-        )
     if not members:
         raise InputError(
             f"{root} holds neither Parquet files nor images in class folders "
@@ -266,40 +177,50 @@ def _by_class(root: Path, images: Sequence[Path], split: str) -> dict[str, list[
     return members
 
 
-def _files(by_class: Sequence[Sequence[Path]]) -> _Stored:
-    import numpy as np
-    from PIL import Image
-
-    paths = [path for members in by_class for path in members]
-    numbers = np.arange(len(by_class), dtype=np.int64)
-    labels = np.repeat(numbers, [len(members) for members in by_class])
-    return _Stored(lambda: map(Image.open, paths), labels, lambda index: str(paths[index]))
+# -------------------------------------------------------------------------------------- tables
 
 
-# ------------------------------------------------------------------------------------- decoding
-
-
-def _raw(
-    stored: Mapping[str, _Stored],
-    parts: Mapping[str, str],
-    classes: Sequence[str],
-    source: str,
-    size: int | None,
-    notes: Sequence[str],
-) -> Raw:
+def _read(splits: Any, source: str, size: int | None, notes: Sequence[str]) -> Raw:
+    """A data set of tables with an image and a class label column, decoded."""
+    parts = folders.roles(splits)
+    if "train" not in parts:
+        raise InputError(f"{source} has no training split; it has: {', '.join(splits)}")
+    features = splits[parts["train"]].features
+    kinds = {key: type(feature).__name__ for key, feature in features.items()}
+    columns = {kind: key for key, kind in reversed(kinds.items())}  # the first of each kind
+    if not {"Image", "ClassLabel"} <= set(columns):
+        raise InputError(
+            f"{source} is not an image classification set: an image and a class label column are "
+            f"needed, there are: {', '.join(f'{k} ({v})' for k, v in kinds.items())}"
+        )
+    label = columns["ClassLabel"]
+    for key in parts.values():
+        values, where = list(splits[key][label]), f"{source}, split {key!r}"
+        if not values:
+            raise InputError(f"{where} is empty")
+        for row, value in enumerate(values):
+            if value is None or value < 0:
+                raise InputError(f"{where}: row {row} (of {len(values)}, from 0) has no {label}")
+    tables = {part: splits[key] for part, key in parts.items()}
+    names = {part: f"{source}, split {key!r}" for part, key in parts.items()}
     assert size is not None
-    decoded = _decode(stored, None) or _decode(stored, (size, size))
+    decoded = _decode(tables, names, columns, None) or _decode(tables, names, columns, (size, size))
     assert decoded is not None
-    splits, several = decoded
-    read = [f"{folders.titled(k, parts[k])}: {count(len(s), 'image')}" for k, s in splits.items()]
+    sets, several = decoded
+    read = [f"{folders.titled(k, parts[k])}: {count(len(s), 'image')}" for k, s in sets.items()]
+    rest = sorted(set(splits) - set(parts.values()))
+    notes = [*notes, *([f"splits not read: {listed(rest)}"] if rest else [])]
     if several:
-        notes = [*notes, f"of several frames, the first is read: {count(several, 'image')}"]
-    val, test = splits.get("validation"), splits.get("test")
-    return Raw(splits["train"], test, tuple(classes), source, val, (*read, *notes))
+        notes.append(f"of several frames, the first is read: {count(several, 'image')}")
+    val, test = sets.get("validation"), sets.get("test")
+    return Raw(sets["train"], test, tuple(features[label].names), source, val, (*read, *notes))
 
 
 def _decode(
-    stored: Mapping[str, _Stored], fit: tuple[int, int] | None
+    tables: Mapping[str, Any],
+    names: Mapping[str, str],
+    columns: Mapping[str, str],
+    fit: tuple[int, int] | None,
 ) -> tuple[dict[str, Split], int] | None:
     """Every picture as it is, or its middle fitted into a width and height.
 
@@ -310,24 +231,71 @@ def _decode(
     from PIL import ImageOps
 
     splits, several, side = {}, 0, fit
-    for part, split in stored.items():
+    for part, table in tables.items():
         images = np.empty(0, dtype=np.uint8)
-        done = 0
-        try:
-            for picture in split.pictures():
-                if picture is None:
-                    raise ValueError("there is none")
-                several += getattr(picture, "n_frames", 1) > 1
-                rgb = to_rgb(picture)
-                side = side or rgb.size
-                if fit is None and rgb.size != side:
-                    return None
-                if done == 0:
-                    images = np.empty((len(split.labels), side[1], side[0], 3), dtype=np.uint8)
-                images[done] = np.asarray(ImageOps.fit(rgb, side) if fit else rgb)
-                done += 1
-        except Exception as error:  # Pillow raises whatever a file's bytes lead it to
-            reason = first_line(error)
-            raise InputError(f"{split.name(done)} cannot be decoded: {reason}") from None
-        splits[part] = Split(images, split.labels)
+        for row, (rgb, frames) in enumerate(_pictures(table, columns["Image"], names[part])):
+            several += frames > 1
+            side = side or rgb.size
+            if fit is None and rgb.size != side:
+                return None
+            if row == 0:
+                images = np.empty((len(table), side[1], side[0], 3), dtype=np.uint8)
+            images[row] = np.asarray(ImageOps.fit(rgb, side) if fit else rgb)
+        labels = np.asarray(table[columns["ClassLabel"]], dtype=np.int64)
+        splits[part] = Split(images, labels)
     return splits, several
+
+
+def _pictures(table: Any, column: str, name: str) -> Iterator[tuple[Image.Image, int]]:
+    """Pictures as RGB, and their frames; those of files of tables are decoded once.
+
+    They are kept in the library's own cache as plain pixels.
+    """
+    import datasets
+    from datasets import Features, Value
+    from PIL import Image
+
+    # As files: the library forgets as it decodes how many bits and which colour was transparent.
+    files = table.cast_column(column, datasets.Image(decode=False))
+    kept = {"width": Value("int32"), "height": Value("int32"), "pixels": Value("binary")}
+    decoded = None
+    if table.cache_files:
+        with suppress(Exception):  # a picture that cannot be decoded is named below
+            decoded = files.map(
+                _upright_rgb,
+                input_columns=[column],
+                batched=True,
+                remove_columns=files.column_names,
+                features=Features(kept),
+            ).with_format("arrow")
+    for batch in decoded.iter(1_000) if decoded is not None else ():
+        for width, height, pixels in zip(*(batch[key] for key in kept), strict=True):
+            size = (width.as_py(), height.as_py())
+            yield Image.frombytes("RGB", size, pixels.as_buffer()), 1
+    for row, file in enumerate(files[column] if decoded is None else ()):
+        try:
+            picture = _opened(file)
+            rgb, frames = to_rgb(picture), getattr(picture, "n_frames", 1)
+        except Exception as error:  # Pillow raises whatever a file's bytes lead it to
+            where = file["path"] if file and file["bytes"] is None else f"{name}, row {row}"
+            raise InputError(f"{where} cannot be decoded: {first_line(error)}") from None
+        yield rgb, frames
+
+
+def _opened(file: Mapping[str, Any] | None) -> Image.Image:
+    from PIL import Image
+
+    if file is None:
+        raise ValueError("there is none")
+    return Image.open(file["path"] if file["bytes"] is None else io.BytesIO(file["bytes"]))
+
+
+def _upright_rgb(files: list[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    # The library knows what it has computed before by this function's name: what `to_rgb` makes of
+    # a picture cannot change without another name here.
+    rgb = [to_rgb(_opened(file)) for file in files]
+    return {
+        "width": [picture.width for picture in rgb],
+        "height": [picture.height for picture in rgb],
+        "pixels": [picture.tobytes() for picture in rgb],
+    }

@@ -32,9 +32,6 @@ class Machine:
 
         Sets PyTorch's thread count, and on a CPU what the allocator does with large blocks, for
         the process.
-
-        Raises:
-            InputError: a device that is not there, or more threads than cores.
         """
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -9,7 +9,7 @@ import os
 import random
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,17 +42,16 @@ def build(name: str, classes: int, *, weights: str = "none", load: bool = True) 
     (ImageNet, downloaded by torchvision on first use; the head is new), or a safetensors file, of
     which all but the head is taken if that has another number of outputs. Without `load`, the
     architecture is the same and the weights are new.
-
-    Raises:
-        InputError: an unknown name, a download that fails, a file that does not fit.
     """
     if name not in names():
         raise unknown("model", name, names())
-    if weights == "pretrained" and load:
-        return _published(name, classes)
-    model = _new(name, classes, _published_options(name) if weights == "pretrained" else {})
-    if weights != "none" and load:
-        _load_file(model, user_path("weights", weights))
+    published = weights == "pretrained"
+    model = _new(name, classes, _published_options(name) if published else {})
+    if published and load:
+        _take(model, _published(name), f"the ImageNet weights of {name}")
+    elif weights != "none" and load:
+        path = user_path("weights", weights)
+        _take(model, _read(path), f"weights={str(path)!r}")
     return model
 
 
@@ -99,12 +98,12 @@ def _published_options(name: str) -> dict[str, Any]:
     return {"transform_input": True} if name in _WITH_AUXILIARY_HEADS else {}
 
 
-def _published(name: str, classes: int) -> nn.Module:
-    """A model as torchvision's builder makes it with its ImageNet weights, and a new head."""
+def _published(name: str) -> dict[str, Tensor]:
+    """ImageNet weights as torchvision's builder loads them, without those of any head."""
     forced = os.environ.get(_FORCE_SAFE)
     os.environ[_FORCE_SAFE] = "1"  # torch.load reads tensors alone, also where a builder calls it
     try:
-        model: nn.Module = torchvision.models.get_model(name, weights="DEFAULT")
+        model = torchvision.models.get_model(name, weights="DEFAULT")
     except Exception as error:  # torch.hub raises what network, disk or the file's bytes lead it to
         folder = Path(torch.hub.get_dir()) / "checkpoints"
         raise InputError(
@@ -115,58 +114,46 @@ def _published(name: str, classes: int) -> nn.Module:
         del os.environ[_FORCE_SAFE]
         if forced is not None:
             os.environ[_FORCE_SAFE] = forced
-    if name in _WITH_AUXILIARY_HEADS:
-        model.aux_logits = False  # type: ignore[assignment]
-        for head in ("AuxLogits", "aux1", "aux2"):
-            if hasattr(model, head):
-                setattr(model, head, None)
-    name = head_name(model)
-    old: Any = model.get_submodule(name)
-    bias = old.bias is not None
-    parent, _, attribute = name.rpartition(".")
-    new = (
-        nn.Conv2d(old.in_channels, classes, old.kernel_size, bias=bias)
-        if isinstance(old, nn.Conv2d)
-        else nn.Linear(old.in_features, classes, bias=bias)
-    )
-    setattr(model.get_submodule(parent), attribute, new)
-    return model
+    heads = (f"{head_name(model)}.", "AuxLogits.", "aux1.", "aux2.")
+    return {k: tensor for k, tensor in model.state_dict().items() if not k.startswith(heads)}
 
 
-def _load_file(model: nn.Module, path: Path) -> None:
+def _read(path: Path) -> dict[str, Tensor]:
     weights = f"weights={str(path)!r}"
     if not path.is_file():
         raise InputError(f"{weights} is not a file: pass none, pretrained, or a safetensors file")
     try:
-        state: Mapping[str, Tensor] = load_file(path)
+        state: dict[str, Tensor] = load_file(path)
     except (SafetensorError, OSError) as error:
-        reason = first_line(error)
-        if path.suffix != ".safetensors":
-            reason += (
-                "; only safetensors files are read, no pickles: safetensors.torch.save_file("
-                "torch.load(<file>, weights_only=True), <new file>) makes one of a state dict"
-            )
-        raise InputError(f"{weights} cannot be read: {reason}") from None
-    if any(name.endswith(".kept") for name in state):
-        raise InputError(
-            f"{weights} is the checkpoint of a pruned level, whose tensors are packed: pass dense "
-            "weights"
+        hint = (
+            "; only safetensors files are read, no pickles: safetensors.torch.save_file("
+            "torch.load(<file>, weights_only=True), <new file>) makes one of a state dict"
         )
-    wanted = model.state_dict()
+        hint = hint if path.suffix != ".safetensors" else ""
+        raise InputError(f"{weights} cannot be read: {first_line(error)}{hint}") from None
+    if any(name.endswith(".kept") for name in state):
+        problem = "is the checkpoint of a pruned level, whose tensors are packed"
+        raise InputError(f"{weights} {problem}: pass dense weights")
+    return state
+
+
+def _take(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Load weights whole, but for a head of another number of outputs."""
+    wanted, head = model.state_dict(), f"{head_name(model)}."
     for name, tensor in wanted.items():
         given = state.get(name)
         if given is not None and given.shape == tensor.shape:
             if given.is_floating_point() and not given.isfinite().all():
-                raise InputError(f"{weights}: {name} holds NaN or infinite values")
+                raise InputError(f"{source}: {name} holds NaN or infinite values")
             wanted[name] = given
-        elif not name.startswith(f"{head_name(model)}."):
-            found = "missing" if given is None else f"of shape {tuple(given.shape)}"
+        elif not name.startswith(head):
+            shape = "missing" if given is None else f"of shape {tuple(given.shape)}"
             raise InputError(
-                f"{weights} do not fit the model: {name} is {found}, it should be of shape "
+                f"{source} do not fit the model: {name} is {shape}, it should be of shape "
                 f"{tuple(tensor.shape)}"
             )
     if extra := sorted(state.keys() - wanted.keys()):
-        raise InputError(f"{weights} do not fit the model: it has no {extra[0]}")
+        raise InputError(f"{source} do not fit the model: it has no {extra[0]}")
     load_state(model, wanted)
 
 
@@ -203,11 +190,7 @@ def logits(model: nn.Module, inputs: Tensor | Mapping[str, Tensor]) -> Tensor:
 
 
 def check_image_size(model: nn.Module, name: str, size: int) -> Tensor:
-    """One blank input (1, 3, size, size) that the model is seen to accept.
-
-    Raises:
-        InputError: an image size that the model cannot take.
-    """
+    """One blank input (1, 3, size, size) that the model is seen to accept."""
     try:
         sample = torch.zeros(1, 3, size, size, device=next(model.parameters()).device)
         with looking(model), torch.inference_mode():
@@ -254,11 +237,8 @@ def looking(*observed: nn.Module) -> Iterator[None]:
     Whatever runs, traces, exports, counts or times a model does so in here. Weights are not kept
     twice: nothing that only runs a model writes to them.
     """
-    with ExitStack() as stack:
-        stack.enter_context(same_random_state())
+    with same_random_state(), same_modes(*observed), _same_tensors(*observed):
         for model in observed:
-            stack.enter_context(same_modes(model))
-            stack.enter_context(_same_tensors(model))
             model.eval()
         yield
 
@@ -278,9 +258,9 @@ def same_random_state() -> Iterator[None]:
 
 
 @contextmanager
-def same_modes(model: nn.Module) -> Iterator[None]:
+def same_modes(*observed: nn.Module) -> Iterator[None]:
     """Leave every submodule in training or eval mode, as it was; they need not be alike."""
-    modes = [(module, module.training) for module in model.modules()]
+    modes = [(module, module.training) for model in observed for module in model.modules()]
     try:
         yield
     finally:
@@ -289,10 +269,11 @@ def same_modes(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _same_tensors(model: nn.Module) -> Iterator[None]:
-    gradients = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+def _same_tensors(*observed: nn.Module) -> Iterator[None]:
+    gradients = [(p, p.requires_grad) for model in observed for p in model.parameters()]
     buffers = [
         (module, name, buffer, buffer.clone())
+        for model in observed
         for module in model.modules()
         for name, buffer in module._buffers.items()
         if buffer is not None and buffer.layout == torch.strided

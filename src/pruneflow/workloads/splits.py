@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -27,18 +27,12 @@ class Split:
     def __getitem__(self, index: Integers) -> Split:
         return Split(self.samples[index], self.labels[index])
 
-    def hashes(self) -> Iterator[int]:
-        """What tells samples from each other, within this process."""
-        for sample in self.samples:
-            yield hash(sample if isinstance(sample, str) else sample.tobytes())
-
 
 @dataclass(frozen=True, eq=False)
 class Tokens:
-    """Texts as a model's tokenizer has them: token numbers end to end, and where each text starts.
+    """Texts as a tokenizer has them: token numbers end to end, and where each text starts (N + 1,).
 
-    `starts` (N + 1,) ends with where the last text does. `padding` fills up the shorter texts of a
-    batch, before the text if `at_start`.
+    `padding` fills up the shorter texts of a batch, before the text if `at_start`.
     """
 
     ids: NDArray[np.int32]

@@ -33,19 +33,11 @@ class Table:
     lines: Sequence[int] = ()
 
     def texts(self, column: str) -> list[str]:
-        """Values of a column.
-
-        Raises:
-            InputError: one that is missing, or is no text.
-        """
+        """Values of a column, none of which may be missing or anything but text."""
         return self._strings(column, "text", (str,))
 
     def labels(self, column: str) -> list[str]:
-        """Values of a column as text, whatever a file has stored them as.
-
-        Raises:
-            InputError: one that is missing, or is neither text nor a number.
-        """
+        """Values of a column as text, whatever a file has stored texts and numbers as."""
         values = self._strings(column, "labels", (str, bool, int, float, Decimal))
         return [value.strip() for value in values]
 
@@ -56,8 +48,7 @@ class Table:
         strings = []
         for row, value in enumerate(self.columns[column]):
             plain = value.item() if isinstance(value, np.generic) else value
-            not_a_number = isinstance(plain, float) and plain != plain
-            missing = not_a_number or plain is None or plain is pd.NA or plain is pd.NaT
+            missing = pd.api.types.is_scalar(plain) and pd.isna(plain)
             fits = isinstance(plain, kinds) and not missing
             if not fits or not str(plain).strip():
                 line = f"; line {self.lines[row]}" if self.lines else ""
@@ -83,11 +74,7 @@ def reading(problem: str, way_out: str) -> Iterator[None]:
 
 
 def from_hub(name: str, repository: str, *configuration: str) -> Any:
-    """The splits of a data set of the Hugging Face hub.
-
-    Raises:
-        InputError: it cannot be read.
-    """
+    """The splits of a data set of the Hugging Face hub."""
     problem = f"{name} could not be read from the Hugging Face hub ({repository})"
     with reading(problem, "pass data_dir=<folder with the hub repository's files>"):
         import datasets
@@ -98,11 +85,7 @@ def from_hub(name: str, repository: str, *configuration: str) -> Any:
 def read(folder: Path) -> tuple[dict[str, list[Table]], list[str]]:
     """Tables of a folder's CSV and Parquet files, by the split they are named after, or `all`.
 
-    Returns:
-        The tables, and notes on the files that were left out.
-
-    Raises:
-        InputError: files that cannot be read, or whose split cannot be told.
+    With them, notes on the files that were left out.
     """
     listing = list_files(folder)
     paths = listing.ending((".csv", ".parquet"))
@@ -130,7 +113,7 @@ def _table(path: Path) -> Table:
 def of_frame(name: str, frame: pd.DataFrame) -> Table:
     """A table out of a data frame."""
     columns = [frame.iloc[:, number].tolist() for number in range(frame.shape[1])]
-    return Table(name, dict(zip(_header(name, frame.columns), columns, strict=True)))
+    return Table(name, _by_name(name, frame.columns, columns))
 
 
 def _csv(path: Path) -> Table:
@@ -164,28 +147,31 @@ def _csv(path: Path) -> Table:
         if row == header:
             raise InputError(f"{where} is the header again: {', '.join(header)}")
     columns = list(zip(*rows, strict=True)) or [()] * len(header)
-    return Table(str(path), dict(zip(_header(str(path), header), columns, strict=True)), lines[1:])
+    return Table(str(path), _by_name(str(path), header, columns), lines[1:])
 
 
-def _header(name: str, columns: Iterable[object]) -> list[str]:
-    """Names of columns in small letters; columns without a name have their number."""
-    names = [str(column).strip().lower() or f"#{number}" for number, column in enumerate(columns)]
-    if twice := sorted({column for column in names if names.count(column) > 1}):
-        raise InputError(f"{name} has two columns of one name: {listed(twice)}")
-    return names
+def _by_name(
+    table: str, header: Iterable[object], columns: Sequence[Sequence[Any]]
+) -> dict[str, Sequence[Any]]:
+    """Columns by their names in small letters, or their number where they have no name."""
+    names = [str(name).strip().lower() or f"#{number}" for number, name in enumerate(header)]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise InputError(f"{table} has two columns of one name: {listed(twice)}")
+    return dict(zip(names, columns, strict=True))
 
 
 def text_and_label(table: Table) -> tuple[str, str]:
-    """Names of a table's text and label column.
+    """Names of a table's text and label column: usual ones, or that of the only texts."""
 
-    Raises:
-        InputError: they cannot be told.
-    """
+    def holds_text(values: Sequence[Any]) -> bool:
+        texts = all(isinstance(value, str) for value in values)
+        return texts and not all(_NO_TEXT.fullmatch(value.strip()) for value in values)
+
     label = next((name for name in _LABEL if name in table.columns), None)
     text = next((name for name in _TEXT if name in table.columns), None)
     if text is None:
         others = [name for name in table.columns if name != label and not name.startswith("#")]
-        of_text = [name for name in others if _holds_text(table.columns[name])]
+        of_text = [name for name in others if holds_text(table.columns[name])]
         text = of_text[0] if len(of_text) == 1 else None
     if text is None or label is None:
         lacking, usual = ("text", _TEXT) if text is None else ("label", _LABEL)
@@ -196,19 +182,11 @@ def text_and_label(table: Table) -> tuple[str, str]:
     return text, label
 
 
-def _holds_text(values: Sequence[Any]) -> bool:
-    return all(isinstance(value, str) for value in values) and not all(
-        _NO_TEXT.fullmatch(value.strip()) for value in values
-    )
-
-
 def class_names(labels: Iterable[str]) -> dict[str, str]:
-    """The class of each label: numbers of one value are one class, `1` for `01`, `1` and `1.0`.
+    """The class of each label, in order: numbers first, by their value.
 
-    Where some numbers are no whole ones, all are written as those are: `0.5`, `1.0`.
-
-    Returns:
-        Label -> name of its class; classes in order, numbers first, by their value.
+    Numbers of one value are one class, `1` for `01`, `1` and `1.0`; where some are no whole ones,
+    all are written as those are: `0.5`, `1.0`.
     """
     distinct = set(labels)
     numbers = {label: Decimal(label) for label in distinct if _NUMBER.fullmatch(label)}

@@ -1,4 +1,7 @@
-"""Training of classifiers, of images and of texts, an epoch at a time."""
+"""Training and evaluation of classifiers, of images and of texts.
+
+Accuracy is correct samples over samples, summed before it is divided.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +12,24 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.optim.swa_utils import update_bn
 
 from pruneflow.errors import ExperimentError
 from pruneflow.workloads import models
 from pruneflow.workloads.batches import shuffled, slices, to_model
 from pruneflow.workloads.machine import Machine
-from pruneflow.workloads.splits import Samples
+from pruneflow.workloads.splits import Samples, Tokens
 
 _PROGRESS_SECONDS = 0.5
+# Pixels of an evaluation batch (512 images of 64x64): beyond it, speed no longer grows.
+_EVALUATION_PIXELS = 1 << 21
+_EVALUATION_TEXTS = 128
+_STATISTICS_SAMPLES = 2_048  # BatchNorm's statistics are re-estimated on
 
 
 @dataclass(frozen=True)
@@ -61,16 +71,80 @@ class Epoch:
     snapshot: Callable[[], Snapshot]  # of the training as it stands, until the next epoch
 
 
-class _Training:
-    """What changes as a model is trained: its weights, the optimizer, and the order of samples."""
+_OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adamw": functools.partial(torch.optim.AdamW, fused=True),
+    "sgd": functools.partial(torch.optim.SGD, momentum=0.9, fused=True),
+}
 
-    def __init__(self, model: nn.Module, recipe: Recipe, samples: int) -> None:
+
+class _Training:
+    """A model that is trained, with all that changes as it is: the optimizer, order, rates."""
+
+    def __init__(self, model: nn.Module, data: Samples, recipe: Recipe, machine: Machine) -> None:
+        self.model, self.data, self.recipe, self.machine = model, data, recipe, machine
         torch.manual_seed(recipe.seed)
-        self.model = model
         self.order = torch.Generator().manual_seed(recipe.seed)
-        self.optimizer = _optimizer(model, recipe)
-        steps = len(slices(samples, recipe.batch_size)) * recipe.epochs
-        self.rates = _rates(self.optimizer, recipe, steps)
+        if recipe.optimizer not in _OPTIMIZERS:
+            raise ValueError(f"optimizer {recipe.optimizer!r} is neither 'adamw' nor 'sgd'")
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = _OPTIMIZERS[recipe.optimizer](
+            parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay
+        )
+        self.rates = None
+        if recipe.lr_schedule == "one_cycle":
+            steps = len(slices(len(data), recipe.batch_size)) * recipe.epochs
+            self.rates = torch.optim.lr_scheduler.OneCycleLR(
+                self.optimizer,
+                recipe.learning_rate,
+                total_steps=max(steps, 2),
+                cycle_momentum=False,
+            )
+        elif recipe.lr_schedule != "constant":
+            valid = "neither 'one_cycle' nor 'constant'"
+            raise ValueError(f"lr_schedule {recipe.lr_schedule!r} is {valid}")
+
+    def epoch(
+        self,
+        number: int,
+        after_step: Callable[[torch.optim.Optimizer], None] | None,
+        on_progress: Callable[[int, float, float], None] | None,
+    ) -> tuple[float, float]:
+        """Mean loss and accuracy of one pass over the samples, in which the model is trained."""
+        model, recipe, device = self.model.train(), self.recipe, self.machine.device
+        loss_sum = torch.zeros((), device=device)
+        correct = torch.zeros((), dtype=torch.int64, device=device)
+        seen, reported = 0, time.perf_counter()
+        for batch in shuffled(self.data, recipe.batch_size, self.order):
+            inputs, labels = to_model(self.data, batch, recipe.image_size, self.machine)
+            with self.machine.autocast():
+                logits = models.logits(model, inputs)
+            loss = functional.cross_entropy(logits.float(), labels)
+            self.optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            self.optimizer.step()
+            if after_step is not None:
+                after_step(self.optimizer)
+            if self.rates is not None:
+                self.rates.step()
+            seen += len(labels)
+            loss_sum += loss.detach() * len(labels)
+            correct += (logits.detach().argmax(1) == labels).sum()
+            now = time.perf_counter()
+            if now - reported >= _PROGRESS_SECONDS or seen == len(self.data):
+                reported, mean = now, float(loss_sum) / seen
+                if not math.isfinite(mean):
+                    raise self.diverged(f"the loss became {mean}", number)
+                if on_progress is not None:
+                    on_progress(number, seen / len(self.data), mean)
+        if not all(bool(p.isfinite().all()) for p in model.parameters()):
+            raise self.diverged("weights became NaN or infinite", number)
+        return float(loss_sum) / seen, int(correct) / seen
+
+    def diverged(self, problem: str, epoch: int) -> ExperimentError:
+        rate = self.recipe.learning_rate
+        return ExperimentError(
+            f"{problem} in epoch {epoch} at learning_rate={rate}: try a lower one"
+        )
 
     def snapshot(self, epoch: int, seconds: float) -> Snapshot:
         state = self.optimizer.state_dict()
@@ -134,87 +208,63 @@ def fit(
     """
     if recipe.epochs == 0:
         return
-    training = _Training(model, recipe, len(data))
+    training = _Training(model, data, recipe, machine)
     began, through = time.perf_counter(), 0
     if since is not None:
         training.restore(since)
         began, through = began - since.seconds, since.epoch
     for number in range(through + 1, recipe.epochs + 1):
         start = time.perf_counter()
-
-        def progress(share: float, loss: float, number: int = number) -> None:
-            if not math.isfinite(loss):
-                raise _diverged(f"the loss became {loss}", number, recipe)
-            if on_progress is not None:
-                on_progress(number, share, loss)
-
-        loss, accuracy = _epoch(training, data, recipe, machine, after_step, progress)
-        seconds = time.perf_counter() - start
-        if not all(bool(p.isfinite().all()) for p in model.parameters()):
-            raise _diverged("weights became NaN or infinite", number, recipe)
-        total = time.perf_counter() - began
+        loss, accuracy = training.epoch(number, after_step, on_progress)
+        now = time.perf_counter()
+        seconds, total = now - start, now - began
         snapshot = functools.partial(training.snapshot, number, total)
         yield Epoch(number, loss, accuracy, seconds, len(data) / seconds, total, snapshot)
 
 
-def _epoch(
-    training: _Training,
+def accuracy(
+    model: nn.Module,
     data: Samples,
-    recipe: Recipe,
     machine: Machine,
-    after_step: Callable[[torch.optim.Optimizer], None] | None,
-    progress: Callable[[float, float], None],
-) -> tuple[float, float]:
-    """Mean loss and accuracy of one pass over the samples, in which the model is trained."""
-    model, optimizer = training.model.train(), training.optimizer
-    loss_sum = torch.zeros((), device=machine.device)
-    correct = torch.zeros((), dtype=torch.int64, device=machine.device)
-    seen, reported = 0, time.perf_counter()
-    for batch in shuffled(data, recipe.batch_size, training.order):
-        inputs, labels = to_model(data, batch, recipe.image_size, machine)
-        with machine.autocast():
-            logits = models.logits(model, inputs)
-        loss = functional.cross_entropy(logits.float(), labels)
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        if after_step is not None:
-            after_step(optimizer)
-        if training.rates is not None:
-            training.rates.step()
-        seen += len(labels)
-        loss_sum += loss.detach() * len(labels)
-        correct += (logits.detach().argmax(1) == labels).sum()
-        now = time.perf_counter()
-        if now - reported >= _PROGRESS_SECONDS or seen == len(data):
-            reported = now
-            progress(seen / len(data), float(loss_sum) / seen)
-    return float(loss_sum) / seen, int(correct) / seen
+    *,
+    image_size: int | None,
+    batch_size: int,
+    of: NDArray[np.int64] | None = None,
+) -> float:
+    """Correct samples / samples, in eval mode; the model is left as it was.
+
+    A batch is at least as large as in training. `of` are the numbers of the samples that count.
+    """
+    order = np.arange(len(data)) if of is None else of
+    if isinstance(data, Tokens):  # alike in length, so that hardly any of a batch is padding
+        order = order[np.argsort(data.lengths[order], kind="stable")]
+        size = max(batch_size, _EVALUATION_TEXTS)
+    else:
+        assert image_size is not None
+        size = max(batch_size, min(512, _EVALUATION_PIXELS // image_size**2))
+    correct = 0
+    with models.looking(model), torch.inference_mode(), machine.autocast():
+        for start in range(0, len(order), size):
+            inputs, labels = to_model(data, order[start : start + size], image_size, machine)
+            correct += int((models.logits(model, inputs).argmax(1) == labels).sum())
+    return correct / len(order)
 
 
-def _diverged(what: str, epoch: int, recipe: Recipe) -> ExperimentError:
-    return ExperimentError(
-        f"{what} in epoch {epoch} at learning_rate={recipe.learning_rate}: try a lower one"
+def recalibrate(model: nn.Module, data: Samples, recipe: Recipe, machine: Machine) -> None:
+    """Re-estimate the running statistics of BatchNorm, in place, as the mean over batches.
+
+    Statistics of the unpruned model are wrong for a pruned one, and make its accuracy before
+    fine-tuning look like chance (Li et al. 2020, EagleEye, https://arxiv.org/abs/2007.02491).
+    The recipe's batch size, image size and seed say which of the training samples are used, and
+    how.
+    """
+    if not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
+        return
+    order = np.random.default_rng(recipe.seed).permutation(len(data))[:_STATISTICS_SAMPLES]
+    batches = (
+        to_model(data, order[batch], recipe.image_size, machine)[0]
+        for batch in slices(len(order), recipe.batch_size)
     )
-
-
-def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    given: dict[str, Any] = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay}
-    if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, fused=True, **given)
-    if recipe.optimizer == "sgd":
-        return torch.optim.SGD(parameters, momentum=0.9, fused=True, **given)
-    raise ValueError(f"optimizer {recipe.optimizer!r} is neither 'adamw' nor 'sgd'")
-
-
-def _rates(
-    optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int
-) -> torch.optim.lr_scheduler.LRScheduler | None:
-    if recipe.lr_schedule == "constant":
-        return None
-    if recipe.lr_schedule == "one_cycle":
-        return torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, recipe.learning_rate, total_steps=max(steps, 2), cycle_momentum=False
-        )
-    raise ValueError(f"lr_schedule {recipe.lr_schedule!r} is neither 'one_cycle' nor 'constant'")
+    with models.same_random_state(), models.same_modes(model), machine.autocast():
+        torch.manual_seed(recipe.seed)  # dropout is active
+        update_bn(batches, model)
