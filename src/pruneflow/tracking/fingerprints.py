@@ -74,14 +74,14 @@ def _normal_source(path: Path) -> str:
     """Source without comments and docstrings, laid out as Python does it."""
     tree = ast.parse(path.read_text("utf-8"))
     for node in ast.walk(tree):
-        if isinstance(body := getattr(node, "body", None), list):
-            node.body = [s for s in body if not _is_text(s)] or [ast.Pass()]  # type: ignore[attr-defined]
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            docs = [
+                s for s in body if isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant)
+            ]
+            code = [statement for statement in body if statement not in docs]
+            node.body = code or [ast.Pass()]  # type: ignore[attr-defined]
     return ast.unparse(tree)
-
-
-def _is_text(statement: ast.stmt) -> bool:
-    value = statement.value if isinstance(statement, ast.Expr) else None
-    return isinstance(value, ast.Constant) and isinstance(value.value, str)
 
 
 def _model(config: Settings) -> str:

@@ -103,9 +103,9 @@ def _finished(run_id: str, parameter: str) -> MlflowRun:
     """A finished run that a parameter names; InputError if there is none such."""
     stage, kind, instead = _STAGES[parameter]
     run = reader.run(run_id, parameter, f"the id of a finished {kind} run, {instead}")
-    found = run.data.tags.get("pruneflow.stage", "one of something else")
-    if not found.startswith(stage):
-        raise InputError(f"{parameter}={run_id!r} is not a {kind} run but {found}")
+    actual = run.data.tags.get("pruneflow.stage", "one of something else")
+    if not actual.startswith(stage):
+        raise InputError(f"{parameter}={run_id!r} is not a {kind} run but {actual}")
     if run.info.status != "FINISHED":
         raise InputError(f"{parameter}={run_id!r} did not finish: its status is {run.info.status}")
     return run

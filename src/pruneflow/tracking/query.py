@@ -87,16 +87,16 @@ def levels(
     are `run_id, model, ..., stage` and `name, status, study, form, base_run, fingerprint,
     start_time, end_time`. The other arguments and errors are those of `runs`.
     """
-    found = _runs(experiment, **which)
-    return _records(found, Level, "levels.csv" if artifacts else None)
+    path = "levels.csv" if artifacts else None
+    return _records(_runs(experiment, **which), Level, path)
 
 
 def runs_and_levels(
     experiment: Ids | None = None, **which: Unpack[Which]
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """What `runs` and `levels` give, of one search: the search is nearly all that either costs."""
-    found = _runs(experiment, **which)
-    return found[RUN_COLUMNS], _records(found, Level)
+    frame = _runs(experiment, **which)
+    return frame[RUN_COLUMNS], _records(frame, Level)
 
 
 def layers(experiment: Ids | None = None, **which: Unpack[Which]) -> pd.DataFrame:
@@ -117,18 +117,19 @@ def latencies(experiment: Ids | None = None, **which: Unpack[Which]) -> pd.DataF
     """
     of_stage = "tags.`pruneflow.stage` = 'benchmark_latency'"
     if which.get("run_ids") is None:
-        found = _runs(experiment, of_stage, **which)
+        benchmarks = _runs(experiment, of_stage, **which)
     else:
         given = _runs(experiment, **which)["run_id"]
-        found = _frame(reader.runs(None, of_stage))
-        found = found[found["run_id"].isin(given) | found["pruning_run"].isin(given)]
-    theirs = [*IDENTITY[1:-1], "base_run"]  # all but the run's id and stage
-    timed = _frame(_pruned(found["pruning_run"].dropna().unique()))
-    timed = timed[["run_id", *theirs]].rename(columns={"run_id": "pruning_run"})
-    found = found.drop(columns=theirs).merge(timed, on="pruning_run", how="left")
-    found = found.assign(run_status=found["status"], curves="")
+        benchmarks = _frame(reader.runs(None, of_stage))
+        is_given = benchmarks["run_id"].isin(given) | benchmarks["pruning_run"].isin(given)
+        benchmarks = benchmarks[is_given]
+    described = [*IDENTITY[1:-1], "base_run"]  # by the pruning run
+    pruned = _frame(_pruned(benchmarks["pruning_run"].dropna().unique()))
+    pruned = pruned[["run_id", *described]].rename(columns={"run_id": "pruning_run"})
+    timed = benchmarks.drop(columns=described).merge(pruned, on="pruning_run", how="left")
+    timed = timed.assign(run_status=timed["status"], curves="")
     about = [name for name in _ABOUT if name not in ("form", "status")]
-    return _records(found, Latency, "latency.csv", [*about, "run_status", "pruning_run"])
+    return _records(timed, Latency, "latency.csv", [*about, "run_status", "pruning_run"])
 
 
 def environments(run_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -201,18 +202,18 @@ def _runs(
     if run_ids is None:
         names = [None] if experiment is None else _texts("experiment", experiment)
         experiments = [experiment_named(name) for name in names]
-        found = reader.runs(experiments, given, *conditions, study=study)
+        matching = reader.runs(experiments, given, *conditions, study=study)
     else:
         ids = _texts("run_ids", run_ids)
         named = {run_id: reader.run(run_id, "run_ids", "ids of runs") for run_id in ids}
-        found = iter(named.values())
+        matching = iter(named.values())
         if given and named:
             experiments = sorted({run.info.experiment_id for run in named.values()})
-            found = (run for run in reader.runs(experiments, given) if run.info.run_id in named)
+            matching = (run for run in reader.runs(experiments, given) if run.info.run_id in named)
         if study is not None:
-            found = (run for run in found if reader.in_study(run.data.tags, study))
+            matching = (run for run in matching if reader.in_study(run.data.tags, study))
     with reader.reading(f"filter_string={given!r} is not valid"):
-        return _frame(found)
+        return _frame(matching)
 
 
 def _texts(parameter: str, given: Ids) -> list[str]:

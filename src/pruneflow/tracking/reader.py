@@ -45,13 +45,13 @@ def runs(
         condition = " and ".join(filter(None, (*conditions, of_study)))
         token: str | None = ""
         while token is not None:
-            found = client.search_runs(
+            runs = client.search_runs(
                 experiments, condition, order_by=order, max_results=page or PAGE, page_token=token
             )
-            of_page = [run for run in found if study is None or in_study(run.data.tags, study)]
-            yield from (run for run in of_page if run.info.run_id not in known)
-            known.update(run.info.run_id for run in of_page)
-            token = found.token or None
+            matching = [run for run in runs if study is None or in_study(run.data.tags, study)]
+            yield from (run for run in matching if run.info.run_id not in known)
+            known.update(run.info.run_id for run in matching)
+            token = runs.token or None
 
 
 def equal(column: str, value: str) -> str:
@@ -69,10 +69,10 @@ def run(run_id: str, parameter: str, wanted: str) -> Run:
     """A run by its id; the error names the parameter that gave it, and what is wanted of it."""
     address = store.without_credentials(store.uri())
     with reading(f"{parameter}={run_id!r} does not exist in {address}: pass {wanted}"):
-        found = MlflowClient().get_run(run_id)
-    if found.info.lifecycle_stage != "active":
+        run = MlflowClient().get_run(run_id)
+    if run.info.lifecycle_stage != "active":
         raise InputError(f"{parameter}={run_id!r} is deleted: restore it, or leave it out")
-    return found
+    return run
 
 
 @contextmanager
