@@ -397,8 +397,8 @@ ENVIRONMENT: list[tuple[dict[str, str], str]] = [
     ({"MLFLOW_TRACKING_URI": "sqlite:///notdb.db"}, "file is not a database"),
     ({"MLFLOW_TRACKING_URI": "nonsense://me:secret@here"}, "cannot be used"),
     ({"MLFLOW_TRACKING_URI": "postgresql+none://me:secret@127.0.0.1:9/x"}, "cannot be used"),
-    ({"MLFLOW_RUN_ID": "0123"}, "MLFLOW_RUN_ID=0123"),
-    ({"MLFLOW_EXPERIMENT_ID": "999"}, "MLFLOW_EXPERIMENT_ID=999"),
+    ({"MLFLOW_RUN_ID": "0123"}, "MLFLOW_RUN_ID='0123'"),
+    ({"MLFLOW_EXPERIMENT_ID": "999"}, "unknown experiment '999'"),
     ({"PRUNEFLOW_STATE": "a_file/x"}, "set PRUNEFLOW_STATE to a folder"),
 ]
 COMMANDS: list[tuple[list[str], str]] = [

@@ -66,7 +66,7 @@ def sync(folders: tuple[Path, ...]) -> None:
     FOLDERS are those of runs, of another machine say; by default this machine's are sent, and runs
     that were made with PRUNEFLOW_OFFLINE=1.
     """
-    from pruneflow.stages.upkeep import send
+    from pruneflow.tracking.sync import send
 
     send(folders)
 
@@ -74,9 +74,9 @@ def sync(folders: tuple[Path, ...]) -> None:
 @click.command()
 def doctor() -> None:
     """See whether store, disk and versions are fine, and mark runs that died without a word."""
-    from pruneflow.stages.upkeep import examine
+    from pruneflow.tracking.doctor import report
 
-    examine()
+    report()
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
