@@ -122,7 +122,7 @@ def test_accuracy_by_hand(right: int, count: int) -> None:
 def test_accuracy_of_some_samples_is_theirs_alone() -> None:
     data = shades(list(range(6)), [0, 1, 2, 9, 9, 9])
     of = np.array([1, 2, 5])
-    found = accuracy(Reader(), data, CPU, image_size=1, batch_size=2, of=of)
+    found = accuracy(Reader(), data, CPU, image_size=1, batch_size=2, subset=of)
     assert found == 2 / 3
 
 

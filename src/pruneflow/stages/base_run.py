@@ -31,9 +31,7 @@ def find_or_make(experiment: Experiment[PruneConfig], model: nn.Module, reporter
     """The base run of a pruning run: the one asked for, else the exact one, which may be made.
 
     The model is the pruning run's, untrained and without given weights; a base run may train it.
-
-    Raises:
-        InputError: here, before any run is open, for all that can be refused.
+    All that can be refused is refused here, before any run is open.
     """
     config, digest = experiment.config, experiment.data.digest
     base = experiment.with_config(base_config(config))

@@ -125,11 +125,16 @@ class Experiment(Generic[C]):
 
         They have an equal share of each class, and are the same all through a run.
         """
-        c, of = self.config, None
+        c, subset = self.config, None
         if split is self.data.train and c.train_eval_samples is not None:
-            of, _ = balanced(split.labels, c.train_eval_samples, c.seed, shares=True)
+            subset, _ = balanced(split.labels, c.train_eval_samples, c.seed, shares=True)
         return training.accuracy(
-            model, split, self.machine, image_size=c.image_size, batch_size=c.batch_size, of=of
+            model,
+            split,
+            self.machine,
+            image_size=c.image_size,
+            batch_size=c.batch_size,
+            subset=subset,
         )
 
     def log_workload(self, run: Run) -> None:
@@ -160,9 +165,6 @@ def prepare(config: C, *, load: bool) -> tuple[Experiment[C], nn.Module]:
     """Load what a configuration names, see that it fits together, and build its model.
 
     Without `load` the model gets new weights, and not those of the configuration.
-
-    Raises:
-        InputError: something that is missing or does not fit.
     """
     machine = Machine.choose(config.device, config.threads, cores(), config.precision)
     config = config.resolved(device=machine.device, threads=machine.threads)
@@ -215,7 +217,7 @@ def _with_texts(
     def batch(part: str, *index: int) -> dict[str, Tensor]:
         return batches.tokens_to_model(tokens[part], np.array(index), machine)
 
-    lengths = {part: of.lengths for part, of in tokens.items()}
+    lengths = {part: split.lengths for part, split in tokens.items()}
     by_length = lengths["train"].argsort(kind="stable")
     median, longer = by_length[len(by_length) // 2], by_length[-1]
     other = max("val", "test", key=lambda part: lengths[part].max())

@@ -61,8 +61,8 @@ def check() -> None:
 
     from pruneflow.tracking import journal, writers
 
-    for name in ("alembic", "mlflow.store.db.utils"):  # a line for each table that they create
-        logging.getLogger(name).setLevel(logging.WARNING)
+    for logger in ("alembic", "mlflow.store.db.utils"):  # a line for each table that they create
+        logging.getLogger(logger).setLevel(logging.WARNING)
     # requests give up after seconds, since what is not sent is sent later
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")

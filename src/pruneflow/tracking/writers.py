@@ -42,9 +42,7 @@ def check_handed_over(
     tags, status, reason = run.data.tags, run.info.status, ""
     theirs = tags.get("pruneflow.fingerprint")
     measured = any(not name.startswith("system/") for name in run.data.metrics)
-    if run.info.lifecycle_stage != "active":
-        reason = "is deleted"
-    elif status == "FINISHED":
+    if status == "FINISHED":
         reason = "is finished"
     elif is_alive(run):
         reason = f"is written to by another process ({tags.get(HEARTBEAT, 'on this machine')})"

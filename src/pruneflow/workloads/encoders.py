@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -102,8 +102,7 @@ def build(
         raise InputError(f"weights of {source!r} do not fit its config.json: {problem}")
     if any(not bool(p.isfinite().all()) for p in model.parameters()):
         raise InputError(f"weights of {source!r} hold NaN or infinite values")
-    classifier: nn.Module = model
-    return classifier
+    return cast(nn.Module, model)
 
 
 def describe(model: nn.Module, tokenizer: Any) -> dict[str, object]:
@@ -254,8 +253,7 @@ def _simplify(config: Any, tokenizer: Any) -> None:
 
 def _new(config: Any) -> nn.Module:
     model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
-    classifier: nn.Module = model.float()
-    return classifier
+    return cast(nn.Module, model.float())
 
 
 def _vocabulary(texts: Split) -> dict[str, int]:

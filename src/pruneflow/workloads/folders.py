@@ -100,43 +100,43 @@ def split_words(name: str) -> dict[str, str]:
     return words
 
 
-def by_split(paths: Collection[Path], folder: Path) -> dict[str, list[Path]]:
+def by_split(paths: Sequence[Path], folder: Path) -> dict[str, list[Path]]:
     """Files by the split that their name, or a folder's between them and `folder`, speaks of.
 
     Those of no split are `all`. A name of two splits, two names for one split, files of which some
     say their split and some do not, and the same file twice are refused.
     """
     splits: dict[str, list[Path]] = {}
-    words: dict[str, dict[str, Path]] = {}
+    examples: dict[str, dict[str, Path]] = {}  # of the words that are used for each split
     unclear = []
     for path in paths:
         names = (*path.relative_to(folder).parts[:-1], path.stem)
-        spoken = [found for found in map(split_words, names) if found]
-        clear = [found for found in spoken if len(found) == 1]
-        named = {split for found in clear for split in found}
+        spoken = [words for words in map(split_words, names) if words]
+        clear = [words for words in spoken if len(words) == 1]
+        named = {split for words in clear for split in words}
         if len(split_words(path.stem)) > 1 or (spoken and len(named) != 1):
             unclear.append(path)
             continue
         split = named.pop() if named else "all"
         splits.setdefault(split, []).append(path)
         if clear:
-            words.setdefault(split, {}).setdefault(clear[-1][split], path)
+            examples.setdefault(split, {}).setdefault(clear[-1][split], path)
     if unclear:
         problem = "has files named after more than one of train, validation and test"
         raise _refusal(folder, problem, unclear)
-    for split, files in words.items():
+    for split, files in examples.items():
         if len(files) > 1:
             problem = f"has more than one {split} set"
             raise _refusal(folder, problem, files.values(), "keep one, or name them alike")
     unnamed = splits.get("all", [])
-    if unnamed and words:
+    if unnamed and examples:
         problem = "has files that say which set they are, and files that do not"
         raise _refusal(folder, problem, unnamed, "name them all train* or test*, or none")
     if glued := glued_train([str(path.relative_to(folder)) for path in unnamed]):
         problem = "has files of which it cannot be told whether they are the training set"
         way_out = "write the word apart from others (reviews_train.csv)"
         raise _refusal(folder, problem, [folder / name for name in glued], way_out)
-    _check_copies(list(paths), folder)
+    _check_copies(paths, folder)
     return splits
 
 

@@ -86,9 +86,6 @@ def _folder(name: str, data_dir: str, size: int | None) -> Raw:
     return _read(splits, str(folder.resolve()), size, listing.left_out(tables))
 
 
-# ------------------------------------------------------------------------------- class folders
-
-
 def _class_folders(folder: Path, listing: Listing) -> tuple[dict[str, Any], list[str]]:
     """Tables of the images of `train/<class>/*` and other splits, or of `<class>/*`; and notes."""
     from datasets import ClassLabel, Dataset, Features, Image
@@ -177,9 +174,6 @@ def _by_class(root: Path, images: Sequence[Path], split: str) -> dict[str, list[
     return members
 
 
-# -------------------------------------------------------------------------------------- tables
-
-
 def _read(splits: Any, source: str, size: int | None, notes: Sequence[str]) -> Raw:
     """A data set of tables with an image and a class label column, decoded."""
     parts = folders.roles(splits)
@@ -222,10 +216,9 @@ def _decode(
     columns: Mapping[str, str],
     fit: tuple[int, int] | None,
 ) -> tuple[dict[str, Split], int] | None:
-    """Every picture as it is, or its middle fitted into a width and height.
+    """Every picture as it is, or its middle as large as `fit`, without which sizes have to agree.
 
-    Returns:
-        The splits, and how many pictures have several frames; None if sizes differ without `fit`.
+    With the splits, the number of pictures of several frames; None if sizes do not agree.
     """
     import numpy as np
     from PIL import ImageOps
@@ -247,10 +240,7 @@ def _decode(
 
 
 def _pictures(table: Any, column: str, name: str) -> Iterator[tuple[Image.Image, int]]:
-    """Pictures as RGB, and their frames; those of files of tables are decoded once.
-
-    They are kept in the library's own cache as plain pixels.
-    """
+    """Pictures as RGB, and their frames; of a table's file, kept decoded in the library's cache."""
     import datasets
     from datasets import Features, Value
     from PIL import Image

@@ -63,11 +63,7 @@ def describe(model: nn.Module) -> dict[str, object]:
 
 
 def rebuild(structure: Mapping[str, Any]) -> nn.Module:
-    """A dense model of the kind that a checkpoint's structure describes; its weights are new.
-
-    Raises:
-        ValueError: a structure of another kind.
-    """
+    """A dense model as a checkpoint's structure describes it, with new weights, or a ValueError."""
     if structure.get("builder") == "transformers":
         from pruneflow.workloads import encoders
 
@@ -162,10 +158,7 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
     Tensors from a file do not say in which version of its class a module wrote them, and PyTorch
     then takes them for the first and converts them (MNASNet: to another stem). They are of the
-    version that the model has.
-
-    Raises:
-        RuntimeError: tensors that do not fit.
+    version that the model has. A RuntimeError says that they do not fit.
     """
     versioned = OrderedDict(state)
     versioned._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]

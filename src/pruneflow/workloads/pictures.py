@@ -22,11 +22,7 @@ def to_rgb(picture: Image.Image) -> Image.Image:
     """The first frame as RGB of 8 bits, upright by its EXIF orientation, transparency over white.
 
     Grey of 16 bits is scaled from its range. Where a mode has no known range (32 bits, floats) or
-    no conversion (LAB), the picture is refused rather than guessed at.
-
-    Raises:
-        ValueError: a picture that is refused; the text says why.
-        Exception: whatever Pillow raises on bytes that it cannot decode.
+    no conversion (LAB), a ValueError says so; Pillow raises its own on bytes it cannot decode.
     """
     from PIL import Image
 

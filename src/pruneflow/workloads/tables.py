@@ -93,7 +93,7 @@ def read(folder: Path) -> tuple[dict[str, list[Table]], list[str]]:
         others = "; ".join(listing.left_out([])) or "it is empty"
         raise InputError(f"data_dir={str(folder)!r} holds neither CSV nor Parquet files: {others}")
     splits = by_split(paths, folder)
-    tables = {split: [_table(path) for path in found] for split, found in splits.items()}
+    tables = {split: [_table(path) for path in files] for split, files in splits.items()}
     return tables, listing.left_out(paths)
 
 
@@ -190,7 +190,7 @@ def class_names(labels: Iterable[str]) -> dict[str, str]:
     """
     distinct = set(labels)
     numbers = {label: Decimal(label) for label in distinct if _NUMBER.fullmatch(label)}
-    whole = all(number == number.to_integral_value() for number in numbers.values())
-    names = {label: str(int(n) if whole else float(n)) for label, n in numbers.items()}
+    integral = all(number == number.to_integral_value() for number in numbers.values())
+    names = {label: str(int(n) if integral else float(n)) for label, n in numbers.items()}
     order = sorted(distinct, key=lambda label: (label not in numbers, numbers.get(label, 0), label))
     return {label: names.get(label, label) for label in order}

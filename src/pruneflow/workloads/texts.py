@@ -97,7 +97,7 @@ def textfolder(data_dir: str | None, image_size: int | None = None) -> Raw:
     folder = existing(data_dir)
     splits, notes = tables.read(folder)
     if "train" not in roles(splits):
-        there = listed([table.name for found in splits.values() for table in found])
+        there = listed([table.name for split in splits.values() for table in split])
         raise InputError(
             f"data_dir={data_dir!r} has test files but no training file (train*.csv): {there}"
         )

@@ -199,12 +199,9 @@ def fit(
 
     `after_step` is called with the optimizer after each of its steps; `on_progress` a few times a
     second at the most, with the epoch (from 1), the share of it that is done, and its loss so far.
-    `since` goes on from there, to the same weights as without the interruption (on a CPU). The
-    model is left in training mode.
-
-    Raises:
-        ValueError: a snapshot of another model or recipe.
-        ExperimentError: the loss, or a weight after an epoch, is not finite.
+    `since` goes on from there, to the same weights as without the interruption (on a CPU); of
+    another model or recipe it is a ValueError. The model is left in training mode. A loss, or a
+    weight after an epoch, that is not finite is an ExperimentError.
     """
     if recipe.epochs == 0:
         return
@@ -229,13 +226,13 @@ def accuracy(
     *,
     image_size: int | None,
     batch_size: int,
-    of: NDArray[np.int64] | None = None,
+    subset: NDArray[np.int64] | None = None,
 ) -> float:
     """Correct samples / samples, in eval mode; the model is left as it was.
 
-    A batch is at least as large as in training. `of` are the numbers of the samples that count.
+    A batch is at least as large as in training. `subset` are the samples that count.
     """
-    order = np.arange(len(data)) if of is None else of
+    order = np.arange(len(data)) if subset is None else subset
     if isinstance(data, Tokens):  # alike in length, so that hardly any of a batch is padding
         order = order[np.argsort(data.lengths[order], kind="stable")]
         size = max(batch_size, _EVALUATION_TEXTS)
@@ -255,8 +252,7 @@ def recalibrate(model: nn.Module, data: Samples, recipe: Recipe, machine: Machin
 
     Statistics of the unpruned model are wrong for a pruned one, and make its accuracy before
     fine-tuning look like chance (Li et al. 2020, EagleEye, https://arxiv.org/abs/2007.02491).
-    The recipe's batch size, image size and seed say which of the training samples are used, and
-    how.
+    The recipe's batch size, image size and seed say which samples are used, and how.
     """
     if not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
         return
