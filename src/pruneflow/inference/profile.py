@@ -83,15 +83,15 @@ def reach(
     whose batch takes `dense_ms`. MACs are by weight, the rest is by layer.
     """
     touched = [layer for layer in dense_layers if layer in pruned]
-    before = sum(dense_layers[layer] for layer in touched)
+    before, after = (sum(each.get(n, 0.0) for n in touched) for each in (dense_layers, layers))
     if not before:
         return {}
-    count, dense_count = (
+    dense_count, count = (
         sum(n for name, n in each.items() if name.rpartition(".")[0] in touched)
-        for each in (macs, dense_macs)
+        for each in (dense_macs, macs)
     )
     return {
         "pruned_share": min(1.0, before / dense_ms),
-        "pruned_time_left": sum(layers.get(layer, 0.0) for layer in touched) / before,
+        "pruned_time_left": after / before,
         "pruned_macs_left": count / dense_count if dense_count else 1.0,
     }

@@ -139,17 +139,14 @@ Options = Mapping[str, Mapping[str, nn.Module]]
 def sparse(
     model: nn.Module, run: Run, *, batch: str, cache: Path | None = None
 ) -> tuple[nn.Module, dict[str, str]]:
-    """A model's `sparse` form for one batch size, on the CPU and threads of this moment.
+    """A masked model's `sparse` form for one batch size, on the CPU and threads of this moment.
 
-    Args:
-        model: masked, on the CPU; it is left as it was, and shares its dense tensors with the form.
-        run: runs a model once, on the inputs it is for.
-        batch: says what these are ("16x3x224x224"): measurements are remembered by it.
-        cache: file that remembers measurements, unless other work used the processors.
+    `run` runs a model once, on the inputs that `batch` describes ("16x3x224x224"). `cache` is a
+    file that remembers what was measured while no other work used the processors.
 
     Returns:
-        The form, and how each of its layers that has zeros is stored: name -> `dense` or a name of
-        REPRESENTATIONS.
+        The form, which shares its dense tensors with the model, and how each layer that has zeros
+        is stored: name -> `dense` or a name of REPRESENTATIONS.
     """
     layers = {name: layer for name, layer in model.named_modules() if _is_storable(layer)}
     options: dict[str, dict[str, nn.Module]] = {}

@@ -151,7 +151,19 @@ class Point:
         calls = {form_name(c.form, c.engine): c.call for c in candidates}
         timer, config = latency.TIMERS[self.device], self.config
         rounds = latency.interleaved(calls, timer, config.rounds, config.seconds)
-        self._note_rounds(rounds)
+        n = len(rounds.seconds["dense"])
+        if n < LEAST_ROUNDS:
+            self.notes.append(
+                f"{self._where()}: contended: other work took {100 * (rounds.others or 0):.0f} % "
+                f"of the processors, and {n} of {rounds.tried} rounds were without it: no times, "
+                "no speed-up; end that work, or give this process processors of its own "
+                "(taskset -c 0,1 ...), and measure again"
+            )
+        if not rounds.watched:
+            self.notes.append(
+                "this system does not say what other processes take of the processors: whether "
+                "times were disturbed is not known"
+            )
         for name, candidate in zip(calls, candidates, strict=True):
             row = self._measured(name, candidate, rounds)
             if row["status"] == OK and candidate.engine == EAGER:
@@ -225,22 +237,6 @@ class Point:
             name: positions * latency.stored(model.get_parameter(name))[0].numel()
             for name, positions in self.subject.uses.items()
         }
-
-    def _note_rounds(self, rounds: Rounds) -> None:
-        """Note what makes the point's times worth less."""
-        n = len(rounds.seconds["dense"])
-        if n < LEAST_ROUNDS:
-            self.notes.append(
-                f"{self._where()}: contended: other work took {100 * (rounds.others or 0):.0f} % "
-                f"of the processors, and {n} of {rounds.tried} rounds were without it: no times, "
-                "no speed-up; end that work, or give this process processors of its own "
-                "(taskset -c 0,1 ...), and measure again"
-            )
-        if not rounds.watched:
-            self.notes.append(
-                "this system does not say what other processes take of the processors: whether "
-                "times were disturbed is not known"
-            )
 
     def _where(self, name: str = "") -> str:
         where = f"batch {self.batch} on {self.device}, threads {self.threads}"
