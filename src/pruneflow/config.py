@@ -37,8 +37,6 @@ _ALTERNATIVES = {  # parameters that mean the same, of which one can be given ->
     ("target_sparsity", "fraction"): "how far to prune",
     ("run", "study", "model"): "which runs to time",
 }
-_PRESETS = resources.files("pruneflow") / "presets"
-_OF_BASE = {"batch_size", "lr_schedule", "optimizer", "weight_decay"}
 
 
 def short_model(model: str) -> str:
@@ -329,14 +327,11 @@ class SweepConfig(Config):
     """show what would be run, and start nothing"""
 
 
-def presets() -> list[str]:
-    """Names of the presets that the package carries."""
-    return sorted(file.name.removesuffix(".yaml") for file in _PRESETS.iterdir())
-
-
 @functools.cache
-def _layers(preset: str) -> list[dict[str, Any]]:
-    return list(yaml.safe_load((_PRESETS / f"{preset}.yaml").read_text("utf-8")))
+def presets() -> dict[str, list[dict[str, Any]]]:
+    """Name -> layers of the presets that the package carries."""
+    files = (resources.files("pruneflow") / "presets").iterdir()
+    return {f.name.removesuffix(".yaml"): yaml.safe_load(f.read_text("utf-8")) for f in files}
 
 
 def _preset_values(kind: type[Settings], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -345,8 +340,8 @@ def _preset_values(kind: type[Settings], given: Mapping[str, Any]) -> dict[str, 
     if name not in presets():
         raise unknown("preset", name, presets())
     values: dict[str, Any] = {}
-    for layer in _layers(name):
-        known = values | given
+    for layer in presets()[name]:
+        known = {**values, **given}
         model, texts = str(known.get("model")), str(known.get("dataset")) in TEXTS
         published = model == "bert" and given.get("weights", "none") != "none"
         model = "hf" if published or model.startswith("hf:") else model
@@ -379,9 +374,9 @@ def resolve(kind: type[C], given: Mapping[str, Any]) -> C:
         if value is not None and value != PRESET and (value != "" or name == "model")
     }
     for names, meaning in _ALTERNATIVES.items():
-        first, *more = [f"{name}={values[name]}" for name in names if name in values] or [""]
-        if more:
-            raise InputError(f"{first} and {more[0]} both say {meaning}: give one of them")
+        both = [f"{name}={values[name]}" for name in names if name in values]
+        if len(both) > 1:
+            raise InputError(f"{' and '.join(both[:2])} both say {meaning}: give one of them")
     preset = _preset_values(kind, values) if issubclass(kind, Settings) else {}
     try:
         return kind.model_validate(preset | values, context=frozenset(values))
@@ -403,8 +398,8 @@ def _in_a_line(error: ValidationError, kind: type[Config]) -> InputError:
 
 def given_for_base(config: PruneConfig) -> list[str]:
     """Names of what the caller gave that the newest base run has to have been trained with."""
-    epochs = ["epochs"] if "base_epochs" in config.given else []
-    return sorted(config.given & _OF_BASE) + epochs
+    names = sorted(config.given & {"batch_size", "lr_schedule", "optimizer", "weight_decay"})
+    return [*names, "epochs"] if "base_epochs" in config.given else names
 
 
 def base_config(config: PruneConfig) -> FinetuneConfig:

@@ -23,7 +23,7 @@ from mlflow.tracking import MlflowClient
 import pruneflow
 from pruneflow import query
 from pruneflow.errors import ExperimentError, InputError
-from pruneflow.stages import sweep
+from pruneflow.stages import processes, sweep
 from pruneflow.tracking import publish
 
 STUDY = """
@@ -64,7 +64,7 @@ class Outages:
             return process
 
         popen = subprocess.Popen
-        patch.setattr(sweep.subprocess, "Popen", start)
+        patch.setattr(processes.subprocess, "Popen", start)
 
 
 def test_a_sweep_shares_bases_goes_on_past_failures_and_outages_and_skips_what_is_finished(
@@ -76,7 +76,7 @@ def test_a_sweep_shares_bases_goes_on_past_failures_and_outages_and_skips_what_i
     assert pruneflow.sweep(study=str(path), dry_run=True) is None
     assert query.runs().empty
 
-    monkeypatch.setattr(sweep, "_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(processes, "_PAUSE_SECONDS", 0.01)
     monkeypatch.setattr(publish, "_PAUSE_SECONDS", 0.05)
     with monkeypatch.context() as patch:
         outages = Outages(patch)
@@ -125,8 +125,8 @@ def test_a_sweep_does_not_wait_for_ever(
 ) -> None:
     path = tmp_path / "tiny.yaml"
     path.write_text("settings: {device: cpu, threads: 1}\naxes: {seed: [0, 1]}", "utf-8")
-    monkeypatch.setattr(sweep, "_PAUSE_SECONDS", 0.01)
-    monkeypatch.setattr(sweep, "_OUTAGE_SECONDS", 0.2)
+    monkeypatch.setattr(processes, "_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(processes, "_OUTAGE_SECONDS", 0.2)
     monkeypatch.setitem(publish._PATIENCE_SECONDS, "FAILED", 0.1)
     outages, run_all = Outages(monkeypatch), sweep._run_all
 
