@@ -91,8 +91,8 @@ def run_entrypoint(stage: str) -> NoReturn:
 def _exit(target: click.Command) -> NoReturn:
     """Run a command to its end: the one place where an error becomes a line and an exit code."""
     _outlive_readers()
-    for number in {signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}:  # no HUP on Windows
-        signal.signal(number, lambda number, _: sys.exit(128 + number))
+    for name in {"SIGTERM", "SIGHUP"} & set(dir(signal)):  # Windows has no SIGHUP
+        signal.signal(getattr(signal, name), lambda number, _: sys.exit(128 + number))
     try:
         target.main(standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -100,28 +100,26 @@ def _exit(target: click.Command) -> NoReturn:
         sys.exit(2)
     except click.NoSuchOption as error:
         known = [p.name or "" for p in error.ctx.command.params] if error.ctx else []
-        _refuse(str(unknown("parameter", error.option_name.lstrip("-"), known, listed=40)))
+        _end(2, str(unknown("parameter", error.option_name.lstrip("-"), known, listed=40)))
     except click.UsageError as error:
-        _refuse(error.format_message())
+        _end(2, error.format_message())
     except InputError as error:
-        _refuse(str(error))
+        _end(2, str(error))
     except ExperimentError as error:
-        print(f"pruneflow: {error}", file=sys.stderr)
-        sys.exit(1)
+        _end(1, str(error))
     except (KeyboardInterrupt, click.Abort):
-        print("pruneflow: interrupted", file=sys.stderr)
-        sys.exit(130)
+        _end(130, "interrupted")
     sys.exit(0)
 
 
-def _refuse(reason: str) -> NoReturn:
+def _end(code: int, reason: str) -> NoReturn:
     line = " ".join(reason.split())
     print(f"pruneflow: {line}", file=sys.stderr)
-    if "MLFLOW_RUN_ID" in os.environ:  # started by `mlflow run`, and not taken over yet
+    if code == 2 and "MLFLOW_RUN_ID" in os.environ:  # of `mlflow run`, and not taken over yet
         from pruneflow.tracking.writers import refuse_handed_over
 
         refuse_handed_over(line)
-    sys.exit(2)
+    sys.exit(code)
 
 
 class _Output(io.FileIO):

@@ -77,7 +77,6 @@ def _split(value: object) -> object:
 _SPLIT, _EACH_ONCE = BeforeValidator(_split), AfterValidator(lambda v: tuple(dict.fromkeys(v)))
 Text = Annotated[str, Field(min_length=1)]
 Count = Annotated[int, Field(ge=1)]
-Natural = Annotated[int, Field(ge=0)]
 Pixels = Annotated[int, Field(ge=1, le=4096)]
 Positive = Annotated[float, Field(gt=0)]
 Names = Annotated[tuple[str, ...], _SPLIT, _EACH_ONCE]
@@ -145,8 +144,7 @@ class Settings(Config):
     seed: Annotated[int, Field(ge=0, lt=2**31)]
     """decides initial weights, split, data order, dropout and random scores"""
     resume: Text = "auto"
-    """auto (an interrupted run of this configuration goes on, a finished one is shown), never, or
-    the id of the run to go on with"""
+    """auto (the same run goes on, or is shown if it is finished), never, or a run's id"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto, cpu or cuda"""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -185,8 +183,7 @@ class PruneConfig(Settings):
     scope: Literal["global", "layer"]
     """where scores compete: global (channels: those of one target), or layer (all lose the same)"""
     coupling: Literal["group", "independent"] | None
-    """channels: group (tied layers lose the same ones, so that masked and compact agree) or
-    independent (every Conv2d by itself, weight only, as torch's ln_structured)"""
+    """channels: group (tied layers lose the same) or independent (Conv2d by Conv2d, weight only)"""
     targets: Annotated[Names, _among("target", TARGETS)] = Field(
         (), description=f"channels of what: {', '.join(TARGETS)}; by default all the model has"
     )
@@ -198,7 +195,7 @@ class PruneConfig(Settings):
     """number of levels; prune_direct goes to where they would end, in one level"""
     target_sparsity: Annotated[float, Field(gt=0, lt=1)] | None = None
     """sparsity of the last level, in (0, 1); given instead of fraction"""
-    finetune_epochs: Natural
+    finetune_epochs: Annotated[int, Field(ge=0)]
     """epochs of fine-tuning after each level; 0 is allowed"""
     base_epochs: Count
     """epochs of the base run, when this run has to make one"""
@@ -211,8 +208,7 @@ class PruneConfig(Settings):
     recalibrate_bn: bool
     """re-estimate BatchNorm's statistics on training samples after each pruning"""
     base_run: str | None = None
-    """id of the finetune run to prune, or newest (the newest that fits); by default the one trained
-    exactly as this configuration would train it, made if there is none"""
+    """id of the finetune run to prune, or newest; by default exactly the one it would make"""
 
     @model_validator(mode="after")
     def _all_has_effect(self) -> Self:
@@ -235,12 +231,11 @@ class PruneConfig(Settings):
     @model_validator(mode="after")
     def _fraction_of_target(self) -> Self:
         """With a target sparsity, the fraction of a level follows from it and the iterations."""
-        target = self.target_sparsity
-        if target is None:
+        fraction = self.target_sparsity
+        if fraction is None:
             return self
-        # one level takes the target as it is given, so that it is prune_direct to the last digit
-        several = self.iterations > 1
-        fraction = -math.expm1(math.log1p(-target) / self.iterations) if several else target
+        if self.iterations > 1:  # one level takes the target as it is, to the last digit
+            fraction = -math.expm1(math.log1p(-fraction) / self.iterations)
         return self.resolved(fraction=fraction)
 
     @property
@@ -260,9 +255,8 @@ class PruneConfig(Settings):
     @property
     def final_sparsity(self) -> float:
         """Sparsity that the last level aims at."""
-        if self.target_sparsity is not None:
-            return self.target_sparsity
-        return schedule.iterative(self.fraction, self.iterations)[-1].target_sparsity
+        last = schedule.iterative(self.fraction, self.iterations)[-1]
+        return last.target_sparsity if self.target_sparsity is None else self.target_sparsity
 
 
 class BenchmarkConfig(Config):
@@ -274,7 +268,7 @@ class BenchmarkConfig(Config):
     """time the finished pruning runs of this study"""
     model: str | None = None
     """time the newest finished pruning run of this model"""
-    levels: Annotated[tuple[Natural, ...], _SPLIT, _EACH_ONCE] = ()
+    levels: Annotated[tuple[Annotated[int, Field(ge=0)], ...], _SPLIT, _EACH_ONCE] = ()
     """levels to time (0,3,6); by default all"""
     forms: Annotated[Names, _among("form", FORMS)] = Field(
         (), description=f"forms to time: {', '.join(FORMS)}; by default all that a level has"
@@ -286,17 +280,14 @@ class BenchmarkConfig(Config):
     device: Annotated[Names, _among("device", ("cpu", "cuda"))] = ()
     """cpu, cuda or both (cpu,cuda); by default those that are there"""
     engines: Annotated[Names, _among("engine", ENGINES)] = Field(
-        (EAGER,),
-        description=f"what runs the dense and compact forms: {', '.join(ENGINES)}; eager PyTorch "
-        "is always timed, the others need the extra pruneflow[engines]",
+        (EAGER,), description=f"{', '.join(ENGINES)}; all but eager need pruneflow[engines]"
     )
     image_size: Pixels | None = None
     """side of the images, in pixels; as the run had it when not given"""
     sequence_length: Annotated[int, Field(ge=1, le=512)] | None = None
     """tokens of a text; the median of the run's data when not given"""
     rounds: Annotated[int, Field(ge=3, le=2000)] = 40
-    """least number of times that each form is timed, side by side, while other work leaves the
-    processors alone; under 30 there is no interval"""
+    """times that each form is timed at least, side by side and undisturbed; 30 for an interval"""
     seconds: Positive = 20.0
     """but no longer than this for a level, device and batch size (yet three rounds at least)"""
 
@@ -368,11 +359,8 @@ def resolve(kind: type[C], given: Mapping[str, Any]) -> C:
     for name in given:
         if name not in known:
             raise unknown("parameter", name, known, listed=40)
-    values = {
-        name: value
-        for name, value in given.items()
-        if value is not None and value != PRESET and (value != "" or name == "model")
-    }
+    absent = (None, PRESET, "")
+    values = {k: v for k, v in given.items() if v not in absent or (k == "model" and v == "")}
     for names, meaning in _ALTERNATIVES.items():
         both = [f"{name}={values[name]}" for name in names if name in values]
         if len(both) > 1:
@@ -381,19 +369,15 @@ def resolve(kind: type[C], given: Mapping[str, Any]) -> C:
     try:
         return kind.model_validate(preset | values, context=frozenset(values))
     except ValidationError as error:
-        raise _in_a_line(error, kind) from None
-
-
-def _in_a_line(error: ValidationError, kind: type[Config]) -> InputError:
-    """The first problem: the value, why, and what is valid."""
-    problem = error.errors()[0]
-    cause = problem.get("ctx", {}).get("error")
-    if isinstance(cause, InputError):
-        return cause
-    name = str(problem["loc"][0]) if problem["loc"] else "configuration"
-    valid = f" (valid: {kind.model_fields[name].description})" if name in kind.model_fields else ""
-    reason = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-    return InputError(f"{name}={problem['input']!r} is not valid: it should be {reason}{valid}")
+        problem = error.errors()[0]
+        cause = problem.get("ctx", {}).get("error")
+        if isinstance(cause, InputError):
+            raise cause from None
+        name, reason = str(problem["loc"][0]), problem["msg"].removeprefix("Input should be ")
+        raise InputError(
+            f"{name}={problem['input']!r} is not valid: it should be {reason} "
+            f"(valid: {known[name].description})"
+        ) from None
 
 
 def given_for_base(config: PruneConfig) -> list[str]:

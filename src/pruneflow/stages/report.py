@@ -20,11 +20,9 @@ def report(config: ReportConfig, reporter: Reporter) -> Ended:
     folder = _folder(config)
     runs = evidence.read(subject, experiment=config.experiment, study=config.study)
     if runs.pruning.empty:
-        given = sorted({"study", "experiment"} & config.given, reverse=True)
-        what = f"{given[0]}={subject!r}" if given else subject
         raise InputError(
-            f"{what} has no finished pruning runs whose levels can be read ({len(runs.runs)} runs "
-            "in all): run prune_iterative or sweep first, or pass another experiment or study"
+            f"{subject} has no finished pruning runs whose levels can be read "
+            f"({len(runs.runs)} runs in all): run prune_iterative or sweep first, or pass another"
         )
     with open_run("report", config, name=f"report-{subject.replace(' ', '-')}", tags={}) as run:
         reporter.say(f"report of {subject}: run {run.id}, of {len(runs.runs)} runs")

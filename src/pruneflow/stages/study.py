@@ -141,11 +141,9 @@ def read(name: str) -> Study:
 def jobs(
     study: Study, machine: Mapping[str, Any] | None = None, data_dir: Path | None = None
 ) -> list[Job]:
-    """Every configuration of a study, each once: in the order of the file, the base run that
-    some share before the first of them, and benchmarks last.
+    """Every run of a study, once: in the order of the file, after what it needs; benchmarks last.
 
-    `machine` has the parameters that hold where the study says nothing of them, `data_dir` the
-    folders of data sets.
+    `machine` has parameters that hold where the study has none, `data_dir` a folder a data set.
 
     Raises:
         InputError: a name or value that no entry point takes, a pattern that matches nothing, or
@@ -170,14 +168,14 @@ def _combinations(study: Study) -> list[dict[str, Value]]:
     """Parameters of the configurations that a study lists, some perhaps twice."""
     for name in study.settings.keys() & study.axes.keys():
         raise InputError(f"{name} stands in settings and in axes")
-    product = list(_expand(study.settings | study.axes)) if study.axes else []
+    product = list(_expand({**study.settings, **study.axes})) if study.axes else []
     for number, pattern in enumerate(study.exclude):
         kept = [given for given in product if not _matches(given, pattern)]
         if len(kept) == len(product):
             raise InputError(f"exclude[{number}] {in_words(pattern)} matches none")
         product = kept
     for pattern in study.include:
-        product += _expand(study.settings | pattern)
+        product += _expand({**study.settings, **pattern})
     return product
 
 
@@ -221,8 +219,7 @@ def _timed(benchmark: _Benchmark, pruned: list[Job]) -> list[Job]:
         raise InputError(f"{name} is not valid here: `of` says which runs are timed")
     for name, value in given.items():
         if isinstance(value, list):
-            written = as_text(tuple(value))
-            raise InputError(f"{name}={value} is a list: write {name}: {written!r}")
+            raise InputError(f"{name} is a list: write {name}: {as_text(tuple(value))!r}")
     config = resolve(BenchmarkConfig, given)
     timed = [
         Job("benchmark_latency", dict(given), config, f"latency-{job.name}", job)
@@ -235,17 +232,13 @@ def _timed(benchmark: _Benchmark, pruned: list[Job]) -> list[Job]:
 
 
 def _matches(given: Mapping[str, Any], pattern: Pattern) -> bool:
-    """Whether parameters have the values of a pattern, a list meaning any of its values.
+    """Whether parameters have the values of a pattern: of a list any, of numbers 0 for 0.0."""
 
-    0 is 0.0, and a parameter that is a list is written with commas.
-    """
-    return all(
-        any(
-            given.get(name) == value or as_text(given.get(name)) == str(value)
-            for value in (wanted if isinstance(wanted, list) else [wanted])
-        )
-        for name, wanted in pattern.items()
-    )
+    def fits(value: Any, wanted: Value | list[Value]) -> bool:
+        values = wanted if isinstance(wanted, list) else [wanted]
+        return value in values or as_text(value) in map(str, values)
+
+    return all(fits(given.get(name), wanted) for name, wanted in pattern.items())
 
 
 def in_words(values: Mapping[str, Any]) -> str:
