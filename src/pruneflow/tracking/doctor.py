@@ -67,12 +67,12 @@ def _versions() -> Iterator[Finding]:
         if needed.marker is not None and not needed.marker.evaluate({"extra": ""}):
             continue
         try:
-            found = metadata.version(needed.name)
+            version = metadata.version(needed.name)
         except metadata.PackageNotFoundError:
-            found = ""
-        if not found or not needed.specifier.contains(found, prereleases=True):
+            version = ""
+        if not version or not needed.specifier.contains(version, prereleases=True):
             fine = False
-            what = f"{needed.name} {found or 'is not installed'}, needed is {needed.specifier}"
+            what = f"{needed.name} {version or 'is not installed'}, needed is {needed.specifier}"
             yield Finding(WRONG, what, f"pip install '{needed.name}{needed.specifier}'")
     if fine:
         names = ("pruneflow", "mlflow", "torch")

@@ -103,8 +103,8 @@ def folder_of(run_id: str) -> Path:
 def folders(place: Path | None = None) -> list[Path]:
     """Every journal of this machine, or of a folder, oldest first."""
     place = place or state_folder() / "journals"
-    found = [*place.glob("run.json"), *place.glob("*/run.json")]
-    return [path.parent for path in sorted(found, key=lambda path: path.stat().st_mtime)]
+    paths = [*place.glob("run.json"), *place.glob("*/run.json")]
+    return [path.parent for path in sorted(paths, key=lambda path: path.stat().st_mtime)]
 
 
 def owner_of(folder: Path) -> Owner:

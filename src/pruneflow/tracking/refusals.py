@@ -78,8 +78,8 @@ def _status(error: BaseException) -> int | None:
     if isinstance(error, MlflowException):
         if error.error_code == "INVALID_STATE":  # 500 for MLflow
             return 400
-        found = _STATUS_IN_TEXT.search(str(error))
-        return int(found[1]) if found else int(error.get_http_status_code())
+        match = _STATUS_IN_TEXT.search(str(error))
+        return int(match[1]) if match else int(error.get_http_status_code())
     response = getattr(error, "response", None)
     if isinstance(response, Mapping):  # botocore's
         numbers = [response.get("ResponseMetadata", {}).get("HTTPStatusCode")]

@@ -42,11 +42,11 @@ def earlier(wanted: str, fingerprint: str, experiment_id: str | None = None) -> 
         return _named(wanted, fingerprint)
     same = f"tags.`pruneflow.fingerprint` = '{fingerprint}'"
     experiments = [experiment_id or store.current_experiment()]
-    found = list(reader.runs(experiments, same, newest_first=True))
-    for run in found:
+    runs = list(reader.runs(experiments, same, newest_first=True))
+    for run in runs:
         if run.info.status == "FINISHED":
             return Earlier(run.info.run_id, finished=True)
-    for run in sorted(found, key=lambda run: run.info.run_id != handed_over):
+    for run in sorted(runs, key=lambda run: run.info.run_id != handed_over):
         run_id = run.info.run_id
         if not is_alive(run) and (folder_of(run_id).exists() or reader.read_levels(run_id)[0]):
             return Earlier(run_id, finished=False)
@@ -71,5 +71,5 @@ def report(run: Earlier, experiment_id: str | None = None) -> Ended:
     """A finished run, instead of the one that would have been opened (`experiment_id`: where)."""
     if experiment_id is None and (handed_over := os.environ.pop("MLFLOW_RUN_ID", None)):
         dismiss(handed_over, run.id)
-    found = MlflowClient().get_run(run.id)
-    return Ended(run.id, str(found.info.experiment_id), reader.read_levels(run.id)[0])
+    experiment_id = str(MlflowClient().get_run(run.id).info.experiment_id)
+    return Ended(run.id, experiment_id, reader.read_levels(run.id)[0])

@@ -135,8 +135,8 @@ def current_experiment() -> str:
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME")
     if not name:
         return os.environ.get("MLFLOW_EXPERIMENT_ID") or "0"
-    found = MlflowClient().get_experiment_by_name(name)
-    return str(found.experiment_id if found else MlflowClient().create_experiment(name))
+    known = MlflowClient().get_experiment_by_name(name)
+    return str(known.experiment_id if known else MlflowClient().create_experiment(name))
 
 
 def experiment_named(wanted: str | None) -> str:
@@ -148,14 +148,14 @@ def experiment_named(wanted: str | None) -> str:
     name = wanted or os.environ.get("MLFLOW_EXPERIMENT_NAME") or ""
     name_or_id = name or os.environ.get("MLFLOW_EXPERIMENT_ID") or "0"
     try:
-        found = client.get_experiment_by_name(name) if name else None
-        found = found or client.get_experiment(name_or_id)
+        experiment = client.get_experiment_by_name(name) if name else None
+        experiment = experiment or client.get_experiment(name_or_id)
     except MlflowException:
-        known = [experiment.name for experiment in client.search_experiments()]
-        raise unknown("experiment", name_or_id, known) from None
-    if found.lifecycle_stage != "active":
+        names = [known.name for known in client.search_experiments()]
+        raise unknown("experiment", name_or_id, names) from None
+    if experiment.lifecycle_stage != "active":
         raise InputError(f"experiment {name_or_id!r} is deleted: restore it, or name another one")
-    return str(found.experiment_id)
+    return str(experiment.experiment_id)
 
 
 def check_name(parameter: str, name: str) -> None:

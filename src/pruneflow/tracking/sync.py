@@ -88,9 +88,9 @@ def _copy(run_id: str) -> str:
     """
     there, here = MlflowClient(), MlflowClient(tracking_uri=journal.offline_uri())
     experiments = [experiment.experiment_id for experiment in there.search_experiments()]
-    found = there.search_runs(experiments, f"tags.`{_COPY_OF}` = '{run_id}'", max_results=1)
-    if found:
-        return str(found[0].info.run_id)
+    copies = there.search_runs(experiments, f"tags.`{_COPY_OF}` = '{run_id}'", max_results=1)
+    if copies:
+        return str(copies[0].info.run_id)
     try:
         run = here.get_run(run_id)
     except MlflowException:
