@@ -179,3 +179,14 @@ def test_curves_of_others_are_laid_beneath(name: str) -> None:
 def test_without_runs_nothing_is_drawn() -> None:
     evidence = Frames().evidence()
     assert [n for n, figure in FIGURES.items() if figure.draw(evidence, Overlay())] == []
+
+
+def test_a_label_looks_the_same_in_every_panel() -> None:
+    runs = Frames()
+    for model, criterion in (("alexnet", "l1"), ("alexnet", "random"), ("vgg16", "random")):
+        runs.prune(model=model, criterion=criterion)
+    runs.prune(model="vgg16", criterion="l2")
+    chart = FIGURES["criteria"].draw(runs.evidence(), Overlay())
+    lines = [line for number in (0, 1) for line in panel(chart, number).lines]
+    looks = {(line.label, line.style, line.dash) for line in lines}
+    assert len(looks) == len({line.label for line in lines}) == 6

@@ -218,7 +218,7 @@ def latency_behaves(evidence: Evidence) -> Tested:
     rows = where(evidence.latencies, engine="eager").dropna(subset=["p50_ms", "model"])
     behaviour = []
     for keys, run in rows.groupby(["model", *SETTING, "seed", "pruning_run"]):
-        on = f"{short_model(keys[0])} on {keys[2]} ({keys[3]} threads, {keys[1]})"
+        on = f"{short_model(str(keys[0]))} on {keys[2]} ({keys[3]} threads, {keys[1]})"
         if measured := _behaviour(run):
             behaviour.append({"on": on, "seed": keys[4]} | measured)
     comparisons = []
@@ -230,8 +230,9 @@ def latency_behaves(evidence: Evidence) -> Tested:
         ("Spearman of that and parameters removed, ", "spearman", below, 0.0),
     ):
         if behaviour:
-            named = DataFrame(behaviour).assign(what=lambda rows, what=what: what + rows["on"])
-            comparisons += _compared(side, named, column, edge, points=False)
+            runs = DataFrame(behaviour)
+            runs["what"] = what + runs["on"]
+            comparisons += _compared(side, runs, column, edge, points=False)
     return Tested(comparisons, "The study's AlexNet, on a GPU: compact about 0.67 of dense")
 
 
@@ -304,9 +305,10 @@ def _small_steps(losses: DataFrame) -> list[Comparison]:
     if pairs.empty or low == high:
         return []
     same = pairs[pairs["off"] <= NEAR]
-    chosen = pairs.loc[same["at"].idxmax() if len(same) else pairs["off"].idxmin()]
-    here = where(pairs, at=chosen["at"], at_large=chosen["at_large"])
-    what = f"{chosen['kind']} at {_percent(chosen['at'])} sparsity"
+    chosen = same.nlargest(1, "at") if len(same) else pairs.nsmallest(1, "off")
+    kind, at, at_large = chosen.iloc[0][["kind", "at", "at_large"]]
+    here = where(pairs, at=at, at_large=at_large)
+    what = f"{kind} at {_percent(at)} sparsity"
     return [
         below(f"lost by fraction {low:g} - by {high:g}, {what}", here["loss"] - here["loss_large"])
     ]

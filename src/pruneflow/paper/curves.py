@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import resources
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,7 +24,7 @@ def reference(name: str) -> pd.DataFrame:
 def _accuracy(levels: pd.DataFrame, label: str) -> list[Line]:
     """Its test accuracy after fine-tuning, of the configuration that these levels are of."""
     first = levels.iloc[0]
-    same = first[["criterion", "schedule", "dataset"]].to_dict()
+    same: Any = first[["criterion", "schedule", "dataset"]].to_dict()
     model = "bert" if reads_texts(first["model"]) else short_model(first["model"])
     granularity = _GRANULARITY[first["granularity"]]
     rows = where(reference("accuracy"), model=model, granularity=granularity, **same)

@@ -162,7 +162,10 @@ def ticks(values: Sequence[float], most: int = 8) -> list[float]:
 
 
 def _wrapped(text: str, width: int) -> str:
-    return "\n".join(fill(line, width, break_long_words=False) for line in text.split("\n"))
+    """Lines of at most so many letters where they can be broken at commas."""
+    lines = text.replace(" ", "\xa0").replace(",\xa0", ", ").split("\n")
+    broken = [fill(line, width, break_long_words=False, break_on_hyphens=False) for line in lines]
+    return "\n".join(broken).replace("\xa0", " ")
 
 
 def _empty(chart: Chart, size: tuple[float, float], width: int) -> tuple[Figure, list[Axes]]:
@@ -184,7 +187,7 @@ def _draw_panels(chart: Chart, panels: Sequence[Panel]) -> Figure:
     handles: dict[str, Any] = {}
     for axes, panel in zip(drawn, panels, strict=True):
         _draw_panel(axes, panel, grey, "" if len(panels) == 1 else _wrapped(panel.title, 44))
-        handles |= {handle.get_label(): handle for handle in axes.containers}
+        handles |= {str(handle.get_label()): handle for handle in axes.containers}
     if handles:
         # as many columns as fit of letters of an eighteenth of an inch, and as few as its rows need
         most = max(1, min(4, int(size[0] / (0.45 + max(map(len, handles)) / 18))))

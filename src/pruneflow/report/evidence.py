@@ -58,7 +58,8 @@ class Evidence:
     def iterative_like(self, levels: DataFrame) -> DataFrame:
         """Iterative levels of the same model, data, criterion and units as these."""
         names = ["model", "dataset", "criterion", "granularity", "scope", "coupling"]
-        same = levels.iloc[0][names].dropna().to_dict()  # a coupling is of channels alone
+        # a coupling is of channels alone
+        same: Any = levels.iloc[0][names].dropna().to_dict()
         return self.of(schedule="iterative", **same)
 
     def control_of(self, levels: DataFrame) -> DataFrame:

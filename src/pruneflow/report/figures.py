@@ -38,7 +38,7 @@ def _curve(rows: DataFrame, y: str, label: str, x: str, by: str = "level", **sty
     at = means[by].map(rows.groupby(by)[x].mean().to_dict()).tolist()
     mean, low, high, n = (means[name].tolist() for name in ("mean", "low", "high", "n"))
     notes = [
-        f"{by.replace('_', ' ')} {value:.4g}, {count} seed{'s' * (count > 1)}"
+        f"{by.replace('_', ' ')} {value:g}, {count} seed{'s' * (count > 1)}"
         for value, count in zip(means[by], n, strict=True)
     ]
     return Line(label, at, mean, low, high, n, notes=notes, **style)
@@ -161,8 +161,8 @@ def pareto(title: str, evidence: Evidence, overlay: Overlay) -> Chart:
     keys = ["model", "dataset", "configuration", "level"]
     times = on_one_machine(evidence.latencies).dropna(subset=["speedup", "configuration"])
     best = 1 / times.astype({"speedup": float}).groupby(keys[2:])["speedup"].max()
-    points = evidence.of(schedule=_PRUNED).groupby(keys)[["test_after", "params_left", "macs_left"]]
-    points = points.mean().join(best.rename("time_left"), on=keys[2:]).reset_index()
+    means = evidence.of(schedule=_PRUNED).groupby(keys)[["test_after", "params_left", "macs_left"]]
+    points = means.mean().join(best.rename("time_left"), on=keys[2:]).reset_index()
     label = points["configuration"].map(evidence.configurations["label"]).astype(str)
     points["note"] = label + ", level " + points["level"].astype(str)
     costs = {"params_left": "parameters left", "macs_left": "MACs left"}
@@ -172,8 +172,9 @@ def pareto(title: str, evidence: Evidence, overlay: Overlay) -> Chart:
         for style, (kind, rows) in enumerate(points.groupby(["model", "dataset"])):
             rows = rows[rows[cost] > 0].sort_values([cost, "test_after"], ascending=[True, False])
             front = rows[rows["test_after"] > rows["test_after"].cummax().shift(fill_value=-np.inf)]
-            model = f"{short_model(kind[0])}, {kind[1]}"
-            for part, text, dash in ((rows, model, "none"), (front, f"{model}, front", "steps")):
+            model = f"{short_model(str(kind[0]))}, {kind[1]}"
+            looks: Any = ((rows, model, "none"), (front, f"{model}, front", "steps"))
+            for part, text, dash in looks:
                 x, y, notes = part[::-1][[cost, "test_after", "note"]].to_numpy().T.tolist()
                 lines.append(Line(text, x, y, style=style, dash=dash, notes=notes))
         lines = [line for line in lines if line.x]
