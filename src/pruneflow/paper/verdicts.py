@@ -50,13 +50,13 @@ class Comparison:
         cls, what: str, values: Iterable[float], others: Iterable[float], *, above: bool
     ) -> Self:
         """Of the difference of two samples that share nothing, by Welch's interval; edge 0."""
-        one, two = (cls.of(what, sample, above=above) for sample in (values, others))
-        n = min(one.n, two.n)
-        variances = one.sd**2 / one.n, two.sd**2 / two.n
-        spread = variances[0] ** 2 / max(1, one.n - 1) + variances[1] ** 2 / max(1, two.n - 1)
+        first, second = (cls.of(what, sample, above=above) for sample in (values, others))
+        n = min(first.n, second.n)
+        variances = first.sd**2 / first.n, second.sd**2 / second.n
+        spread = variances[0] ** 2 / max(1, first.n - 1) + variances[1] ** 2 / max(1, second.n - 1)
         freedom = sum(variances) ** 2 / spread if spread else n - 1
         sd = math.sqrt(sum(variances) * n)
-        return cls(what, one.mean - two.mean, sd, n, freedom, 0.0, above)
+        return cls(what, first.mean - second.mean, sd, n, freedom, 0.0, above)
 
     @property
     def low(self) -> float:

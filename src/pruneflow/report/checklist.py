@@ -47,12 +47,12 @@ def named_exactly(evidence: Evidence) -> Finding:
 
 
 def compression_and_speedup(evidence: Evidence) -> Finding:
-    left = evidence.levels[["params_left", "macs_left"]]
-    lacking = left.isna().any(axis=1).sum()
-    params, macs = 1 / left.clip(lower=1e-9).min()
+    shares = evidence.levels[["params_left", "macs_left"]]
+    lacking = shares.isna().any(axis=1).sum()
+    params, macs = 1 / shares.clip(lower=1e-9).min()
     what = f"up to {params:.1f} x fewer parameters, {macs:.1f} x fewer MACs"
-    problem = f"{lacking} of {len(left)} levels lack params_left or macs_left"
-    return lacking, problem, f"of all {len(left)} levels: {what}"
+    problem = f"{lacking} of {len(shares)} levels lack params_left or macs_left"
+    return lacking, problem, f"of all {len(shares)} levels: {what}"
 
 
 def operating_points(evidence: Evidence) -> Finding:

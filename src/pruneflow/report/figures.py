@@ -60,7 +60,7 @@ def _control(evidence: Evidence, rows: DataFrame, y: str, label: str, x: str) ->
     return [_curve(levels, y, label, "at", style=2, dash="dashed")] if len(levels) else []
 
 
-def _left(levels: DataFrame) -> tuple[str, Axis]:
+def _remaining(levels: DataFrame) -> tuple[str, Axis]:
     """What levels are drawn against: parameters left, or of channels the share of them left.
 
     Channels that masks prune leave most parameters of a model with large linear layers.
@@ -87,7 +87,7 @@ def _panel_each(title: str, evidence: Evidence, rows: DataFrame, panels: Panels)
 
 
 def _accuracy_panel(title: str, levels: DataFrame, more: Sequence[Line] = ()) -> Panel:
-    x, axis = _left(levels)
+    x, axis = _remaining(levels)
     test, train = (_accuracies(levels, s, x, i, s) for i, s in enumerate(("test", "train")))
     return Panel(title, axis, _ACCURACY, [*test, *train, *more])
 
@@ -96,7 +96,7 @@ def accuracy(title: str, evidence: Evidence, overlay: Overlay, granularity: str)
     """The accuracy of iterative runs, a panel a configuration, beside its dense control."""
 
     def panels(label: str, rows: DataFrame) -> list[Panel]:
-        dense = _control(evidence, rows, "test_after", "test, dense control", _left(rows)[0])
+        dense = _control(evidence, rows, "test_after", "test, dense control", _remaining(rows)[0])
         return [_accuracy_panel(label, rows, [*dense, *overlay.accuracy(rows, "test, after")])]
 
     levels = evidence.of(schedule="iterative", granularity=granularity)
@@ -110,7 +110,7 @@ def compared(title: str, evidence: Evidence, overlay: Overlay, by: str) -> Chart
     same = [name for name in DECIDING if name in table and name not in apart]
     looks, panels = sorted(table[by].dropna().unique()), []
     for _, members in table.groupby(same, dropna=False, sort=False):
-        x, axis = _left(evidence.of(configuration=list(members.index)))
+        x, axis = _remaining(evidence.of(configuration=list(members.index)))
         lines: list[Line] = []
         for number, value in members[by].sort_values().items():
             rows = evidence.of(configuration=number)
@@ -131,7 +131,7 @@ def models(title: str, evidence: Evidence, overlay: Overlay) -> Chart:
     looks, panels = list(table["label"].unique()), []
     for granularity, name in (("weight", "single weights"), ("channel", "channels")):
         chosen = where(table, granularity=granularity).drop_duplicates(["model", "dataset"])
-        x, axis = _left(evidence.of(configuration=list(chosen.index)))
+        x, axis = _remaining(evidence.of(configuration=list(chosen.index)))
         lines: list[Line] = []
         for number, label in chosen["label"].items():
             rows = evidence.of(configuration=number)
@@ -233,10 +233,10 @@ def _by_params_left(label: str, rows: DataFrame, overlay: Overlay, most: int = 9
     panels = []
     for size in [*sizes[: most - 1], *sizes[most - 1 :][-1:]]:
         here = where(rows, batch_size=size)
-        x, axis = _left(here)
+        x, axis = _remaining(here)
         lines = _times(here, x, "level") + overlay.times(here, "params_left")
         panels.append(Panel(", ".join(filter(None, (label, f"batch size {size}"))), axis, y, lines))
-    return panels or [Panel(label, _left(rows)[1], y, [])]
+    return panels or [Panel(label, _remaining(rows)[1], y, [])]
 
 
 def latency(title: str, evidence: Evidence, overlay: Overlay, panels: Panels) -> Chart:
