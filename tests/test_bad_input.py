@@ -231,7 +231,7 @@ PRUNE: list[tuple[dict[str, object], str]] = [
     ({"targets": "conv"}, "targets=conv has no effect with granularity=weight"),
     ({"form": "compact"}, "form=compact has no effect with granularity=weight"),
     ({"granularity": "channel", "coupling": "loose"}, "coupling='loose' is not valid"),
-    ({"granularity": "channel", "prune_bias": "true"}, "prune_bias has no effect"),
+    ({"granularity": "channel", "prune_bias": "true"}, "prune_bias=True has no effect"),
     ({"granularity": "channel", "targets": "convs"}, "unknown target 'convs': did you mean conv"),
     (
         {"granularity": "channel", "coupling": "independent", "scope": "global"},
@@ -346,7 +346,7 @@ BENCHMARK: list[tuple[dict[str, object], str]] = [
     ({"run": "0123"}, "run='0123' does not exist"),
     ({"run": "x", "study": "y"}, "both say which runs to time"),
     ({"study": "nothing"}, "study='nothing' has no finished pruning runs"),
-    ({"study": "it's"}, "holds a quote"),
+    ({"study": "it's"}, "has no finished pruning runs"),
     ({"model": "alexnt"}, "unknown model 'alexnt'"),
     ({"forms": "fast"}, "unknown form 'fast'"),
     ({"batch_sizes": "0"}, "batch_sizes"),
@@ -397,8 +397,8 @@ ENVIRONMENT: list[tuple[dict[str, str], str]] = [
     ({"MLFLOW_TRACKING_URI": "sqlite:///notdb.db"}, "file is not a database"),
     ({"MLFLOW_TRACKING_URI": "nonsense://me:secret@here"}, "cannot be used"),
     ({"MLFLOW_TRACKING_URI": "postgresql+none://me:secret@127.0.0.1:9/x"}, "cannot be used"),
-    ({"MLFLOW_RUN_ID": "0123"}, "MLFLOW_RUN_ID=0123"),
-    ({"MLFLOW_EXPERIMENT_ID": "999"}, "MLFLOW_EXPERIMENT_ID=999"),
+    ({"MLFLOW_RUN_ID": "0123"}, "MLFLOW_RUN_ID='0123'"),
+    ({"MLFLOW_EXPERIMENT_ID": "999"}, "unknown experiment '999'"),
     ({"PRUNEFLOW_STATE": "a_file/x"}, "set PRUNEFLOW_STATE to a folder"),
 ]
 COMMANDS: list[tuple[list[str], str]] = [

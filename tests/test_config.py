@@ -167,7 +167,7 @@ def test_independent_filters_are_pruned_layer_by_layer() -> None:
         ({"coupling": "group"}, "coupling=group has no effect with granularity=weight"),
         ({"targets": "conv"}, "targets=conv has no effect with granularity=weight"),
         ({"form": "compact"}, "form=compact has no effect with granularity=weight"),
-        ({"granularity": "channel", "prune_bias": "true"}, "prune_bias has no effect"),
+        ({"granularity": "channel", "prune_bias": "true"}, "prune_bias=True has no effect"),
         ({"granularity": "channel", "targets": "conv,filters"}, "unknown target 'filters'"),
         (
             {"granularity": "channel", "coupling": "independent", "scope": "global"},

@@ -26,9 +26,9 @@ from torch import Tensor, nn
 
 import pruneflow
 from pruneflow.errors import InputError
-from pruneflow.pruning import compaction
+from pruneflow.pruning import compaction, tracing
 from pruneflow.pruning.groups import expand
-from pruneflow.pruning.selection import prunable_parameters
+from pruneflow.pruning.prunable import prunable_parameters
 from pruneflow.tracking import checkpoints
 from pruneflow.tracking.checkpoints import Checkpoint
 from pruneflow.tracking.run import Run
@@ -228,7 +228,7 @@ def saved(
     if compact:
         model.eval()
         head = models.head_name(model)
-        found = compaction.find_groups(
+        found = tracing.find_groups(
             model, lambda m: models.logits(m, as_precise(inputs, m)), outputs=[head]
         )
         kept = {g.name: torch.arange(g.units) % 3 > 0 for g in found.groups}

@@ -111,9 +111,7 @@ def test_any_text_is_a_study_or_one_line(
     path = tmp_path_factory.getbasetemp() / "fuzzed.yaml"
     path.write_text(text, "utf-8", errors="ignore")
     try:
-        read = study.read(str(path))
-        found = study.configurations(read, {})
-        study.benchmarks(read, found)
+        study.jobs(study.read(str(path)))
     except InputError as error:
         one_line(error)
 

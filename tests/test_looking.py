@@ -13,12 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from pruneflow.inference import engines, forms, latency, profile, sparse
-from pruneflow.inference.latency import Effort
-from pruneflow.inference.load import Unwatched
-from pruneflow.pruning import compaction, cost
+from pruneflow.pruning import compaction, cost, tracing
 from pruneflow.workloads import models, training
-from pruneflow.workloads.datasets import Split
-from pruneflow.workloads.training import Machine, Recipe
+from pruneflow.workloads.machine import Machine
+from pruneflow.workloads.splits import Split
+from pruneflow.workloads.training import Recipe
 
 IMAGE = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(3))
 MACHINE = Machine("cpu", "fp32", 1)
@@ -76,7 +75,7 @@ def forward(model: nn.Module) -> Tensor:
 
 
 def groups(model: nn.Module) -> list[Any]:
-    return compaction.find_groups(model, forward, outputs=["8"]).groups
+    return tracing.find_groups(model, forward, outputs=["8"]).groups
 
 
 def level(model: nn.Module) -> forms.PrunedLevel:
@@ -88,13 +87,12 @@ def level(model: nn.Module) -> forms.PrunedLevel:
 def interleaved(model: nn.Module) -> object:
     with models.looking(model):
         calls = {"a": engines.eager(model, IMAGE, 1)}
-        effort = Effort(3, 0.01)
-        return latency.interleaved(calls, latency.clock("cpu"), effort, load=Unwatched())
+        return latency.interleaved(calls, latency.cpu_seconds, 3, 0.01)
 
 
 def traced(model: nn.Module) -> object:
     with models.looking(model):
-        return latency.trace(engines.eager(model, IMAGE, 1), "cpu")
+        return latency.working_bytes(engines.eager(model, IMAGE, 1), "cpu")
 
 
 def refused(model: nn.Module) -> None:
@@ -119,7 +117,7 @@ LOOKS: dict[str, Callable[[Any], object]] = {
     "eager": lambda model: interleaved(model),
     "onnxruntime": lambda model: engines.onnxruntime(model, IMAGE, 1)(),
     "openvino": lambda model: engines.openvino(model, IMAGE, 1)(),
-    "trace": traced,
+    "working_bytes": traced,
     "layer_times": lambda model: profile.layer_times(model, run, "cpu"),
     "masked": lambda model: forms.FORMS["masked"](level(model), run, "1"),
     "compact": lambda model: forms.FORMS["compact"](level(model), run, "1"),

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pruneflow.pruning.selection import prunable_parameters
+from pruneflow.pruning.prunable import prunable_parameters
 from pruneflow.pruning.units import Weights
 from pruneflow.workloads import models
-from pruneflow.workloads.training import keep_large_buffers
+from pruneflow.workloads.machine import keep_large_buffers
 
 BATCH = 128
 WORDS = 32  # tokens of a text

@@ -18,7 +18,8 @@ from torch.nn.utils import prune
 import pruneflow
 from pruneflow.pruning import groups
 from pruneflow.pruning.criteria import CRITERIA
-from pruneflow.pruning.selection import prunable_parameters, select
+from pruneflow.pruning.prunable import prunable_parameters
+from pruneflow.pruning.selection import select
 from pruneflow.pruning.units import Channels, Units
 
 MODELS = ("alexnet", "resnet50", "bert-base", "vgg16")

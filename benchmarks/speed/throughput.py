@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from pruneflow.pruning import cost
 from pruneflow.workloads import models
-from pruneflow.workloads.training import Machine
+from pruneflow.workloads.machine import Machine
 
 CASES = (
     ("alexnet", 64, 128),

@@ -25,7 +25,7 @@ RECIPE |= {"optimizer": "adamw", "batch_size": 128}
 
 def some_pictures(data_dir: str | None, train: int, test: int, folder: Path) -> None:
     """Write the first samples of CIFAR-10's training and test set as class folders."""
-    raw = datasets.cifar10(data_dir, 32)
+    raw = datasets.IMAGES["cifar10"](data_dir, 32)
     assert raw.test is not None
     parts = {
         "train": (raw.train, round(train / (1 - datasets.VALIDATION))),
@@ -33,7 +33,7 @@ def some_pictures(data_dir: str | None, train: int, test: int, folder: Path) -> 
     }
     for name, (split, count) in parts.items():
         for number, (image, label) in enumerate(
-            zip(split.images[:count], split.labels[:count], strict=True)
+            zip(split.samples[:count], split.labels[:count], strict=True)
         ):
             own = folder / name / str(label)
             own.mkdir(parents=True, exist_ok=True)
@@ -74,9 +74,9 @@ def main(threads: int, data_dir: str | None) -> None:
                 )
                 np.savez(
                     folder / "arrays.npz",
-                    train_images=data.train.images,  # type: ignore[union-attr]
+                    train_images=data.train.samples,  # type: ignore[union-attr]
                     train_labels=data.train.labels,
-                    test_images=data.test.images,  # type: ignore[union-attr]
+                    test_images=data.test.samples,  # type: ignore[union-attr]
                     test_labels=data.test.labels,
                 )
                 weights = mlflow.artifacts.download_artifacts(

@@ -10,6 +10,7 @@ Every stage can be called from here, with the parameters of its entry point:
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from pruneflow.errors import ExperimentError, InputError
@@ -21,17 +22,17 @@ if TYPE_CHECKING:  # what follows imports torch and mlflow: seconds, so only onc
     from pruneflow.stages import FinishedRun
 
 __all__ = [
-    "ExperimentError",
-    "InputError",
-    "__version__",
-    "benchmark_latency",
-    "finetune",
-    "load_model",
-    "prune_direct",
-    "prune_iterative",
-    "sweep",
-    "write_report",
-]
+    "ExperimentError", "InputError", "__version__", "benchmark_latency", "finetune", "load_model",
+    "prune_direct", "prune_iterative", "sweep", "write_report",
+]  # fmt: skip
+
+
+def _run(stage: str, parameters: dict[str, Any]) -> FinishedRun:
+    from pruneflow.stages import run
+
+    done = run(stage, parameters)
+    assert done is not None  # only a dry run makes none
+    return done
 
 
 def finetune(**parameters: Any) -> FinishedRun:
@@ -73,7 +74,7 @@ def load_model(run_id: str, level: int = 0) -> nn.Module:
         InputError: a run or level that is not there, or cannot be read.
     """
     from pruneflow.tracking import checkpoints, finished
-    from pruneflow.workloads.training import callers_state_kept
+    from pruneflow.workloads.machine import callers_state_kept
 
     with callers_state_kept():
         return checkpoints.restore(finished.load_checkpoint(run_id, level))
@@ -81,15 +82,5 @@ def load_model(run_id: str, level: int = 0) -> nn.Module:
 
 def __getattr__(name: str) -> Any:
     if name == "query":  # imports pandas and mlflow, so only once it is asked for
-        import importlib
-
         return importlib.import_module("pruneflow.query")
     raise AttributeError(f"module 'pruneflow' has no attribute {name!r}")
-
-
-def _run(stage: str, parameters: dict[str, Any]) -> FinishedRun:
-    from pruneflow.stages import run
-
-    done = run(stage, parameters)
-    assert done is not None  # only a dry run makes none
-    return done

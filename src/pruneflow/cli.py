@@ -12,13 +12,12 @@ import os
 import signal
 import sys
 from pathlib import Path
-from types import FrameType
 from typing import Any, NoReturn
 
 import click
 
 from pruneflow import __version__
-from pruneflow.config import Config, resolve
+from pruneflow.config import as_text, resolve
 from pruneflow.errors import ExperimentError, InputError, unknown
 from pruneflow.stages import STAGES, run
 from pruneflow.tracking.store import UI_PORT
@@ -26,27 +25,18 @@ from pruneflow.tracking.store import UI_PORT
 
 def command(stage: str) -> click.Command:
     """The command of a stage."""
-    kind = STAGES[stage].config
+    kind, options = STAGES[stage].config, []
+    quick = resolve(kind, {})
+    for name, field in kind.model_fields.items():
+        value, origin = getattr(quick, name), "preset quick" if field.is_required() else "default"
+        default = "" if value in (None, ()) else f" [{origin}: {as_text(value)}]"
+        help_text = f"{field.description}{default}"
+        options.append(click.Option([f"--{name}"], metavar="VALUE", help=help_text))
 
     def callback(**given: str | None) -> None:
-        run(stage, {name: value for name, value in given.items() if value is not None})
+        run(stage, given)
 
-    quick = resolve(kind, {})
-    options: list[click.Parameter] = [
-        click.Option([f"--{name}"], metavar="VALUE", help=_help(quick, name))
-        for name in kind.model_fields
-    ]
-    return click.Command(stage, callback=callback, params=options, help=STAGES[stage].help)
-
-
-def _help(quick: Config, name: str) -> str:
-    field = type(quick).model_fields[name]
-    value = getattr(quick, name)
-    if value in (None, ()):
-        return str(field.description)
-    origin = "preset quick" if field.is_required() else "default"
-    shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
-    return f"{field.description} [{origin}: {shown}]"
+    return click.Command(stage, callback=callback, params=[*options], help=STAGES[stage].help)
 
 
 @click.command()
@@ -66,7 +56,7 @@ def sync(folders: tuple[Path, ...]) -> None:
     FOLDERS are those of runs, of another machine say; by default this machine's are sent, and runs
     that were made with PRUNEFLOW_OFFLINE=1.
     """
-    from pruneflow.stages.upkeep import send
+    from pruneflow.tracking.sync import send
 
     send(folders)
 
@@ -74,21 +64,18 @@ def sync(folders: tuple[Path, ...]) -> None:
 @click.command()
 def doctor() -> None:
     """See whether store, disk and versions are fine, and mark runs that died without a word."""
-    from pruneflow.stages.upkeep import examine
+    from pruneflow.tracking.doctor import report
 
-    examine()
+    report()
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    commands=[*(command(stage) for stage in STAGES), ui, sync, doctor],
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.version_option(__version__, prog_name="pruneflow")
 def group() -> None:
     """How far can a model be pruned, what is lost, and does it get faster?"""
-
-
-for _stage in STAGES:
-    group.add_command(command(_stage))
-for _command in (ui, sync, doctor):
-    group.add_command(_command)
 
 
 def main() -> NoReturn:
@@ -99,6 +86,40 @@ def main() -> NoReturn:
 def run_entrypoint(stage: str) -> NoReturn:
     """The whole of an entry file: the command of one stage."""
     _exit(command(stage))
+
+
+def _exit(target: click.Command) -> NoReturn:
+    """Run a command to its end: the one place where an error becomes a line and an exit code."""
+    _outlive_readers()
+    for name in {"SIGTERM", "SIGHUP"} & set(dir(signal)):  # Windows has no SIGHUP
+        signal.signal(getattr(signal, name), lambda number, _: sys.exit(128 + number))
+    try:
+        target.main(standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        sys.exit(2)
+    except click.NoSuchOption as error:
+        known = [p.name or "" for p in error.ctx.command.params] if error.ctx else []
+        _end(2, str(unknown("parameter", error.option_name.lstrip("-"), known, listed=40)))
+    except click.UsageError as error:
+        _end(2, error.format_message())
+    except InputError as error:
+        _end(2, str(error))
+    except ExperimentError as error:
+        _end(1, str(error))
+    except (KeyboardInterrupt, click.Abort):
+        _end(130, "interrupted")
+    sys.exit(0)
+
+
+def _end(code: int, reason: str) -> NoReturn:
+    line = " ".join(reason.split())
+    print(f"pruneflow: {line}", file=sys.stderr)
+    if code == 2 and "MLFLOW_RUN_ID" in os.environ:  # of `mlflow run`, and not taken over yet
+        from pruneflow.tracking.writers import refuse_handed_over
+
+        refuse_handed_over(line)
+    sys.exit(code)
 
 
 class _Output(io.FileIO):
@@ -123,42 +144,3 @@ def _outlive_readers() -> None:
             lines = stream.line_buffering or name == "stderr"
             lasting = io.TextIOWrapper(raw, stream.encoding, stream.errors, line_buffering=lines)
             setattr(sys, name, lasting)
-
-
-def _exit(target: click.Command) -> NoReturn:
-    _outlive_readers()
-    signal.signal(signal.SIGTERM, _terminated)
-    if hasattr(signal, "SIGHUP"):  # not on Windows
-        signal.signal(signal.SIGHUP, _terminated)
-    try:
-        target.main(standalone_mode=False)
-    except click.exceptions.NoArgsIsHelpError as error:
-        print(error.ctx.get_help() if error.ctx else "", file=sys.stderr)
-        sys.exit(2)
-    except click.NoSuchOption as error:
-        known = [p.name or "" for p in (error.ctx.command.params if error.ctx else [])]
-        problem = unknown("parameter", error.option_name.lstrip("-"), known, listed=40)
-        _refuse(str(problem))
-    except (InputError, click.UsageError) as error:
-        _refuse(error.format_message() if isinstance(error, click.UsageError) else str(error))
-    except ExperimentError as error:
-        print(f"pruneflow: {error}", file=sys.stderr)
-        sys.exit(1)
-    except (KeyboardInterrupt, click.Abort):
-        print("pruneflow: interrupted", file=sys.stderr)
-        sys.exit(130)
-    sys.exit(0)
-
-
-def _refuse(reason: str) -> NoReturn:
-    line = " ".join(reason.split())
-    print(f"pruneflow: {line}", file=sys.stderr)
-    if "MLFLOW_RUN_ID" in os.environ:  # started by `mlflow run`, and not taken over yet
-        from pruneflow.tracking.writers import refuse_handed_over
-
-        refuse_handed_over(line)
-    sys.exit(2)
-
-
-def _terminated(number: int, frame: FrameType | None) -> Any:
-    sys.exit(128 + number)

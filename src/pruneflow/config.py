@@ -7,11 +7,11 @@ later except what only the machine can tell (`device` left to `auto`, `threads` 
 
 from __future__ import annotations
 
+import functools
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from importlib import resources
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
@@ -21,7 +21,6 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    PrivateAttr,
     ValidationError,
     model_validator,
 )
@@ -34,6 +33,10 @@ from pruneflow.workloads.datasets import DATASETS, IMAGES, TEXTS
 
 PRESET = "preset"  # what MLproject passes for a parameter that was not given
 NEWEST = "newest"  # of base_run, in place of an id
+_ALTERNATIVES = {  # parameters that mean the same, of which one can be given -> what they mean
+    ("target_sparsity", "fraction"): "how far to prune",
+    ("run", "study", "model"): "which runs to time",
+}
 
 
 def short_model(model: str) -> str:
@@ -47,56 +50,51 @@ def reads_texts(model: str) -> bool:
     return model == "bert" or model.startswith("hf:")
 
 
-def _names(value: object) -> object:
-    """'a, b' -> ('a', 'b'); one number is a list of one; lists pass through."""
+def as_text(value: object) -> str:
+    """A value as it is written on the command line."""
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _among(kind: str, valid: Collection[str]) -> AfterValidator:
+    """Refuses names that are not valid, with the nearest that are."""
+
+    def check(value: Any) -> Any:
+        for name in value if isinstance(value, tuple) else (value,):
+            if name not in valid:
+                raise unknown(kind, name, valid)
+        return value
+
+    return AfterValidator(check)
+
+
+def _split(value: object) -> object:
+    """'a, b' -> ('a', 'b'); a number is a list of one; lists pass through."""
     if isinstance(value, str):
         return tuple(part.strip() for part in value.split(",") if part.strip())
     return (value,) if isinstance(value, int) else value
 
 
-def _once(value: tuple[int, ...]) -> tuple[int, ...]:
-    """Each number once, in the order given."""
-    return tuple(dict.fromkeys(value))
-
-
-def _criterion(value: str) -> str:
-    if value not in CRITERIA:
-        raise unknown("criterion", value, CRITERIA)
-    return value
-
-
-def _among(kind: str, valid: Sequence[str]) -> Callable[[tuple[str, ...]], tuple[str, ...]]:
-    """What refuses names that are not valid, or come twice."""
-
-    def check(value: tuple[str, ...]) -> tuple[str, ...]:
-        for name in value:
-            if name not in valid:
-                raise unknown(kind, name, valid)
-        return tuple(dict.fromkeys(value))
-
-    return check
-
-
-def _dataset(value: str) -> str:
-    if value not in DATASETS:
-        raise unknown("data set", value, DATASETS)
-    return value
-
-
-Fraction = Annotated[float, Field(gt=0, lt=1)]
-_UNUSUAL = ("independent", "compact")  # what a run's name says of coupling and form
+_SPLIT, _EACH_ONCE = BeforeValidator(_split), AfterValidator(lambda v: tuple(dict.fromkeys(v)))
+Text = Annotated[str, Field(min_length=1)]
 Count = Annotated[int, Field(ge=1)]
-Counts = Annotated[tuple[Count, ...], BeforeValidator(_names), AfterValidator(_once)]
-Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
+Pixels = Annotated[int, Field(ge=1, le=4096)]
+Positive = Annotated[float, Field(gt=0)]
+Names = Annotated[tuple[str, ...], _SPLIT, _EACH_ONCE]
+Counts = Annotated[tuple[Count, ...], _SPLIT, _EACH_ONCE]
 C = TypeVar("C", bound="Config")
 
 
 class Config(BaseModel):
-    """The configuration of a stage: frozen, and nothing in it that is not declared."""
+    """The configuration of a stage. The text below a field, or its description, is its help."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
+    _given: frozenset[str] = frozenset()
 
-    _given: frozenset[str] = PrivateAttr(default=frozenset())
+    def model_post_init(self, given: Any) -> None:
+        """Keep the names that `resolve` has from the caller."""
+        self._given = frozenset(given or ())
 
     @property
     def given(self) -> frozenset[str]:
@@ -105,67 +103,68 @@ class Config(BaseModel):
 
     def resolved(self, **values: object) -> Self:
         """A copy in which what was left to the machine is settled."""
-        copy = self.model_copy(update=values)
-        copy._given = self._given
-        return copy
+        return self.model_copy(update=values)
+
+    def _refuse(self, names: Collection[str], reason: str) -> None:
+        """Refuse the first of these parameters that was given."""
+        for name in sorted(self.given.intersection(names)):
+            raise InputError(f"{name}={as_text(getattr(self, name))} {reason}")
 
 
 class Settings(Config):
     """What every training stage needs: the model, its data, how it is trained, and on what."""
 
-    model: Annotated[str, Field(min_length=1)] = Field(
-        description="alexnet, vgg16, resnet18, resnet50, any other torchvision classifier, bert, "
-        "or hf:<hub id or folder> of another encoder"
-    )
-    dataset: Annotated[str, AfterValidator(_dataset)] = Field(
+    model: Text
+    """alexnet, resnet18, any other torchvision classifier, bert, or hf:<hub id or folder>"""
+    dataset: Annotated[str, _among("data set", DATASETS)] = Field(
         description=f"images: {', '.join(IMAGES)}; texts: {', '.join(TEXTS)} (reviews: synthetic)"
     )
-    data_dir: str | None = Field(
-        None, description="folder of the data set, instead of the Hugging Face hub"
-    )
-    weights: Annotated[str, Field(min_length=1)] = Field(
-        description="none (new), pretrained (downloaded), a safetensors file or, for bert and hf:, "
-        "a folder in Hugging Face layout"
-    )
-    preset: str = Field("quick", description="named defaults: quick or paper")
-    image_size: Annotated[int, Field(ge=1, le=4096)] | None = Field(
-        description="side of the square images the model sees, in pixels; not for texts"
-    )
-    train_limit: Count | None = Field(
-        None, description="use only this many training samples, an equal share of each class"
-    )
-    train_eval_samples: Count | None = Field(
-        description="training samples that accuracy on the training set is taken of, drawn by the "
-        "seed; all where the preset says nothing, as for paper"
-    )
-    batch_size: Count = Field(description="samples in a training step")
-    learning_rate: Annotated[float, Field(gt=0)] = Field(
-        description="learning rate of this stage's own training (the peak, under one_cycle)"
-    )
-    lr_schedule: Literal["one_cycle", "constant"] = Field(
-        description="learning rate over one fine-tuning: one_cycle or constant"
-    )
-    optimizer: Literal["adamw", "sgd"] = Field(description="adamw, or sgd with momentum 0.9")
-    weight_decay: Annotated[float, Field(ge=0)] = Field(description="of the optimizer")
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(
-        description="decides initial weights, split, data order, dropout and random scores"
-    )
-    resume: Annotated[str, Field(min_length=1)] = Field(
-        "auto",
-        description="auto (go on with an interrupted run of the same configuration, report a "
-        "finished one), never, or the id of the run to go on with",
-    )
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto, cpu or cuda")
-    precision: Literal["fp32", "bf16"] = Field(
-        "fp32", description="fp32, or bf16 (autocast; weights stay float32)"
-    )
-    threads: Count | None = Field(None, description="CPU threads; all cores when not given")
+    data_dir: str | None = None
+    """folder of the data set, instead of the Hugging Face hub"""
+    weights: Text
+    """none (new), pretrained (downloaded), a safetensors file or, of encoders, a folder of them"""
+    preset: str = "quick"
+    """named defaults: quick or paper"""
+    image_size: Pixels | None
+    """side of the square images the model sees, in pixels; not for texts"""
+    train_limit: Count | None = None
+    """use only this many training samples, an equal share of each class"""
+    train_eval_samples: Count | None
+    """training samples that accuracy on the training set is taken of, drawn by the seed, or all"""
+    batch_size: Count
+    """samples in a training step"""
+    learning_rate: Positive
+    """learning rate of this stage's own training (the peak, under one_cycle)"""
+    lr_schedule: Literal["one_cycle", "constant"]
+    """learning rate over one fine-tuning: one_cycle or constant"""
+    optimizer: Literal["adamw", "sgd"]
+    """adamw, or sgd with momentum 0.9"""
+    weight_decay: Annotated[float, Field(ge=0)]
+    """of the optimizer"""
+    seed: Annotated[int, Field(ge=0, lt=2**31)]
+    """decides initial weights, split, data order, dropout and random scores"""
+    resume: Text = "auto"
+    """auto (the same run goes on, or is shown if it is finished), never, or a run's id"""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto, cpu or cuda"""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """fp32, or bf16 (autocast; weights stay float32)"""
+    threads: Count | None = None
+    """CPU threads; all cores when not given"""
+
+    @model_validator(mode="after")
+    def _texts_have_no_image_size(self) -> Self:
+        if self.dataset in TEXTS:
+            reason = f"has no effect with dataset={self.dataset}, which holds texts: leave it out"
+            self._refuse(["image_size"], reason)
+        return self
 
 
 class FinetuneConfig(Settings):
     """Configuration of `finetune`: train a model on a data set, to be a base run for pruning."""
 
-    epochs: Count = Field(description="passes over the training samples")
+    epochs: Count
+    """passes over the training samples"""
 
     @property
     def run_name(self) -> str:
@@ -176,69 +175,68 @@ class FinetuneConfig(Settings):
 class PruneConfig(Settings):
     """Configuration of `prune_iterative` and `prune_direct`."""
 
-    granularity: Literal["weight", "channel"] = Field(
-        description="what is removed: weight (single ones) or channel (filters, neurons, heads)"
-    )
-    criterion: Annotated[str, AfterValidator(_criterion)] = Field(
+    granularity: Literal["weight", "channel"]
+    """what is removed: weight (single ones) or channel (filters, neurons, heads)"""
+    criterion: Annotated[str, _among("criterion", CRITERIA)] = Field(
         description=f"scores of what to keep: {', '.join(CRITERIA)}"
     )
-    scope: Literal["global", "layer"] = Field(
-        description="where scores compete: global (channels: those of one target), or layer (each "
-        "loses the same fraction)"
-    )
-    coupling: Literal["group", "independent"] | None = Field(
-        description="channels: group (tied layers lose the same ones, so that masked and compact "
-        "agree) or independent (every Conv2d by itself, weight only, as torch's ln_structured)"
-    )
-    targets: Annotated[Names, AfterValidator(_among("target", TARGETS))] = Field(
+    scope: Literal["global", "layer"]
+    """where scores compete: global (channels: those of one target), or layer (all lose the same)"""
+    coupling: Literal["group", "independent"] | None
+    """channels: group (tied layers lose the same) or independent (Conv2d by Conv2d, weight only)"""
+    targets: Annotated[Names, _among("target", TARGETS)] = Field(
         (), description=f"channels of what: {', '.join(TARGETS)}; by default all the model has"
     )
-    form: Literal["masked", "compact"] = Field(
-        description="what is fine-tuned: masked (zeros in place), or compact (channels removed)"
-    )
-    fraction: Annotated[float, Field(ge=0, lt=1)] = Field(
-        description="share of what is left that each level removes, in (0, 1); 0 for a control "
-        "that is fine-tuned as long and stays dense"
-    )
-    iterations: Annotated[int, Field(ge=1, le=99)] = Field(
-        description="number of levels; prune_direct goes to where they would end, in one level"
-    )
-    target_sparsity: Fraction | None = Field(
-        None, description="sparsity of the last level, in (0, 1); given instead of fraction"
-    )
-    finetune_epochs: Annotated[int, Field(ge=0)] = Field(
-        description="epochs of fine-tuning after each level; 0 is allowed"
-    )
-    base_epochs: Count = Field(description="epochs of the base run, when this run has to make one")
-    include: Names = Field(
-        (), description="prune only layers whose name matches one of these patterns (a,b*)"
-    )
-    exclude: Names = Field((), description="leave out layers whose name matches one of these")
-    prune_bias: bool = Field(description="prune biases too, as the 2020 study did")
-    recalibrate_bn: bool = Field(
-        description="re-estimate BatchNorm's statistics on training samples after each pruning"
-    )
-    base_run: str | None = Field(
-        None,
-        description="id of the finetune run to prune, or newest (the newest that fits); by default "
-        "the one trained exactly as this configuration would train it, made if there is none",
-    )
+    form: Literal["masked", "compact"]
+    """what is fine-tuned: masked (zeros in place), or compact (channels removed)"""
+    fraction: Annotated[float, Field(ge=0, lt=1)]
+    """share of what is left that each level removes, in (0, 1); 0 for a control that stays dense"""
+    iterations: Annotated[int, Field(ge=1, le=99)]
+    """number of levels; prune_direct goes to where they would end, in one level"""
+    target_sparsity: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """sparsity of the last level, in (0, 1); given instead of fraction"""
+    finetune_epochs: Annotated[int, Field(ge=0)]
+    """epochs of fine-tuning after each level; 0 is allowed"""
+    base_epochs: Count
+    """epochs of the base run, when this run has to make one"""
+    include: Names = ()
+    """prune only layers whose name matches one of these patterns (a,b*)"""
+    exclude: Names = ()
+    """leave out layers whose name matches one of these"""
+    prune_bias: bool
+    """prune biases too, as the 2020 study did"""
+    recalibrate_bn: bool
+    """re-estimate BatchNorm's statistics on training samples after each pruning"""
+    base_run: str | None = None
+    """id of the finetune run to prune, or newest; by default exactly the one it would make"""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _fraction_from_target(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """With a target sparsity, the fraction a level follows from it and the iterations."""
-        target, iterations = values.get("target_sparsity"), values.get("iterations")
-        try:
-            target, iterations = float(target), int(iterations)  # type: ignore[arg-type]
-        except (TypeError, ValueError):
-            return values  # not given, or for the field's own check to refuse
-        if not (0 < target < 1 and iterations >= 1):
-            return values
-        # one level takes the target as it is given, so that it is prune_direct to the last digit
-        one = iterations == 1
-        fraction = target if one else -math.expm1(math.log1p(-target) / iterations)
-        return values | {"fraction": fraction}
+    @model_validator(mode="after")
+    def _all_has_effect(self) -> Self:
+        if self.named_base is not None:
+            reason = "has no effect with base_run, whose model is taken as it is: leave one out"
+            self._refuse(["base_epochs", "weights"], reason)
+        if self.granularity == "weight":
+            reason = "has no effect with granularity=weight: pass granularity=channel"
+            self._refuse(["coupling", "form", "targets"], reason)
+        else:
+            reason = "has no effect with granularity=channel, whose biases coupling decides on"
+            self._refuse(["prune_bias"], reason)
+        alone = "does not go with coupling=independent, which prunes every Conv2d by itself"
+        if self.coupling == "independent" and self.scope == "global":
+            self._refuse(["scope"], f"{alone}: pass scope=layer")
+        if self.coupling == "independent" and self.targets not in ((), ("conv",)):
+            self._refuse(["targets"], f"{alone}: pass coupling=group")
+        return self
+
+    @model_validator(mode="after")
+    def _fraction_of_target(self) -> Self:
+        """With a target sparsity, the fraction of a level follows from it and the iterations."""
+        fraction = self.target_sparsity
+        if fraction is None:
+            return self
+        if self.iterations > 1:  # one level takes the target as it is, to the last digit
+            fraction = -math.expm1(math.log1p(-fraction) / self.iterations)
+        return self.resolved(fraction=fraction)
 
     @property
     def named_base(self) -> str | None:
@@ -247,136 +245,106 @@ class PruneConfig(Settings):
 
     def run_name(self, stage: str) -> str:
         """What its run is called: what tells it from others first."""
-        what = ["direct"] if stage == "prune_direct" else []
-        what += [self.criterion, self.granularity] if self.fraction else ["dense"]
+        parts = ["direct"] if stage == "prune_direct" else []
+        parts += [self.criterion, self.granularity] if self.fraction else ["dense"]
         if self.granularity == "channel" and self.fraction:
-            what += [kind for kind in (self.coupling, self.form) if kind in _UNUSUAL]
-        return "-".join([*what, short_model(self.model), self.dataset, f"s{self.seed}"])
+            unusual = ("independent", "compact")
+            parts += [kind for kind in (self.coupling, self.form) if kind in unusual]
+        return "-".join([*parts, short_model(self.model), self.dataset, f"s{self.seed}"])
 
     @property
     def final_sparsity(self) -> float:
         """Sparsity that the last level aims at."""
-        if self.target_sparsity is not None:
-            return self.target_sparsity
-        return schedule.iterative(self.fraction, self.iterations)[-1].target_sparsity
+        last = schedule.iterative(self.fraction, self.iterations)[-1]
+        return last.target_sparsity if self.target_sparsity is None else self.target_sparsity
 
 
 class BenchmarkConfig(Config):
     """Configuration of `benchmark_latency`: which levels are timed, how they are run, how long."""
 
-    run: Names = Field(
-        (),
-        description="ids of pruning runs to time (a,b); by default the newest finished one",
-    )
-    study: str | None = Field(None, description="time the finished pruning runs of this study")
-    model: str | None = Field(
-        None, description="time the newest finished pruning run of this model"
-    )
-    levels: Annotated[
-        tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_names), AfterValidator(_once)
-    ] = Field((), description="levels to time (0,3,6); by default all")
-    forms: Annotated[Names, AfterValidator(_among("form", FORMS))] = Field(
+    run: Names = ()
+    """ids of pruning runs to time (a,b); by default the newest finished one"""
+    study: str | None = None
+    """time the finished pruning runs of this study"""
+    model: str | None = None
+    """time the newest finished pruning run of this model"""
+    levels: Annotated[tuple[Annotated[int, Field(ge=0)], ...], _SPLIT, _EACH_ONCE] = ()
+    """levels to time (0,3,6); by default all"""
+    forms: Annotated[Names, _among("form", FORMS)] = Field(
         (), description=f"forms to time: {', '.join(FORMS)}; by default all that a level has"
     )
-    batch_sizes: Annotated[Counts, Field(min_length=1)] = Field(
-        (1, 4, 16, 64, 256), description="samples in a batch (1,16)"
+    batch_sizes: Annotated[Counts, Field(min_length=1)] = (1, 4, 16, 64, 256)
+    """samples in a batch (1,16)"""
+    threads: Counts = ()
+    """numbers of CPU threads to time with (1,2); all cores when not given"""
+    device: Annotated[Names, _among("device", ("cpu", "cuda"))] = ()
+    """cpu, cuda or both (cpu,cuda); by default those that are there"""
+    engines: Annotated[Names, _among("engine", ENGINES)] = Field(
+        (EAGER,), description=f"{', '.join(ENGINES)}; all but eager need pruneflow[engines]"
     )
-    threads: Counts = Field(
-        (), description="numbers of CPU threads to time with (1,2); all cores when not given"
-    )
-    device: Annotated[Names, AfterValidator(_among("device", ("cpu", "cuda")))] = Field(
-        (), description="cpu, cuda or both (cpu,cuda); by default those that are there"
-    )
-    engines: Annotated[Names, AfterValidator(_among("engine", ENGINES))] = Field(
-        (EAGER,),
-        description=f"what runs the dense and compact forms: {', '.join(ENGINES)}; eager PyTorch "
-        "is always timed, the others need the extra pruneflow[engines]",
-    )
-    image_size: Annotated[int, Field(ge=1, le=4096)] | None = Field(
-        None, description="side of the images, in pixels; as the run had it when not given"
-    )
-    sequence_length: Annotated[int, Field(ge=1, le=512)] | None = Field(
-        None, description="tokens of a text; the median of the run's data when not given"
-    )
-    rounds: Annotated[int, Field(ge=3, le=2000)] = Field(
-        40,
-        description="least number of times that each form is timed, side by side, while other work "
-        "leaves the processors alone; under 30 there is no interval",
-    )
-    seconds: Annotated[float, Field(gt=0)] = Field(
-        20.0,
-        description="but no longer than this for a level, device and batch size (three rounds at "
-        "least, and not counting what prepares and explains them)",
-    )
+    image_size: Pixels | None = None
+    """side of the images, in pixels; as the run had it when not given"""
+    sequence_length: Annotated[int, Field(ge=1, le=512)] | None = None
+    """tokens of a text; the median of the run's data when not given"""
+    rounds: Annotated[int, Field(ge=3, le=2000)] = 40
+    """times that each form is timed at least, side by side and undisturbed; 30 for an interval"""
+    seconds: Positive = 20.0
+    """but no longer than this for a level, device and batch size (yet three rounds at least)"""
 
 
 class ReportConfig(Config):
     """Configuration of `report`: of which runs, and where it is written."""
 
-    experiment: str | None = Field(
-        None, description="name or id of the MLflow experiment; by default the current one"
-    )
-    study: str | None = Field(None, description="only the runs of this study")
-    output_dir: Annotated[str, Field(min_length=1)] = Field(
-        "pruneflow_report", description="folder that the report is written to"
-    )
-    reference: bool = Field(
-        False, description="compare with the 2020 study: its own curves beneath, its claims judged"
-    )
+    experiment: str | None = None
+    """name or id of the MLflow experiment; by default the current one"""
+    study: str | None = None
+    """only the runs of this study"""
+    output_dir: Text = "pruneflow_report"
+    """folder that the report is written to"""
+    reference: bool = False
+    """compare with the 2020 study: its own curves beneath, its claims judged"""
 
 
 class SweepConfig(Config):
     """Configuration of `sweep`: which study is run, and how."""
 
-    study: Annotated[str, Field(min_length=1)] = Field(
-        "smoke", description="a study: smoke, paper, paper_small, or a YAML file of your own"
-    )
-    data_dir: str | None = Field(
-        None,
-        description="folder with a folder for each data set of the study (cifar10, sst2), instead "
-        "of the Hugging Face hub",
-    )
-    workers: Count = Field(
-        1, description="runs at a time, which share the CPU threads; benchmarks run alone"
-    )
-    dry_run: bool = Field(False, description="show what would be run, and start nothing")
-
-    @property
-    def study_name(self) -> str:
-        """What the study's runs are tagged with: its name, or that of its file."""
-        return Path(self.study).stem
+    study: Text = "smoke"
+    """a study: smoke, paper, paper_small, or a YAML file of your own"""
+    data_dir: str | None = None
+    """folder with a folder for each data set of the study (cifar10, sst2), instead of the hub"""
+    workers: Count = 1
+    """runs at a time, which share the CPU threads; benchmarks run alone"""
+    dry_run: bool = False
+    """show what would be run, and start nothing"""
 
 
-def presets() -> list[str]:
-    """Names of the presets that the package carries."""
-    folder = resources.files("pruneflow") / "presets"
-    return sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith("yaml"))
+@functools.cache
+def presets() -> dict[str, list[dict[str, Any]]]:
+    """Name -> layers of the presets that the package carries."""
+    files = (resources.files("pruneflow") / "presets").iterdir()
+    return {f.name.removesuffix(".yaml"): yaml.safe_load(f.read_text("utf-8")) for f in files}
 
 
-def _preset_values(name: str, kind: type[Settings], given: Mapping[str, Any]) -> dict[str, Any]:
+def _preset_values(kind: type[Settings], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The preset's values: of its layers, those that hold with what was given, the last first."""
+    name = str(given.get("preset", kind.model_fields["preset"].default))
     if name not in presets():
         raise unknown("preset", name, presets())
-    text = (resources.files("pruneflow") / "presets" / f"{name}.yaml").read_text("utf-8")
-    preset: dict[str, dict[str, Any]] = yaml.safe_load(text)
-    model = str(given.get("model") or preset["all"]["model"])
-    if "model" not in given and str(given.get("dataset")) in TEXTS:
-        model = "bert"
-    pretrained = given.get("weights", "none") != "none"
-    encoder = model.startswith("hf:") or (model == "bert" and pretrained)
-    own = preset["models"].get("hf" if encoder else model, {})
-    of_stage = {name: own.get(name, {}) for name in ("finetune", "prune", "channel")}
-    own = {name: value for name, value in own.items() if name not in of_stage}
-    values = preset["all"] | {"model": model}
-    finetune: dict[str, Any] = values | preset["finetune"] | own | of_stage["finetune"]
-    if kind is FinetuneConfig:
-        return finetune
-    channel = given.get("granularity") == "channel"
-    values |= preset["prune"] | (preset["channel"] if channel else {}) | own | of_stage["prune"]
-    if channel:
-        values |= of_stage["channel"]
-    if given.get("coupling", values["coupling"]) == "independent":
-        values["scope"] = "layer"
-    return values | {"base_epochs": finetune["epochs"]}
+    values: dict[str, Any] = {}
+    for layer in presets()[name]:
+        known = {**values, **given}
+        model, texts = str(known.get("model")), str(known.get("dataset")) in TEXTS
+        published = model == "bert" and given.get("weights", "none") != "none"
+        model = "hf" if published or model.startswith("hf:") else model
+        stage = "finetune" if kind is FinetuneConfig else "prune"
+        known |= {"stage": stage, "model": model, "texts": texts}
+        when = layer.get("when", {}).items()
+        if all(known.get(name) in (v if isinstance(v, list) else [v]) for name, v in when):
+            values |= layer
+    values.pop("when")
+    if kind is PruneConfig:
+        values["base_epochs"] = _preset_values(FinetuneConfig, given)["epochs"]
+    return values
 
 
 def resolve(kind: type[C], given: Mapping[str, Any]) -> C:
@@ -391,104 +359,31 @@ def resolve(kind: type[C], given: Mapping[str, Any]) -> C:
     for name in given:
         if name not in known:
             raise unknown("parameter", name, known, listed=40)
-    values = {
-        name: value
-        for name, value in given.items()
-        if value is not None and value != PRESET and (value != "" or name == "model")
-    }
-    if "target_sparsity" in values and "fraction" in values:
-        raise InputError(
-            f"target_sparsity={values['target_sparsity']} and fraction={values['fraction']} both "
-            "say how far to prune: give one of them"
-        )
-    ignored = sorted({"weights", "base_epochs"} & values.keys())
-    if values.get("base_run", NEWEST) != NEWEST and ignored:
-        raise InputError(
-            f"{ignored[0]}={values[ignored[0]]} has no effect with base_run, whose model is taken "
-            "as it is: leave one of them out"
-        )
+    absent = (None, PRESET, "")
+    values = {k: v for k, v in given.items() if v not in absent or (k == "model" and v == "")}
+    for names, meaning in _ALTERNATIVES.items():
+        both = [f"{name}={values[name]}" for name in names if name in values]
+        if len(both) > 1:
+            raise InputError(f"{' and '.join(both[:2])} both say {meaning}: give one of them")
+    preset = _preset_values(kind, values) if issubclass(kind, Settings) else {}
     try:
-        config = kind.model_validate(_defaults(kind, values) | values)
+        return kind.model_validate(preset | values, context=frozenset(values))
     except ValidationError as error:
-        raise InputError(_first_problem(error, kind)) from None
-    config._given = frozenset(values)
-    if isinstance(config, Settings) and config.dataset in TEXTS and "image_size" in values:
+        problem = error.errors()[0]
+        cause = problem.get("ctx", {}).get("error")
+        if isinstance(cause, InputError):
+            raise cause from None
+        name, reason = str(problem["loc"][0]), problem["msg"].removeprefix("Input should be ")
         raise InputError(
-            f"image_size={config.image_size} has no effect with dataset={config.dataset}, which "
-            "holds texts: leave it out"
-        )
-    if isinstance(config, PruneConfig):
-        _refuse_without_effect(config)
-    if isinstance(config, BenchmarkConfig):
-        _refuse_two_ways(config)
-    return config
-
-
-def _defaults(kind: type[Config], given: Mapping[str, Any]) -> dict[str, Any]:
-    """What the preset says; a stage that trains nothing has its defaults in its fields."""
-    if not issubclass(kind, Settings):
-        return {}
-    return _preset_values(
-        str(given.get("preset", kind.model_fields["preset"].default)), kind, given
-    )
-
-
-def _refuse_two_ways(config: BenchmarkConfig) -> None:
-    """Refuse more than one way to say which runs are timed.
-
-    Raises:
-        InputError: naming two.
-    """
-    ways = sorted({"run", "study", "model"} & config.given)
-    if len(ways) > 1:
-        raise InputError(
-            f"{ways[0]}={_shown(getattr(config, ways[0]))} and {ways[1]}="
-            f"{_shown(getattr(config, ways[1]))} both say which runs to time: give one of them"
-        )
-
-
-def _refuse_without_effect(config: PruneConfig) -> None:
-    """Refuse what was given and would change nothing.
-
-    Raises:
-        InputError: the first such parameter.
-    """
-    of_channels = {"coupling", "targets", "form"} & config.given
-    if config.granularity == "weight" and of_channels:
-        name = min(of_channels)
-        raise InputError(
-            f"{name}={_shown(getattr(config, name))} has no effect with granularity=weight: "
-            "pass granularity=channel"
-        )
-    if config.granularity == "channel" and "prune_bias" in config.given:
-        raise InputError(
-            "prune_bias has no effect with granularity=channel: a channel's bias goes with it "
-            "(coupling=group) or stays (coupling=independent)"
-        )
-    if config.coupling == "independent":
-        if config.scope == "global":
-            raise InputError(
-                "scope=global does not go with coupling=independent, where every Conv2d is pruned "
-                "by itself: pass scope=layer"
-            )
-        if config.targets not in ((), ("conv",)):
-            raise InputError(
-                f"targets={_shown(config.targets)} does not go with coupling=independent, which "
-                "prunes Conv2d filters: pass coupling=group"
-            )
-
-
-def _shown(value: object) -> str:
-    return ",".join(value) if isinstance(value, tuple) else str(value)
-
-
-_OF_BASE = {"batch_size", "lr_schedule", "optimizer", "weight_decay"}
+            f"{name}={problem['input']!r} is not valid: it should be {reason} "
+            f"(valid: {known[name].description})"
+        ) from None
 
 
 def given_for_base(config: PruneConfig) -> list[str]:
     """Names of what the caller gave that the newest base run has to have been trained with."""
-    epochs = ["epochs"] if "base_epochs" in config.given else []
-    return sorted(config.given & _OF_BASE) + epochs
+    names = sorted(config.given & {"batch_size", "lr_schedule", "optimizer", "weight_decay"})
+    return [*names, "epochs"] if "base_epochs" in config.given else names
 
 
 def base_config(config: PruneConfig) -> FinetuneConfig:
@@ -498,22 +393,8 @@ def base_config(config: PruneConfig) -> FinetuneConfig:
     run's own; the rest is the preset's for `finetune`.
     """
     shared = (config.given & FinetuneConfig.model_fields.keys()) - {"learning_rate", "resume"}
+    shared |= {"preset", "device", "precision", "threads"}
     values = {name: getattr(config, name) for name in shared}
     if config.resume == "never":
         values["resume"] = "never"
-    machine = {"device": config.device, "precision": config.precision, "threads": config.threads}
-    return resolve(
-        FinetuneConfig, values | machine | {"preset": config.preset, "epochs": config.base_epochs}
-    )
-
-
-def _first_problem(error: ValidationError, kind: type[Config]) -> str:
-    problem = error.errors()[0]
-    name = str(problem["loc"][0]) if problem["loc"] else "configuration"
-    cause = problem.get("ctx", {}).get("error")
-    if isinstance(cause, InputError):
-        return str(cause)
-    field = kind.model_fields.get(name)
-    valid = f" (valid: {field.description})" if field is not None else ""
-    reason = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-    return f"{name}={problem['input']!r} is not valid: it should be {reason}{valid}"
+    return resolve(FinetuneConfig, values | {"epochs": config.base_epochs})

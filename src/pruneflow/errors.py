@@ -7,8 +7,6 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
 
-_CREDENTIALS = re.compile(r"(?<=://)[^/\s]*@")
-
 
 class InputError(ValueError):
     """Input that cannot be used. Its text is one line: the value, why, and what is valid."""
@@ -35,10 +33,10 @@ def first_line(error: BaseException) -> str:
 
     User and password of an address in it are left out.
     """
-    lines = str(error).strip().splitlines()
+    lines = str(error).strip().splitlines() or [type(error).__name__]
     if len(lines) > 1 and lines[0].endswith(":"):  # the reason comes after it
         lines[0] += f" {lines[1].strip()}"
-    return _CREDENTIALS.sub("", lines[0]) if lines else type(error).__name__
+    return re.sub(r"(?<=://)[^/\s]*@", "", lines[0])
 
 
 def user_path(parameter: str, value: str) -> Path:
@@ -51,24 +49,21 @@ def user_path(parameter: str, value: str) -> Path:
         path = Path(value).expanduser()
         path.exists()
     except (OSError, RuntimeError, ValueError) as error:
-        raise InputError(
-            f"{parameter}={value[:80]!r} is not a usable path: {first_line(error)}"
-        ) from None
+        reason = f"is not a usable path: {first_line(error)}"
+        raise InputError(f"{parameter}={value[:80]!r} {reason}") from None
     return path
 
 
 def unknown(kind: str, value: object, valid: Iterable[str], *, listed: int = 12) -> InputError:
     """An InputError for a name that is not among the valid ones, the nearest of them first.
 
-    `listed` caps how many valid names are printed when nothing is near.
+    `listed` caps how many valid names are printed.
     """
     names = sorted(valid)
     near = get_close_matches(str(value), names, n=3, cutoff=0.5)
+    shown = ", ".join(names[:listed])
+    more = f" and {len(names) - listed} more" if len(names) > listed else ""
+    hint = f"valid: {shown}{more}"
     if near:
-        hint = f"did you mean {' or '.join(near)}?"
-        if len(names) <= listed:
-            hint += f" (valid: {', '.join(names)})"
-    else:
-        more = f" and {len(names) - listed} more" if len(names) > listed else ""
-        hint = f"valid: {', '.join(names[:listed])}{more}"
+        hint = f"did you mean {' or '.join(near)}?" + ("" if more else f" ({hint})")
     return InputError(f"unknown {kind} {str(value)!r}: {hint}")

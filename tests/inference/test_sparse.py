@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,8 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from pruneflow.inference import sparse as kernels
-from pruneflow.inference.latency import Rounds
-from pruneflow.inference.load import Unwatched
+from pruneflow.inference.load import Load
 from pruneflow.inference.sparse import REPRESENTATIONS, Csr, Dropped, sparse
 
 
@@ -89,7 +87,7 @@ def test_what_has_nothing_to_leave_out_and_what_is_grouped_stays_dense() -> None
     assert REPRESENTATIONS["csr"](nn.Linear(3, 4)) is None
     grouped = nn.Conv2d(4, 4, 3, groups=2)
     masked(grouped, 0, 0.9, empty=True)
-    assert all(make(grouped) is None for make in REPRESENTATIONS.values())
+    assert sparse(grouped.eval(), lambda model: model(torch.ones(1, 4, 5, 5)), batch="1")[1] == {}
 
 
 def test_dropped_stores_only_rows_and_columns_that_are_used() -> None:
@@ -119,17 +117,10 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     """Seconds that every layer takes by how it is stored, and `form`, the model as chosen."""
     seconds = {"dense": 1.0, "csr": 0.2, "dropped": 0.5, "form": 0.4}
 
-    def of_layers(model: object, ways: Any, *rest: object, **more: object) -> Any:
-        return {
-            name: {way: seconds[way] for way in ("dense", *made)} for name, made in ways.items()
-        }
+    def of_forms(forms: Any, names: Any, *rest: object) -> Any:
+        return {form: {name: [seconds[form]] for name in names} for form in forms}
 
-    def of_models(calls: Any, *rest: object, **more: object) -> Rounds:
-        return Rounds({name: np.array([seconds[name]]) for name in calls}, 1, None, True)
-
-    monkeypatch.setattr(kernels, "_layer_seconds", of_layers)
-    monkeypatch.setattr(kernels, "interleaved", of_models)
-    monkeypatch.setattr(kernels, "Load", Unwatched)
+    monkeypatch.setattr(kernels, "_seconds", of_forms)
     return seconds
 
 
@@ -168,17 +159,23 @@ def test_layers_are_timed_by_how_they_are_stored() -> None:
     model = network(0.995)
     made = REPRESENTATIONS["csr"](model[3])  # type: ignore[arg-type]
     assert made is not None
-    seconds = kernels._layer_seconds(model, {"3": {"csr": made}}, run, rounds=2)
-    assert seconds.keys() == {"3"}
-    assert seconds["3"].keys() == {"dense", "csr"}
-    assert min(seconds["3"].values()) > 0
+    forms = {"dense": model, "csr": nn.Sequential(*model[:3], made, model[4])}
+    seconds = kernels._seconds(forms, ["3", ""], run, 2)
+    assert seconds.keys() == forms.keys()
+    for of_form in seconds.values():
+        assert len(of_form["3"]) == len(of_form[""]) == 2
+        assert 0 < min(of_form["3"]) < max(of_form[""])
 
 
 @pytest.mark.parametrize("quiet", [True, False])
 def test_what_was_measured_beside_other_work_is_not_remembered(
     quiet: bool, timed: dict[str, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Unwatched, "others", lambda self: 0.0 if quiet else 0.5)
+    class Watched(Load):
+        def others(self) -> float:
+            return 0.0 if quiet else 0.5
+
+    monkeypatch.setattr(kernels, "Load", Watched)
     sparse(network(0.995), run, batch="2", cache=tmp_path / "kernels.json")
     assert (tmp_path / "kernels.json").exists() is quiet
 
@@ -191,7 +188,7 @@ def test_measurements_are_remembered_and_a_spoilt_cache_is_measured_again(
     _, chosen = sparse(model, run, batch="2", cache=cache)
     known = json.loads(cache.read_text())
     assert list(known.values()) == [chosen["3"]]
-    assert "1500x288" in next(iter(known))
+    assert "in_features=288, out_features=1500" in next(iter(known))
 
     def refuse(*arguments: object) -> dict[str, str]:
         raise AssertionError("measured again")

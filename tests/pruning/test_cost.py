@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers.pytorch_utils import Conv1D
 
 from pruneflow.pruning.cost import macs, positions
-from pruneflow.pruning.selection import prunable_parameters
+from pruneflow.pruning.prunable import prunable_parameters
 
 
 def counted_by_torch(model: nn.Module, sample: Tensor) -> int:

@@ -8,10 +8,11 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from pruneflow.errors import InputError
-from pruneflow.pruning import compaction, groups
+from pruneflow.pruning import compaction, groups, tracing
 from pruneflow.pruning.criteria import CRITERIA
 from pruneflow.pruning.groups import Group, Tie
 from pruneflow.pruning.masks import Masks
+from pruneflow.pruning.prunable import prunable_groups
 from pruneflow.pruning.selection import select
 from pruneflow.pruning.units import Channels
 from tests.pruning.networks import Residual, images, plain
@@ -20,7 +21,7 @@ FORWARD = images()
 
 
 def found(model: nn.Module, head: str) -> list[Group]:
-    return compaction.find_groups(model, FORWARD, outputs=[head]).groups
+    return tracing.find_groups(model, FORWARD, outputs=[head]).groups
 
 
 def test_a_pruned_unit_takes_its_rows_its_bias_and_the_columns_that_read_it() -> None:
@@ -37,7 +38,7 @@ def test_a_pruned_unit_takes_its_rows_its_bias_and_the_columns_that_read_it() ->
 def test_values_are_the_rows_of_every_layer_that_makes_the_units() -> None:
     model = Residual()
     stream = found(model, "fc")[0]
-    values = groups.values(model, stream)
+    values = groups.gather(model, stream, dict(model.named_parameters()))
     assert values.shape == (8, 3 * 9 + 6 * 9 + 6 * 9)
     expected = torch.cat([model.stem.weight[3].flatten(), model.outer[0].weight[3].flatten()])  # type: ignore[union-attr, operator]
     assert torch.equal(values[3, : len(expected)], expected.detach())
@@ -143,7 +144,7 @@ def test_keep_all_has_a_mask_a_group() -> None:
 def choose(**options: tuple[str, ...]) -> list[str]:
     model = plain()
     defaults: dict[str, tuple[str, ...]] = {"targets": (), "include": (), "exclude": ()}
-    return [g.name for g in groups.choose(model, found(model, "8"), **(defaults | options))]
+    return [g.name for g in prunable_groups(model, found(model, "8"), **(defaults | options))]
 
 
 def test_targets_and_patterns_choose_groups() -> None:
@@ -156,7 +157,9 @@ def test_targets_and_patterns_choose_groups() -> None:
 
 def test_a_pattern_that_matches_one_tied_layer_takes_the_whole_group() -> None:
     model = Residual()
-    chosen = groups.choose(model, found(model, "fc"), targets=(), include=("outer.1",), exclude=())
+    chosen = prunable_groups(
+        model, found(model, "fc"), targets=(), include=("outer.1",), exclude=()
+    )
     assert [g.name for g in chosen] == ["stem"]
 
 

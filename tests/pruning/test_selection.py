@@ -21,7 +21,8 @@ from pruneflow.errors import InputError
 from pruneflow.pruning import selection
 from pruneflow.pruning.criteria import CRITERIA
 from pruneflow.pruning.masks import Masks
-from pruneflow.pruning.selection import Scores, prunable_parameters, select
+from pruneflow.pruning.prunable import prunable_parameters
+from pruneflow.pruning.selection import Scores, select
 from pruneflow.pruning.units import Weights
 
 

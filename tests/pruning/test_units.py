@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pruneflow.errors import InputError
 from pruneflow.inference import forms
-from pruneflow.pruning import compaction
+from pruneflow.pruning import tracing
 from pruneflow.pruning.criteria import CRITERIA
 from pruneflow.pruning.selection import select
 from pruneflow.pruning.units import Channels, Units, as_text, find_units, from_text
@@ -27,7 +27,6 @@ def units_of(model: nn.Module, kind: str, head: str, **given: object) -> Units:
     return find_units(
         model,
         FORWARD,
-        name="it",
         head=head,
         granularity="weight" if kind == "weight" else "channel",
         coupling=None if kind == "weight" else kind,
@@ -103,8 +102,7 @@ def test_units_restored_from_what_was_saved_go_on_as_those_that_were_never_left(
             units.remove()
         train(units)
         kept = units.existing if form == "compact" else units.in_compact()
-        sizes = compaction.structure(units.model)
-        structure = {"sizes": sizes, "units": as_text(kept)}
+        structure = units.structure(kept)
         packed = {n: m.clone() for n, m in units.parameter_masks().items() if not m.all()}
         state = {n: t.clone() for n, t in units.model.state_dict().items()}
 
@@ -177,17 +175,17 @@ def test_what_leaves_nothing_to_prune_is_refused(
         units_of(plain(), kind, "8", **given)
 
 
-def test_a_model_without_channels_to_remove_is_refused_by_its_name() -> None:
+def test_a_model_without_channels_to_remove_is_refused_with_the_reason() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 5))
-    with pytest.raises(InputError, match="no channels can be removed from it: "):
+    with pytest.raises(InputError, match="no channels can be removed from this model: "):
         units_of(model, "group", "1")
-    with pytest.raises(InputError, match="and it has none to prune: pass coupling=group"):
+    with pytest.raises(InputError, match="and this model has none to prune: pass coupling=group"):
         units_of(model, "independent", "1")
 
 
 def test_the_compact_form_has_the_units_that_were_recorded() -> None:
     model = plain().eval()
-    groups = compaction.find_groups(model, FORWARD, outputs=["8"]).groups
+    groups = tracing.find_groups(model, FORWARD, outputs=["8"]).groups
 
     def compact(kept: dict[str, Tensor]) -> nn.Module:
         level = forms.PrunedLevel(model, model, False, groups, kept, False, "cpu")

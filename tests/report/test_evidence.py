@@ -45,7 +45,9 @@ def test_pairs_are_of_one_base_at_one_place() -> None:
     other = pd.DataFrame({"base_run": ["a", "b", "d"], "x": [0.7, 0.7, 0.0]} | seeds)
     (row,) = paired(one, other, "level", "x").to_dict("records")
     assert row["mean"] == pytest.approx(0.15)
-    assert (row["one"], row["other"]) == pytest.approx((0.85, 0.7))  # those of c and d are no pair
+    assert (row["first"], row["second"]) == pytest.approx(
+        (0.85, 0.7)
+    )  # those of c and d are no pair
     assert row["n"] == 2
 
 

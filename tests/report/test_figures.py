@@ -8,9 +8,8 @@ import pytest
 from frames import Frames
 from records import latency, level
 
-from pruneflow.report import static
-from pruneflow.report.charts import FORMS, Chart, HeatMap, Line, Panel
-from pruneflow.report.curves import Overlay
+from pruneflow.report import charts
+from pruneflow.report.charts import FORMS, Chart, HeatMap, Line, Overlay, Panel
 from pruneflow.report.figures import FIGURES, LATENCY_FIGURES, RUN_FIGURES
 from pruneflow.tracking.levels import Layer
 
@@ -53,9 +52,9 @@ def test_heat_map_has_a_row_per_tensor_in_model_order_and_a_column_per_level() -
     ]
     (heat,) = RUN_FIGURES["layer_sparsity"](LEVELS, rows, "title").panels
     assert isinstance(heat, HeatMap)
-    assert list(heat.rows) == ["b.weight", "a.weight"]
-    assert list(heat.columns) == ["0", "1"]
-    assert [list(row) for row in heat.values] == [[0.0, 0.25], [0.0, 0.75]]
+    assert list(heat.table.index) == ["b.weight", "a.weight"]
+    assert list(heat.table.columns) == [0, 1]
+    assert heat.table.to_numpy().tolist() == [[0.0, 0.25], [0.0, 0.75]]
 
 
 TIMES = [
@@ -111,7 +110,7 @@ def test_a_form_is_drawn_alike_in_both_latency_figures() -> None:
 def test_latency_figures_of_nothing_that_could_be_run_are_empty(name: str) -> None:
     chart = LATENCY_FIGURES[name]([latency(1, "dense", 8, None)], "title")
     assert panel(chart).lines == []
-    (axes,) = static.draw(chart).axes
+    (axes,) = charts.draw(chart).axes
     assert axes.get_ylabel().startswith("milliseconds")
 
 
@@ -180,3 +179,14 @@ def test_curves_of_others_are_laid_beneath(name: str) -> None:
 def test_without_runs_nothing_is_drawn() -> None:
     evidence = Frames().evidence()
     assert [n for n, figure in FIGURES.items() if figure.draw(evidence, Overlay())] == []
+
+
+def test_a_label_looks_the_same_in_every_panel() -> None:
+    runs = Frames()
+    for model, criterion in (("alexnet", "l1"), ("alexnet", "random"), ("vgg16", "random")):
+        runs.prune(model=model, criterion=criterion)
+    runs.prune(model="vgg16", criterion="l2")
+    chart = FIGURES["criteria"].draw(runs.evidence(), Overlay())
+    lines = [line for number in (0, 1) for line in panel(chart, number).lines]
+    looks = {(line.label, line.style, line.dash) for line in lines}
+    assert len(looks) == len({line.label for line in lines}) == 6

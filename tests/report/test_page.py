@@ -16,7 +16,7 @@ from records import benchmark, latency, level, prune
 import pruneflow
 from pruneflow import query
 from pruneflow.errors import InputError
-from pruneflow.report import svg
+from pruneflow.report import charts
 from pruneflow.report.figures import FIGURES
 from pruneflow.report.tables import TABLES
 
@@ -26,7 +26,7 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 @pytest.fixture(autouse=True)
 def small_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(svg, "DPI", 40)
+    monkeypatch.setattr(charts, "DPI", 40)
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def report(folder: Path) -> Path:
     """A report with everything in it."""
     runs()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(svg, "DPI", 40)
+        patch.setattr(charts, "DPI", 40)
         pruneflow.write_report(output_dir=str(folder / "out"), reference=True)
     return folder / "out"
 

@@ -343,7 +343,7 @@ def test_an_encoder_is_timed_at_its_own_length_or_the_given_one(folder: Path) ->
         ({"sequence_length": 8}, "whose model reads images: pass image_size"),
         ({"threads": 4096}, "this process may use"),
         ({"study": "none"}, "no finished pruning runs"),
-        ({"study": "o'neill"}, "holds a quote"),
+        ({"study": "o'neill"}, "has no finished pruning runs"),
         ({"study": "a", "model": "b"}, "give one of them"),
         ({"forms": "dense,fast"}, "unknown form 'fast'"),
         ({"engines": "tensorrt"}, "unknown engine 'tensorrt'"),

@@ -104,7 +104,9 @@ def test_run_has_the_contract_artifacts(job: tuple[Any, Run, Path]) -> None:
 
 
 def test_levels_csv_is_what_is_returned(job: tuple[Any, Run, Path]) -> None:
-    pd.testing.assert_frame_equal(pd.read_csv(job[2] / "levels.csv"), job[0].levels)
+    pd.testing.assert_frame_equal(
+        pd.read_csv(job[2] / "levels.csv"), job[0].levels, check_dtype=False
+    )
 
 
 def test_level_0_is_the_base_model_unpruned(job: tuple[Any, Run, Path]) -> None:
@@ -300,7 +302,7 @@ def test_matrix_products_of_any_library_are_pruned_and_counted(
 def test_channels_of_layers_that_tracing_does_not_know_are_refused_with_the_reason(
     gpt2: str,
 ) -> None:
-    with pytest.raises(InputError, match="no channels can be removed from hf:"):
+    with pytest.raises(InputError, match="no channels can be removed from this model: "):
         pruneflow.prune_direct(
             model=gpt2, weights="none", dataset="reviews", train_limit=40, granularity="channel"
         )

@@ -366,7 +366,7 @@ def test_a_damaged_snapshot_of_a_training_is_not_used(
 def test_a_run_that_cannot_be_gone_on_with_is_refused(folder: Path, wanted: str) -> None:
     other = pruneflow.prune_direct(**SMALL).run_id
     resume = other if wanted == "other" else "0" * 32
-    reason = "another configuration" if wanted == "other" else "neither auto nor never"
+    reason = "another configuration" if wanted == "other" else "pass auto, never or the id"
     with pytest.raises(InputError, match=reason):
         pruneflow.prune_direct(**SMALL | {"seed": 5, "finetune_epochs": 0}, resume=resume)
     assert not MlflowClient().search_runs(["0"], RUNNING)

@@ -19,8 +19,10 @@ def write(folder: Path, text: str) -> str:
     return str(path)
 
 
-def laid_out(folder: Path, content: dict[str, Any]) -> list[study.Configuration]:
-    return study.configurations(study.read(write(folder, yaml.safe_dump(content))), {})
+def laid_out(folder: Path, content: dict[str, Any]) -> list[study.Job]:
+    """The jobs of a study's pruning runs."""
+    jobs = study.jobs(study.read(write(folder, yaml.safe_dump(content))))
+    return [job for job in jobs if isinstance(job.config, PruneConfig)]
 
 
 def test_axes_are_every_combination_in_the_order_of_the_file(tmp_path: Path) -> None:
@@ -56,8 +58,8 @@ def test_one_configuration_said_twice_is_run_once(tmp_path: Path) -> None:
 
 def test_configurations_that_differ_in_pruning_alone_share_a_base(tmp_path: Path) -> None:
     found = laid_out(tmp_path, {"axes": {"criterion": ["l1", "random"], "seed": [0, 1]}})
-    bases = [one.base for one in found]
-    assert bases[0] == bases[2] != bases[1]
+    bases = [one.needs for one in found]
+    assert bases[0] is bases[2] is not bases[1]
     assert [base.stage for base in bases if base] == ["finetune"] * 4
 
 
@@ -67,9 +69,10 @@ def test_benchmarks_time_the_pruning_runs_that_match(tmp_path: Path) -> None:
         "include": [{"stage": "finetune"}],
         "benchmarks": [{"of": {"seed": 1}, "batch_sizes": "1,4"}],
     }
-    read = study.read(write(tmp_path, yaml.safe_dump(content)))
-    ((one, given),) = study.benchmarks(read, study.configurations(read, {}))
-    assert (one.config.seed, given) == (1, {"batch_sizes": "1,4"})
+    jobs = study.jobs(study.read(write(tmp_path, yaml.safe_dump(content))))
+    (timed,) = [job for job in jobs if job.stage == "benchmark_latency"]
+    assert timed.needs is not None
+    assert (timed.needs.config.seed, timed.given) == (1, {"batch_sizes": "1,4"})
 
 
 @pytest.mark.parametrize(
@@ -88,22 +91,22 @@ def test_patterns_match_numbers_and_lists_however_they_are_written(
         "axes": {"fraction": [0, 0.5]},
         "benchmarks": [{"of": of}],
     }
-    read = study.read(write(tmp_path, yaml.safe_dump(content)))
-    chosen = study.benchmarks(read, study.configurations(read, {}))
-    assert [one.config.fraction for one, _ in chosen] == fractions  # type: ignore[attr-defined]
+    jobs = study.jobs(study.read(write(tmp_path, yaml.safe_dump(content))))
+    chosen = [job.needs for job in jobs if job.stage == "benchmark_latency"]
+    assert [job.config.fraction for job in chosen] == fractions  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("name", study.shipped())
 def test_shipped_studies_resolve(name: str) -> None:
     read = study.read(name)
-    found = study.configurations(read, {})
-    assert any(isinstance(one.config, PruneConfig) for one in found)
-    assert study.benchmarks(read, found)
+    jobs = study.jobs(read)
+    assert any(isinstance(job.config, PruneConfig) for job in jobs)
+    assert any(job.stage == "benchmark_latency" for job in jobs)
     assert read.description
 
 
 def test_the_papers_study_has_its_models_criteria_and_fractions() -> None:
-    found = study.configurations(study.read("paper"), {})
+    found = study.jobs(study.read("paper"))
     pruned = [one.config for one in found if isinstance(one.config, PruneConfig)]
     assert {c.model for c in pruned} == {"alexnet", "vgg16", "resnet18", "resnet50", "bert"}
     assert {c.criterion for c in pruned} == {"l1", "l2", "random"}
@@ -139,12 +142,8 @@ def test_the_papers_study_has_its_models_criteria_and_fractions() -> None:
     ],
 )
 def test_what_is_no_study_is_refused_in_a_line(tmp_path: Path, text: str, said: str) -> None:
-    def lay_out() -> None:
-        read = study.read(write(tmp_path, text))
-        study.benchmarks(read, study.configurations(read, {}))
-
     with pytest.raises(InputError) as refused:
-        lay_out()
+        study.jobs(study.read(write(tmp_path, text)))
     assert said in str(refused.value)
     assert "\n" not in str(refused.value)
 

@@ -22,8 +22,10 @@ from mlflow.tracking import MlflowClient
 
 import pruneflow
 from pruneflow import query
+from pruneflow.config import BenchmarkConfig, PruneConfig, resolve
 from pruneflow.errors import ExperimentError, InputError
-from pruneflow.stages import sweep
+from pruneflow.stages import processes, sweep
+from pruneflow.stages.study import Job
 from pruneflow.tracking import publish
 
 STUDY = """
@@ -64,7 +66,7 @@ class Outages:
             return process
 
         popen = subprocess.Popen
-        patch.setattr(sweep.subprocess, "Popen", start)
+        patch.setattr(processes.subprocess, "Popen", start)
 
 
 def test_a_sweep_shares_bases_goes_on_past_failures_and_outages_and_skips_what_is_finished(
@@ -76,7 +78,7 @@ def test_a_sweep_shares_bases_goes_on_past_failures_and_outages_and_skips_what_i
     assert pruneflow.sweep(study=str(path), dry_run=True) is None
     assert query.runs().empty
 
-    monkeypatch.setattr(sweep, "_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(processes, "_PAUSE_SECONDS", 0.01)
     monkeypatch.setattr(publish, "_PAUSE_SECONDS", 0.05)
     with monkeypatch.context() as patch:
         outages = Outages(patch)
@@ -125,8 +127,8 @@ def test_a_sweep_does_not_wait_for_ever(
 ) -> None:
     path = tmp_path / "tiny.yaml"
     path.write_text("settings: {device: cpu, threads: 1}\naxes: {seed: [0, 1]}", "utf-8")
-    monkeypatch.setattr(sweep, "_PAUSE_SECONDS", 0.01)
-    monkeypatch.setattr(sweep, "_OUTAGE_SECONDS", 0.2)
+    monkeypatch.setattr(processes, "_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(processes, "_OUTAGE_SECONDS", 0.2)
     monkeypatch.setitem(publish._PATIENCE_SECONDS, "FAILED", 0.1)
     outages, run_all = Outages(monkeypatch), sweep._run_all
 
@@ -137,6 +139,77 @@ def test_a_sweep_does_not_wait_for_ever(
     monkeypatch.setattr(sweep, "_run_all", gone)
     with pytest.raises(ExperimentError, match=r"4 of 4 runs .*MLflow did not answer"):
         pruneflow.sweep(study=str(path))
+
+
+class Recorder:
+    """An executor that takes a moment for each job, and fails those that it is told to."""
+
+    def __init__(self, fails: str = "") -> None:
+        self.fails, self.closed = fails, False
+        self.running: set[str] = set()
+        self.together: list[set[str]] = []
+
+    def run(self, job: Job) -> None:
+        if job.needs is not None and job.needs.state != "finished":
+            job.state = "skipped"
+            return
+        self.running.add(job.name)
+        self.together.append(set(self.running))
+        time.sleep(0.05)
+        self.running.discard(job.name)
+        job.state = "failed" if job.name == self.fails else "finished"
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def planned(needs: dict[str, str | None]) -> list[Job]:
+    """Jobs by name, each after another; those called `latency` are benchmarks."""
+    jobs: dict[str, Job] = {}
+    for name, before in needs.items():
+        kind = BenchmarkConfig if name.startswith("latency") else PruneConfig
+        config = resolve(kind, {})
+        jobs[name] = Job("x", {}, config, name, None if before is None else jobs[before])
+    return list(jobs.values())
+
+
+NEEDS = {"a": None, "a1": "a", "a2": "a", "b": None, "b1": "b", "latency": "b1", "latency2": "a2"}
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_jobs_run_side_by_side_after_what_they_need_and_benchmarks_alone(workers: int) -> None:
+    executor, jobs, ended = Recorder(), planned(NEEDS), list[Job]()
+    sweep._run_all(jobs, workers, executor, lambda _: None, ended.extend)  # type: ignore[arg-type]
+    assert {job.state for job in jobs} == {"finished"}
+    assert sorted(job.name for job in ended) == sorted(NEEDS)
+    assert max(map(len, executor.together)) == workers
+    for group in executor.together:
+        assert not any(NEEDS[name] in group for name in group)
+        assert len(group) == 1 or not any(name.startswith("latency") for name in group)
+    assert executor.closed
+
+
+def test_what_needs_a_failed_job_is_skipped_and_the_rest_runs() -> None:
+    jobs = planned(NEEDS)
+    sweep._run_all(jobs, 2, Recorder("b"), lambda _: None, lambda _: None)  # type: ignore[arg-type]
+    states = {job.name: job.state for job in jobs}
+    assert states == dict.fromkeys(NEEDS, "finished") | {
+        "b": "failed",
+        "b1": "skipped",
+        "latency": "skipped",
+    }
+
+
+def test_an_interrupted_sweep_closes_its_executor() -> None:
+    executor = Recorder()
+
+    def interrupt(_: list[Job]) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sweep._run_all(planned(NEEDS), 2, executor, lambda _: None, interrupt)  # type: ignore[arg-type]
+    assert executor.closed
+    assert len(executor.together) <= 2
 
 
 def port() -> int:

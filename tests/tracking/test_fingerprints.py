@@ -162,7 +162,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     source = Path(pruneflow.__file__).parent
     copy = tmp_path / "pruneflow"
     shutil.copytree(source, copy, ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(fingerprints.resources, "files", lambda _: copy)
+    monkeypatch.setattr(fingerprints, "_PACKAGE", copy)
     monkeypatch.setattr(fingerprints, "code", fingerprints.code.__wrapped__)
     return copy
 

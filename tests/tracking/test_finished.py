@@ -66,10 +66,15 @@ def test_a_base_that_cannot_be_used_is_refused(store: str, config: FinetuneConfi
         assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("study", ["it's", "a`b"])
-def test_a_study_that_no_filter_can_name_is_refused_in_a_line(store: str, study: str) -> None:
-    with pytest.raises(InputError, match="holds a quote"):
+@pytest.mark.parametrize("study", ["it's", "a`b", 'a "b"'])
+def test_a_study_that_no_filter_can_name_is_found_all_the_same(
+    store: str, config: FinetuneConfig, study: str
+) -> None:
+    pruning, _ = (finished_base(config, "w", stage="prune_direct") for _ in range(2))
+    with pytest.raises(InputError, match="has no finished pruning runs"):
         finished.pruning_runs_of(study)
+    MlflowClient().set_tag(pruning, "pruneflow.study", study)
+    assert finished.pruning_runs_of(study) == [pruning]
 
 
 def test_runs_of_a_study_come_once_each_and_the_oldest_first(

@@ -11,8 +11,7 @@ from mlflow.tracking import MlflowClient
 
 import pruneflow
 from pruneflow.errors import InputError
-from pruneflow.stages import upkeep
-from pruneflow.tracking import offline
+from pruneflow.tracking import store, sync
 
 SMALL = {
     "model": "shufflenet_v2_x0_5",
@@ -51,12 +50,12 @@ def test_runs_made_offline_are_copied_once(
 ) -> None:
     done = pruneflow.prune_iterative(**SMALL)
     with pytest.raises(InputError, match="PRUNEFLOW_OFFLINE is set"):
-        upkeep.send([])
+        sync.send([])
     back(monkeypatch, away)
     client = MlflowClient()
     assert client.get_experiment_by_name("away") is None
-    upkeep.send([])
-    upkeep.send([])
+    sync.send([])
+    sync.send([])
     assert "there is nothing to send" in capsys.readouterr().out
     experiment = client.get_experiment_by_name("away").experiment_id
     runs = {r.data.tags["pruneflow.stage"]: r for r in client.search_runs([experiment])}
@@ -77,15 +76,15 @@ def test_runs_made_offline_are_copied_once(
 def test_a_copy_that_was_broken_off_is_finished(away: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pruneflow.finetune(**{k: v for k, v in SMALL.items() if k not in ("base_epochs", "iterations")})
     back(monkeypatch, away)
-    copies = offline.copy_runs()
     with monkeypatch.context() as patch:
         patch.setattr(MlflowClient, "log_artifacts", lambda *_: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            next(copies)
-    ((_, copy),) = offline.copy_runs()
+        (broken,) = sync.send_all(sync.journals([]))
+    assert (broken.entries, broken.reason) == (0, "division by zero")
+    (sent,) = sync.send_all(sync.journals([]))
+    assert (sent.entries > 0, sent.reason) == (True, "")
     client = MlflowClient()
     experiment = client.get_experiment_by_name("away").experiment_id
-    assert [r.info.run_id for r in client.search_runs([experiment])] == [copy]
+    (copy,) = (r.info.run_id for r in client.search_runs([experiment]))
     steps = [m.step for m in client.get_metric_history(copy, "train/loss")]
     assert sorted(steps) == sorted(set(steps))
     assert client.get_run(copy).info.status == "FINISHED"
@@ -96,4 +95,4 @@ def test_a_copy_that_was_broken_off_is_finished(away: str, monkeypatch: pytest.M
 )
 def test_offline_is_asked_for(monkeypatch: pytest.MonkeyPatch, value: str, wanted: bool) -> None:
     monkeypatch.setenv("PRUNEFLOW_OFFLINE", value)
-    assert offline.wanted() == wanted
+    assert store.is_offline() == wanted

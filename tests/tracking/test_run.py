@@ -148,10 +148,10 @@ def test_credentials_are_not_shown(address: str, shown: str) -> None:
     [
         ("MLFLOW_TRACKING_URI", "bogus://me:secret@host/mlflow", "bogus://host/mlflow"),
         ("MLFLOW_TRACKING_URI", "http://me:secret@[bad", "does not answer"),
-        ("MLFLOW_RUN_ID", "deadbeef", "MLFLOW_RUN_ID=deadbeef"),
-        ("MLFLOW_EXPERIMENT_ID", "999", "MLFLOW_EXPERIMENT_ID=999"),
-        ("MLFLOW_EXPERIMENT_ID", "1", "MLFLOW_EXPERIMENT_ID=1 is deleted"),
-        ("MLFLOW_EXPERIMENT_NAME", "gone", "MLFLOW_EXPERIMENT_NAME='gone' is deleted"),
+        ("MLFLOW_RUN_ID", "deadbeef", "MLFLOW_RUN_ID='deadbeef'"),
+        ("MLFLOW_EXPERIMENT_ID", "999", "unknown experiment '999'"),
+        ("MLFLOW_EXPERIMENT_ID", "1", "experiment '1' is deleted"),
+        ("MLFLOW_EXPERIMENT_NAME", "gone", "experiment 'gone' is deleted"),
         ("MLFLOW_EXPERIMENT_NAME", "x" * 300, "has 300 characters"),
     ],
 )

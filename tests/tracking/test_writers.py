@@ -169,7 +169,7 @@ def test_a_run_handed_over_that_is_not_free_is_refused_and_left_as_it_is(
     before = client.get_run(handed).to_dictionary()
     monkeypatch.setenv("MLFLOW_RUN_ID", handed)
     with (
-        pytest.raises(InputError, match=f"MLFLOW_RUN_ID={handed} .*{reason}") as refused,
+        pytest.raises(InputError, match=f"MLFLOW_RUN_ID='{handed}' .*{reason}") as refused,
         open_run("finetune", CONFIG, name="n", tags=TAGS),
     ):
         pass

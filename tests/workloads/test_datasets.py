@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -14,7 +15,8 @@ from PIL import Image
 
 from pruneflow.errors import InputError
 from pruneflow.workloads import datasets
-from pruneflow.workloads.datasets import Data, Raw, Split, load
+from pruneflow.workloads.datasets import Data, load
+from pruneflow.workloads.splits import Raw, Split
 
 
 def load_digits(*, seed: int = 0, train_limit: int | None = None) -> Data:
@@ -28,7 +30,7 @@ def load_folder(folder: Path, *, name: str = "imagefolder", size: int = 8) -> Da
 def pictures(split: Split) -> Counter[bytes]:
     return Counter(
         image.tobytes() + bytes([label])
-        for image, label in zip(split.images, split.labels, strict=True)
+        for image, label in zip(split.samples, split.labels, strict=True)
     )
 
 
@@ -63,8 +65,8 @@ def test_digits_are_scikit_learns_1797_images_each_in_one_split() -> None:
 
     data = load_digits()
     assert (len(data.train), len(data.val), len(data.test)) == (1294, 144, 359)
-    assert data.train.images.shape == (1294, 8, 8, 3)
-    assert data.train.images.dtype == np.uint8
+    assert data.train.samples.shape == (1294, 8, 8, 3)
+    assert data.train.samples.dtype == np.uint8
     assert data.train.labels.dtype == np.int64
     assert data.classes == tuple("0123456789")
     bunch = published()
@@ -75,7 +77,7 @@ def test_digits_are_scikit_learns_1797_images_each_in_one_split() -> None:
 
 def test_validation_depends_on_the_seed_and_the_test_set_does_not() -> None:
     first, second = load_digits(seed=0), load_digits(seed=1)
-    assert np.array_equal(first.test.images, second.test.images)
+    assert np.array_equal(first.test.samples, second.test.samples)
     assert np.array_equal(first.test.labels, second.test.labels)
     assert pictures(first.val) != pictures(second.val)
     assert together(first) == together(second)
@@ -84,7 +86,7 @@ def test_validation_depends_on_the_seed_and_the_test_set_does_not() -> None:
 def test_the_same_seed_gives_the_same_splits() -> None:
     first, second = load_digits(seed=3, train_limit=100), load_digits(seed=3, train_limit=100)
     assert first.digest == second.digest
-    assert np.array_equal(first.train.images, second.train.images)
+    assert np.array_equal(first.train.samples, second.train.samples)
     assert np.array_equal(first.val.labels, second.val.labels)
 
 
@@ -139,7 +141,7 @@ def numbered(labels: list[int], *, start: int = 0) -> Split:
 
 
 def numbers(split: Split) -> list[int]:
-    pixel = split.images[:, 0, 0].astype(int)
+    pixel = split.samples[:, 0, 0].astype(int)
     return [int(number) for number in pixel[:, 0] + 256 * pixel[:, 1]]
 
 
@@ -196,11 +198,11 @@ def test_the_digest_changes_with_a_pixel_a_label_and_the_split(
     register(monkeypatch, labels, test=test)
     first, again, split = load_numbered(), load_numbered(), load_numbered(seed=1)
     limited = load_numbered(train_limit=20)
-    pixel = Split(test.images.copy(), test.labels)
-    pixel.images[1, 0, 0, 2] = 1
+    pixel = Split(test.samples.copy(), test.labels)
+    pixel.samples[1, 0, 0, 2] = 1
     register(monkeypatch, labels, test=pixel)
     other_pixel = load_numbered()
-    register(monkeypatch, labels, test=Split(test.images, np.array([1, 1])))
+    register(monkeypatch, labels, test=Split(test.samples, np.array([1, 1])))
     other_label = load_numbered()
     assert first.digest == again.digest
     digests = {data.digest for data in (first, split, limited, other_pixel, other_label)}
@@ -223,7 +225,7 @@ def test_an_image_folder_with_train_and_test_is_read_with_exact_pixels(tmp_path:
     data = load_folder(tmp_path, size=64)
     assert data.classes == ("cat", "dog")
     assert (len(data.train), len(data.val), len(data.test)) == (18, 2, 8)
-    assert data.train.images.shape[1:] == (7, 5, 3)  # all alike: kept as they are
+    assert data.train.samples.shape[1:] == (7, 5, 3)  # all alike: kept as they are
     expected = Counter(
         noise(number * 1000 + index, 5, 7).tobytes() + bytes([number])
         for number in (0, 1)
@@ -246,12 +248,12 @@ def test_images_of_mixed_sizes_are_brought_to_the_image_size(tmp_path: Path) -> 
                 colour = (200, 0, index) if number else (0, index, 100)
                 Image.new("RGB", size, colour).save(folder / f"{index}.png")
     data = load_folder(tmp_path, size=12)
-    assert data.train.images.shape == (9, 12, 12, 3)
-    assert data.test.images.shape == (10, 12, 12, 3)
+    assert data.train.samples.shape == (9, 12, 12, 3)
+    assert data.test.samples.shape == (10, 12, 12, 3)
     # One colour stays that colour however it is resized; classes are in alphabetical order.
     assert data.classes == ("blue", "red")
-    first = data.test.images[:, :1, :1]
-    assert np.array_equal(data.test.images, np.broadcast_to(first, data.test.images.shape))
+    first = data.test.samples[:, :1, :1]
+    assert np.array_equal(data.test.samples, np.broadcast_to(first, data.test.samples.shape))
     assert (
         sorted((int(p[0]), int(k)) for p, k in zip(first[:, 0, 0], data.test.labels, strict=True))
         == [(0, 1)] * 5 + [(200, 0)] * 5
@@ -266,7 +268,7 @@ def test_mixed_sizes_lose_their_edges_not_their_middle(tmp_path: Path) -> None:
         (tmp_path / "test" / name).mkdir(parents=True)
         Image.fromarray(pixels).save(tmp_path / "test" / name / "strip.png")
     data = load_folder(tmp_path, size=10)
-    assert np.array_equal(data.test.images, np.full((2, 10, 10, 3), 255))
+    assert np.array_equal(data.test.samples, np.full((2, 10, 10, 3), 255))
 
 
 def test_grey_and_transparent_images_are_read_as_rgb(tmp_path: Path) -> None:
@@ -277,7 +279,7 @@ def test_grey_and_transparent_images_are_read_as_rgb(tmp_path: Path) -> None:
             Image.new(mode, (6, 6), colour).save(tmp_path / "train" / name / f"{index}.png")
         Image.new(mode, (6, 6), colour).save(tmp_path / "test" / name / "0.png")
     data = load_folder(tmp_path)
-    pixels = dict(zip(data.test.labels.tolist(), data.test.images[:, 0, 0].tolist(), strict=True))
+    pixels = dict(zip(data.test.labels.tolist(), data.test.samples[:, 0, 0].tolist(), strict=True))
     assert pixels == {0: [77, 77, 77], 1: [132, 137, 142]}  # half of it over white
 
 
@@ -296,7 +298,7 @@ def test_a_folder_called_val_is_the_test_set_where_there_is_no_other(tmp_path: P
         write_pictures(tmp_path / "val" / name, 3, seed=number + 10)
     data = load_folder(tmp_path)
     assert len(data.test) == 6
-    assert noise(10_000).tobytes() in {image.tobytes() for image in data.test.images}
+    assert noise(10_000).tobytes() in {image.tobytes() for image in data.test.samples}
 
 
 @pytest.mark.parametrize("name", ["test", "crash-test", "eval"])
@@ -309,6 +311,13 @@ def test_a_class_whose_name_sounds_like_a_split_does_not_leak_into_the_test_set(
     assert sorted(data.classes) == sorted(["other", name])
     assert set(together(data).values()) == {1}  # twenty different pictures, each in one split
     assert len(together(data)) == 20
+
+
+def test_a_file_whose_name_is_no_text_is_refused_in_a_line(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "a", 5, seed=1)
+    write_pictures(tmp_path / "b", 5, seed=2)
+    (tmp_path / "a" / "0.png").rename(tmp_path / "a" / os.fsdecode(b"caf\xe9.png"))
+    assert r"caf\udce9.png': a file's name has to be UTF-8" in one_line(tmp_path)
 
 
 def test_file_names_that_sound_like_a_split_do_not_split_a_flat_folder(tmp_path: Path) -> None:
@@ -374,7 +383,7 @@ def test_grey_of_16_bits_differs_by_its_brightness(tmp_path: Path) -> None:
     means = {
         (int(image.mean()), int(label))
         for split in (data.train, data.val, data.test)
-        for image, label in zip(split.images, split.labels, strict=True)
+        for image, label in zip(split.samples, split.labels, strict=True)
     }
     assert means == {(10 + 100 * n + index, n) for n in (0, 1) for index in range(6)}
 
@@ -394,7 +403,7 @@ def test_pictures_are_turned_before_their_sizes_are_compared(tmp_path: Path) -> 
         tags[0x0112] = 6
         noise(90 + number, 6, 4).save(tmp_path / name / "turned.png", exif=tags)
     data = load_folder(tmp_path, size=32)
-    assert data.train.images.shape[1:] == (6, 4, 3)
+    assert data.train.samples.shape[1:] == (6, 4, 3)
 
 
 def test_of_several_frames_the_first_is_read_and_that_is_told(tmp_path: Path) -> None:
@@ -533,7 +542,7 @@ def test_parquet_in_the_hubs_layout_is_read_back_with_exact_pixels(
     assert data.name == name
     assert data.classes == TEN
     assert (len(data.train), len(data.val)) == (27, 3)
-    assert data.train.images.shape[1:] == (5, 6, 3)
+    assert data.train.samples.shape[1:] == (5, 6, 3)
     assert pictures(data.train) + pictures(data.val) == expected_rows(train, 0)
     assert pictures(data.test) == expected_rows(test, 500)
     assert data.test.labels.tolist() == test

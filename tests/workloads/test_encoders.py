@@ -20,12 +20,14 @@ from transformers import BertConfig, BertForSequenceClassification, BertTokenize
 from transformers import DistilBertForSequenceClassification as DistilBert
 
 from pruneflow.errors import InputError
-from pruneflow.pruning import compaction
+from pruneflow.pruning import compaction, tracing
 from pruneflow.pruning.groups import expand
-from pruneflow.pruning.selection import prunable_parameters
-from pruneflow.workloads import encoders, models, training
-from pruneflow.workloads.texts import Texts, Tokens, reviews
-from pruneflow.workloads.training import Machine, Recipe
+from pruneflow.pruning.prunable import prunable_parameters
+from pruneflow.workloads import batches, encoders, models, training
+from pruneflow.workloads.machine import Machine
+from pruneflow.workloads.splits import Split, Tokens
+from pruneflow.workloads.texts import reviews
+from pruneflow.workloads.training import Recipe
 
 MACHINE = Machine("cpu", "fp32", 1)
 TINY = {
@@ -36,7 +38,7 @@ TINY = {
 }
 
 
-def small_reviews(count: int = 400) -> Texts:
+def small_reviews(count: int = 400) -> Split:
     return reviews(None).train[np.arange(count)]
 
 
@@ -62,7 +64,7 @@ def folder(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def batch(tokens: Tokens, index: list[int]) -> dict[str, torch.Tensor]:
-    return training.tokens_to_model(tokens, np.array(index), MACHINE)
+    return batches.tokens_to_model(tokens, np.array(index), MACHINE)
 
 
 # ----------------------------------------------------------------------------------- tokenizer
@@ -79,7 +81,7 @@ def test_the_vocabulary_made_from_texts_is_the_same_every_time_and_reads_them_wh
     ids = tokens.ids[tokens.starts[0] : tokens.starts[1]].tolist()
     assert (ids[0], ids[-1]) == (tokenizer.cls_token_id, tokenizer.sep_token_id)
     words = tokenizer.convert_ids_to_tokens(ids[1:-1])
-    assert words == small_reviews().texts[0].split()
+    assert words == small_reviews().samples[0].split()
 
 
 def test_a_word_it_has_not_seen_is_spelled(tokenizer: Any) -> None:
@@ -97,7 +99,7 @@ def test_texts_are_cut_off(tokenizer: Any) -> None:
 def test_bert_from_scratch_is_drawn_by_torchs_generator(tokenizer: Any) -> None:
     def made() -> nn.Module:
         torch.manual_seed(3)
-        return encoders.build("bert", 2, weights="none", vocabulary=len(tokenizer))
+        return encoders.build("bert", 2, weights="none", tokenizer=tokenizer)
 
     one, two = made().state_dict(), made().state_dict()
     assert all(torch.equal(one[name], two[name]) for name in one)
@@ -110,7 +112,7 @@ def test_a_folder_gives_weights_architecture_and_tokenizer(
 ) -> None:
     model_name = name if name == "bert" else f"hf:{folder}"
     weights = str(folder) if name == "bert" else "pretrained"
-    loaded = encoders.build(model_name, 2, weights=weights, vocabulary=0)
+    loaded = encoders.build(model_name, 2, weights=weights)
     own = tiny_bert(len(tokenizer)).state_dict()
     assert all(torch.equal(own[key], value) for key, value in loaded.state_dict().items())
     read = encoders.tokenizer_for(model_name, weights, small_reviews())
@@ -120,7 +122,7 @@ def test_a_folder_gives_weights_architecture_and_tokenizer(
 def test_without_load_the_architecture_is_the_folders_and_the_weights_are_new(
     folder: Path, tokenizer: Any
 ) -> None:
-    fresh = encoders.build("bert", 3, weights=str(folder), vocabulary=0, load=False)
+    fresh = encoders.build("bert", 3, weights=str(folder), load=False)
     assert fresh.get_parameter("classifier.weight").shape == (3, 32)
     name = "bert.pooler.dense.weight"
     assert not torch.equal(fresh.get_parameter(name), tiny_bert(len(tokenizer)).get_parameter(name))
@@ -129,7 +131,7 @@ def test_without_load_the_architecture_is_the_folders_and_the_weights_are_new(
 def test_a_head_for_other_classes_is_new_and_the_rest_is_taken(
     folder: Path, tokenizer: Any
 ) -> None:
-    loaded = encoders.build("bert", 5, weights=str(folder), vocabulary=0)
+    loaded = encoders.build("bert", 5, weights=str(folder))
     assert loaded.get_parameter("classifier.weight").shape == (5, 32)
     name = "bert.pooler.dense.weight"
     assert torch.equal(loaded.get_parameter(name), tiny_bert(len(tokenizer)).get_parameter(name))
@@ -156,7 +158,7 @@ def test_pickled_weights_are_not_read(folder: Path, tmp_path: Path) -> None:
             (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "pytorch_model.bin").write_bytes(b"never opened")
     with pytest.raises(InputError, match=r"pickled weights \(\.bin\) only"):
-        encoders.build("bert", 2, weights=str(tmp_path), vocabulary=0)
+        encoders.build("bert", 2, weights=str(tmp_path))
 
 
 # ------------------------------------------------------------------------ batches and training
@@ -181,7 +183,7 @@ def test_batches_have_every_text_once_are_drawn_by_the_generator_and_alike_in_le
 
     def drawn(seed: int) -> list[list[int]]:
         generator = torch.Generator().manual_seed(seed)
-        return [b.tolist() for b in training._shuffled(tokens, 16, generator)]
+        return [b.tolist() for b in batches.shuffled(tokens, 16, generator)]
 
     one = drawn(0)
     assert sorted(i for b in one for i in b) == list(range(333))
@@ -271,7 +273,7 @@ def test_heads_and_hidden_units_go_and_the_model_runs_reloads_and_trains_on(
         def forward(m: nn.Module, inputs: Any = inputs) -> torch.Tensor:
             return models.logits(m, inputs)
 
-        found = compaction.find_groups(model, forward, outputs=[models.head_name(model)])
+        found = tracing.find_groups(model, forward, outputs=[models.head_name(model)])
         targets = [g.target for g in found.groups]
         assert targets == ["heads", "ffn", "heads", "ffn", "linear"]
         assert [g.units for g in found.groups[:2]] == [4, 48]
@@ -296,9 +298,7 @@ def test_a_compact_bert_is_rebuilt_bit_equal_in_a_fresh_process(
     model = tiny_bert(len(tokenizer))
     tokens = encoders.encode(tokenizer, small_reviews(), longest=512)
     inputs = batch(tokens, [0, 1, 2])
-    found = compaction.find_groups(
-        model, lambda m: models.logits(m, inputs), outputs=["classifier"]
-    )
+    found = tracing.find_groups(model, lambda m: models.logits(m, inputs), outputs=["classifier"])
     kept = {g.name: torch.arange(g.units) % 2 == 0 for g in found.groups}
     smaller = compaction.compact(model, found.groups, kept)
     structure = {"model": "bert", "classes": 2, **encoders.describe(model, tokenizer)}
@@ -319,7 +319,7 @@ torch.set_num_threads(1)
 with torch.no_grad():
     print(json.dumps(model(**inputs).logits.tolist()))
 """
-    texts = json.dumps(small_reviews().texts[:3].tolist())
+    texts = json.dumps(small_reviews().samples[:3].tolist())
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path), texts],
         env=os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2] / "src")},
@@ -349,7 +349,7 @@ def test_weights_that_are_not_the_configs_are_refused(folder: Path, tmp_path: Pa
     (tmp_path / "cut" / "model.safetensors").write_bytes(whole[: len(whole) // 2])
     for name, said in {"renamed": "do not fit", "wider": "do not fit", "cut": "cannot be"}.items():
         with pytest.raises(InputError, match=said) as refused:
-            encoders.build("bert", 2, weights=str(tmp_path / name), vocabulary=0)
+            encoders.build("bert", 2, weights=str(tmp_path / name))
         assert "\n" not in str(refused.value)
 
 
@@ -384,7 +384,7 @@ def test_groups_of_other_encoders_are_found_or_left_out_and_what_is_removed_agre
     def forward(one: nn.Module) -> torch.Tensor:
         return models.logits(one, tokens)
 
-    groups = compaction.find_groups(model, forward, outputs=[models.head_name(model)]).groups
+    groups = tracing.find_groups(model, forward, outputs=[models.head_name(model)]).groups
     targets = {group.target for group in groups}
     if heads is not None:
         assert targets >= {"heads", "ffn"}

@@ -18,7 +18,8 @@ import pruneflow
 from pruneflow.config import FinetuneConfig, resolve
 from pruneflow.errors import InputError
 from pruneflow.stages.experiment import Experiment, prepare
-from pruneflow.workloads import encoders, models, training
+from pruneflow.workloads import batches, encoders, models
+from pruneflow.workloads.machine import Machine
 from tests.test_every_model import ENCODERS, END, SOME_ENCODERS, encoder, tokenizer
 
 LONG = "film " * 100
@@ -201,9 +202,9 @@ def test_padding_does_not_change_logits_of_any_encoder(kind: str) -> None:
         reads.pad_token_id,
         encoders.pads_at_start(model.config),
     )
-    machine = training.Machine("cpu", "fp32", 1)
+    machine = Machine("cpu", "fp32", 1)
     with torch.no_grad():
-        both = models.logits(model, training.tokens_to_model(texts, np.array([0, 1]), machine))
-        one = models.logits(model, training.tokens_to_model(texts, np.array([0]), machine))
+        both = models.logits(model, batches.tokens_to_model(texts, np.array([0, 1]), machine))
+        one = models.logits(model, batches.tokens_to_model(texts, np.array([0]), machine))
     torch.testing.assert_close(both[:1], one, rtol=1e-4, atol=1e-5)
     assert ids[0][-1] == END

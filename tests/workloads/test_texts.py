@@ -11,7 +11,7 @@ import pytest
 from pruneflow.errors import InputError
 from pruneflow.workloads import texts
 from pruneflow.workloads.datasets import Data, load
-from pruneflow.workloads.texts import Texts, Tokens
+from pruneflow.workloads.splits import Split, Tokens
 
 
 def load_texts(name: str, folder: Path | None = None, *, seed: int = 0) -> Data:
@@ -35,7 +35,7 @@ def write(folder: Path, name: str, frame: object) -> None:
 
 def all_texts(data: Data) -> list[str]:
     splits = (data.train, data.val, data.test)
-    return [text for split in splits if isinstance(split, Texts) for text in split.texts]
+    return [text for split in splits if isinstance(split, Split) for text in split.samples]
 
 
 # ----------------------------------------------------------------------------------- reviews
@@ -43,7 +43,7 @@ def all_texts(data: Data) -> list[str]:
 
 def test_reviews_are_the_same_every_time_balanced_and_named_synthetic() -> None:
     one, two = texts.reviews(None), texts.reviews(None)
-    assert one.train.texts.tolist() == two.train.texts.tolist()
+    assert one.train.samples.tolist() == two.train.samples.tolist()
     assert one.classes == ("negative", "positive")
     assert len(one.train) == 2_000
     assert abs(int(one.train.labels.sum()) - 1_000) < 20
@@ -53,14 +53,14 @@ def test_reviews_are_the_same_every_time_balanced_and_named_synthetic() -> None:
 
 def test_a_word_does_not_decide_a_review_because_some_are_negated() -> None:
     train = texts.reviews(None).train
-    wonderful = np.array(["wonderful" in text for text in train.texts])
+    wonderful = np.array(["wonderful" in text for text in train.samples])
     assert 0.5 < train.labels[wonderful].mean() < 0.8
 
 
 def test_reviews_are_split_into_disjoint_samples_and_take_no_folder() -> None:
     data = load_texts("reviews")
     assert (len(data.train), len(data.val), len(data.test)) == (1440, 160, 400)
-    assert sorted(all_texts(data)) == sorted(texts.reviews(None).train.texts.tolist())
+    assert sorted(all_texts(data)) == sorted(texts.reviews(None).train.samples.tolist())
     with pytest.raises(InputError, match="does not go with reviews"):
         load_texts("reviews", Path("x"))
 
@@ -91,8 +91,8 @@ def test_sst2s_validation_set_is_the_test_set_and_its_unlabelled_one_is_never_re
     sst2(tmp_path, 200, [-1] * 10, "test")
     data = load_texts("sst2", tmp_path)
     assert data.classes == ("negative", "positive")
-    assert isinstance(data.test, Texts)
-    assert data.test.texts[0] == "number 100 is 1"
+    assert isinstance(data.test, Split)
+    assert data.test.samples[0] == "number 100 is 1"
     assert data.test.labels.tolist() == [1, 0] * 5
     assert (len(data.train), len(data.val)) == (54, 6)
     assert not any(text.startswith("number 2") and "-1" in text for text in all_texts(data))
@@ -118,8 +118,8 @@ def test_a_folder_with_train_and_test_files(tmp_path: Path, kind: str) -> None:
     write(tmp_path, f"test.{kind}", table(["bad", "good"], 50))
     data = load_texts("textfolder", tmp_path)
     assert data.classes == ("bad", "good")
-    assert isinstance(data.test, Texts)
-    assert data.test.texts.tolist() == ["number 50 is bad", "number 51 is good"]
+    assert isinstance(data.test, Split)
+    assert data.test.samples.tolist() == ["number 50 is bad", "number 51 is good"]
     assert data.test.labels.tolist() == [0, 1]
     assert len(data.train) + len(data.val) == 20
 
@@ -204,8 +204,8 @@ def test_folders_can_name_the_sets_and_other_glue_tasks_stay_out(tmp_path: Path)
     write(tmp_path / "named" / "train", "data.csv", table(["a", "b"] * 20))
     write(tmp_path / "named" / "test", "data.csv", table(["a", "b"] * 5, start=1000))
     data = load_texts("textfolder", tmp_path / "named")
-    assert isinstance(data.test, Texts)
-    assert all(int(text.split()[1]) >= 1000 for text in data.test.texts)
+    assert isinstance(data.test, Split)
+    assert all(int(text.split()[1]) >= 1000 for text in data.test.samples)
     assert len(data.test) == 10
 
     glue = tmp_path / "glue"
@@ -242,8 +242,8 @@ def test_test_rows_are_never_trained_on(tmp_path: Path, train: str, test: str) -
         frame.to_csv(tmp_path / name, index=False)  # type: ignore[attr-defined]
     write(tmp_path / ".ipynb_checkpoints", "train-checkpoint.csv", table(["a", "b"] * 20))
     data = load_texts("textfolder", tmp_path)
-    assert isinstance(data.test, Texts)
-    assert data.test.texts.tolist() == [f"number {1_000 + i} is {'ab'[i % 2]}" for i in range(10)]
+    assert isinstance(data.test, Split)
+    assert data.test.samples.tolist() == [f"number {1_000 + i} is {'ab'[i % 2]}" for i in range(10)]
     assert len(all_texts(data)) == 50
     assert data.summary.startswith("read train: 1 file, 40 rows; test")
     assert "1 file, 10 rows; texts: column text, labels: column label; " in data.summary
@@ -255,8 +255,8 @@ def test_a_validation_file_beside_a_test_file_is_the_validation_set(tmp_path: Pa
         write(tmp_path, f"{part}.csv", table(["a", "b"] * (10 + number), start=100 * number))
     data = load_texts("textfolder", tmp_path)
     assert (len(data.train), len(data.val), len(data.test)) == (20, 22, 24)
-    assert isinstance(data.val, Texts)
-    assert data.val.texts[0] == "number 100 is a"
+    assert isinstance(data.val, Split)
+    assert data.val.samples[0] == "number 100 is a"
 
 
 def test_labels_are_text_until_all_files_are_read(tmp_path: Path) -> None:

@@ -14,8 +14,11 @@ from torch import Tensor, nn
 
 from pruneflow.errors import ExperimentError, InputError
 from pruneflow.workloads import training
-from pruneflow.workloads.datasets import Split, load
-from pruneflow.workloads.training import MEAN, STD, Epoch, Machine, Recipe, accuracy, fit
+from pruneflow.workloads.batches import MEAN, STD
+from pruneflow.workloads.datasets import load
+from pruneflow.workloads.machine import Machine
+from pruneflow.workloads.splits import Split
+from pruneflow.workloads.training import Epoch, Recipe, accuracy, fit
 
 CPU = Machine("cpu", "fp32", 1)
 RECIPE = Recipe(
@@ -119,7 +122,7 @@ def test_accuracy_by_hand(right: int, count: int) -> None:
 def test_accuracy_of_some_samples_is_theirs_alone() -> None:
     data = shades(list(range(6)), [0, 1, 2, 9, 9, 9])
     of = np.array([1, 2, 5])
-    found = accuracy(Reader(), data, CPU, image_size=1, batch_size=2, of=of)
+    found = accuracy(Reader(), data, CPU, image_size=1, batch_size=2, subset=of)
     assert found == 2 / 3
 
 
@@ -161,7 +164,7 @@ def test_models_see_normalised_float_images_with_channels_first() -> None:
     accuracy(model, data, CPU, image_size=4, batch_size=3)
     (seen,) = model.seen
     mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
-    expected = ((data.images / 255 - mean) / std).transpose(0, 3, 1, 2)
+    expected = ((data.samples / 255 - mean) / std).transpose(0, 3, 1, 2)
     assert seen.dtype == torch.float32
     assert seen.is_contiguous(memory_format=torch.channels_last)
     np.testing.assert_allclose(seen.numpy(), expected, rtol=0, atol=2e-6)
@@ -400,7 +403,7 @@ def test_an_unknown_schedule_is_refused() -> None:
 
 def test_a_small_network_learns_the_digits() -> None:
     data = load("digits", data_dir=None, image_size=8, train_limit=None, seed=0).train
-    model = training.to_machine(net(side=8, classes=10), CPU)
+    model = CPU.move(net(side=8, classes=10))
     recipe = replace(
         RECIPE, epochs=4, batch_size=32, learning_rate=1e-2, lr_schedule="one_cycle", image_size=8
     )
@@ -424,14 +427,13 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("no_gpu")
 def test_cuda_is_refused_where_there_is_none() -> None:
     with pytest.raises(InputError, match=r"device='cuda' is not available.*valid: auto, cpu"):
-        Machine.settle("cuda", 1, cores=1)
+        Machine.choose("cuda", 1, cores=1)
 
 
 @pytest.mark.usefixtures("no_gpu")
 def test_auto_is_the_cpu_where_there_is_no_gpu() -> None:
-    machine = Machine.settle("auto", 1, cores=4)
+    machine = Machine.choose("auto", 1, cores=4)
     assert machine == Machine("cpu", "fp32", 1)
-    assert machine.settings() == {"device": "cpu", "precision": "fp32", "threads": 1}
 
 
 @pytest.mark.usefixtures("no_gpu")
@@ -441,7 +443,7 @@ def test_threads_are_those_asked_for_or_all_cores_and_pytorch_is_told(
 ) -> None:
     before = torch.get_num_threads()
     try:
-        assert Machine.settle("cpu", threads, cores).threads == expected
+        assert Machine.choose("cpu", threads, cores).threads == expected
         assert torch.get_num_threads() == expected
     finally:
         torch.set_num_threads(before)
@@ -476,7 +478,7 @@ def test_recalibrated_statistics_are_those_of_the_samples() -> None:
     data = Split(pixels, np.zeros(40, dtype=np.int64))
     recipe = Recipe(0, 40, 1e-3, "constant", "sgd", 0.0, 8, 0)
     training.recalibrate(model, data, recipe, Machine("cpu", "fp32", 1))
-    scaled = (pixels / 255 - np.array(training.MEAN)) / np.array(training.STD)
+    scaled = (pixels / 255 - np.array(MEAN)) / np.array(STD)
     images = torch.from_numpy(scaled).permute(0, 3, 1, 2)
     with torch.no_grad():
         seen = convolution.double()(images)

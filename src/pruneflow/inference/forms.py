@@ -1,18 +1,20 @@
-"""Forms: the ways to run a level of a pruned model.
+"""Forms: how a level of a pruned model can be run.
 
-A form is one function and its row in FORMS. It gives None, or says why, where a level has no such
-form: dense weights have no zeros to leave out.
+A form is one function and its row in FORMS. It raises NoFormError where a level has no such form:
+dense weights have no zeros to leave out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
-from pruneflow.inference import sparse as sparse_kernels
+from pruneflow import measurements
+from pruneflow.inference import sparse as kernels
 from pruneflow.pruning import compaction
 from pruneflow.pruning.groups import Group
 
@@ -25,72 +27,50 @@ class NoFormError(Exception):
 
 @dataclass(frozen=True)
 class PrunedLevel:
-    """A level of a pruning run, ready to be brought into each form.
-
-    Attributes:
-        dense: the unpruned model.
-        model: the level's model as its checkpoint has it, masked or compact.
-        is_compact: which of the two.
-        groups: groups of channels of the masked model.
-        kept: which units the compact form has, as the run recorded them: group -> boolean
-            (units,); a group not there, all.
-        independent: pruned by `coupling=independent`: the compact form lacks the union of what
-            tied layers lost, which changes outputs.
-        device: `cpu` or `cuda`.
-    """
+    """A level of a pruning run, ready to be brought into each form."""
 
     dense: nn.Module
-    model: nn.Module
+    model: nn.Module  # as its checkpoint has it, masked or compact
     is_compact: bool
-    groups: list[Group]
+    groups: list[Group]  # of channels of the masked model
+    # group -> boolean (units,): what the compact form has, as the run recorded it; else all units
     kept: Mapping[str, Tensor]
-    independent: bool
+    independent: bool  # of `coupling=independent` the compact form has other outputs
     device: str
-    _made: dict[str, nn.Module] = field(default_factory=dict)
+
+    @cached_property
+    def compact(self) -> nn.Module:
+        """Channels physically removed; of single weights, what they have emptied."""
+        if self.is_compact:
+            return self.model
+        if not self.kept.keys() <= {group.name for group in self.groups}:
+            raise NoFormError("it was recorded by an older version: prune again to time it")
+        if all(bool(units.all()) for units in self.kept.values()):
+            raise NoFormError("no channel is empty, so there is nothing to remove")
+        return compaction.compact(self.model, self.groups, self.kept).eval()
 
 
-def dense(level: PrunedLevel, run: sparse_kernels.Run, batch: str) -> nn.Module:
-    """The unpruned model."""
-    return level.dense
-
-
-def masked(level: PrunedLevel, run: sparse_kernels.Run, batch: str) -> nn.Module:
-    """The original's shapes with zeros in place."""
+def _masked(level: PrunedLevel, run: kernels.Run, batch: str) -> nn.Module:
     if level.is_compact:
         raise NoFormError("the run kept its levels compact (form=compact)")
     return level.model
 
 
-def compact(level: PrunedLevel, run: sparse_kernels.Run, batch: str) -> nn.Module:
-    """Channels physically removed; of single weights, what they have emptied."""
-    if level.is_compact:
-        return level.model
-    if "compact" not in level._made:
-        if not level.kept.keys() <= {group.name for group in level.groups}:
-            raise NoFormError("it was recorded by an older version: prune again to time it")
-        if all(bool(units.all()) for units in level.kept.values()):
-            raise NoFormError("no channel is empty, so there is nothing to remove")
-        level._made["compact"] = compaction.compact(level.model, level.groups, level.kept).eval()
-    return level._made["compact"]
-
-
-def sparse(level: PrunedLevel, run: sparse_kernels.Run, batch: str) -> nn.Module:
+def _sparse(level: PrunedLevel, run: kernels.Run, batch: str) -> nn.Module:
     """Zeros not stored: each layer in what is fastest for it here, for this batch size."""
     if level.device != "cpu":
         raise NoFormError("sparse kernels are measured and chosen on a CPU only")
     if level.is_compact:
         raise NoFormError("a compact model stores no zeros")
-    form, _ = sparse_kernels.sparse(
-        level.model, run, batch=batch, cache=sparse_kernels.default_cache()
-    )
-    return form
+    cache = measurements.file_of("kernels")
+    return kernels.sparse(level.model, run, batch=batch, cache=cache)[0]
 
 
-FORMS: dict[str, Callable[[PrunedLevel, sparse_kernels.Run, str], nn.Module]] = {
-    "dense": dense,
-    "masked": masked,
-    "compact": compact,
-    "sparse": sparse,
+FORMS: dict[str, Callable[[PrunedLevel, kernels.Run, str], nn.Module]] = {
+    "dense": lambda level, run, batch: level.dense,
+    "masked": _masked,
+    "compact": lambda level, run, batch: level.compact,
+    "sparse": _sparse,
 }
 
 

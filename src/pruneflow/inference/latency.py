@@ -1,11 +1,11 @@
-"""Latency: several ways to do the same thing, timed side by side so that drift hits all alike."""
+"""Latency: calls timed side by side, how they compare, and the memory they hold."""
 
 from __future__ import annotations
 
 import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,59 +13,31 @@ import psutil
 import torch
 from numpy.typing import NDArray
 from scipy import special
-from torch import nn
+from torch import Tensor, nn
 
 from pruneflow.inference.load import Load
 
 Call = Callable[[], object]
-Clock = Callable[[Call], float]
+Times = NDArray[np.float64]  # (rounds,) of one call
 
-_LEAST_ROUNDS = 3  # however little time there is: fewer say nothing of the spread
-_MOST_ROUNDS = 2_000
+LEAST_ROUNDS = 3  # however little time there is: fewer say nothing of the spread
+LEAST_FOR_INTERVAL = 30  # rounds; fewer say nothing of how they depend on each other
 _LEAST_SECONDS = 0.5  # short calls are repeated for at least this long
 _LONG_CALL = 0.02  # seconds; a longer call does not feel what another left in the caches
-_SETTLED = 1.05
-LEAST_FOR_INTERVAL = 30  # rounds; fewer say nothing of how they hang together
+_WARM = 1.05  # times that fall by less than this have come to rest
 _LEAST_BATCH, _MOST_BATCHES = 5, 20  # rounds in a batch, batches, of an interval
 _UNSEEN = 2.0
 
 
-@dataclass(frozen=True)
-class Effort:
-    """How long a point is measured.
-
-    Attributes:
-        rounds: at least so many that count, each timing every candidate once,
-        seconds: unless they take longer than this; then what fits, of three that are tried.
-    """
-
-    rounds: int
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Spread:
-    """What the times of one candidate look like, in milliseconds."""
-
-    n: int
-    p50_ms: float
-    p95_ms: float
-    mean_ms: float
-    sd_ms: float
-
-
-def clock(device: str) -> Clock:
-    """What times one call on a device, in seconds: CUDA by its own events, to its very end."""
-    return _cuda_seconds if device == "cuda" else _cpu_seconds
-
-
-def _cpu_seconds(call: Call) -> float:
+def cpu_seconds(call: Call) -> float:
+    """Seconds of one call."""
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
 
 
-def _cuda_seconds(call: Call) -> float:
+def cuda_seconds(call: Call) -> float:
+    """Seconds of one call by CUDA's own events, to its very end."""
     torch.cuda.synchronize()  # or this call's launches would hide behind the one before
     start = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
     end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
@@ -76,85 +48,64 @@ def _cuda_seconds(call: Call) -> float:
     return float(start.elapsed_time(end)) / 1e3
 
 
-def settle(call: Call, timer: Clock, seconds: float) -> float:
-    """Warm up: call until its times no longer fall, or the seconds are spent.
+TIMERS: dict[str, Callable[[Call], float]] = {"cpu": cpu_seconds, "cuda": cuda_seconds}
 
-    Returns:
-        The last time, in seconds.
-    """
+
+def warm_up(call: Call, timer: Callable[[Call], float], seconds: float) -> float:
+    """Call until times no longer fall, or the seconds are spent; the last time."""
     start = time.perf_counter()
     times = [timer(call), timer(call)]
     while time.perf_counter() - start < seconds:
         times.append(timer(call))
         half = len(times) // 2
-        if len(times) >= 6 and min(times[:half]) <= _SETTLED * min(times[half:]):
+        if len(times) >= 6 and min(times[:half]) <= _WARM * min(times[half:]):
             break
     return times[-1]
 
 
 @dataclass(frozen=True)
 class Rounds:
-    """Times of several calls, of the rounds that count.
+    """Times of several calls, in seconds."""
 
-    Attributes:
-        seconds: name -> (rounds,); row i of every array is of round i.
-        tried: rounds in all, those in which others used the processors included.
-        others: the mean share of the processors that others took in those that do not count;
-            None where all count.
-        watched: whether the system's counters said anything of others.
-    """
-
-    seconds: dict[str, NDArray[np.float64]]
-    tried: int
-    others: float | None
-    watched: bool
-
-    @property
-    def are_enough(self) -> bool:
-        """Whether enough count to say anything."""
-        return len(next(iter(self.seconds.values()))) >= _LEAST_ROUNDS
+    seconds: dict[str, Times]  # of the rounds that count, the same of each call
+    tried: int  # rounds in all
+    others: float | None  # mean share of the processors that others took in those that do not count
+    watched: bool  # whether the system's counters said anything of others
 
 
 def interleaved(
     calls: Mapping[str, Call],
-    timer: Clock,
-    effort: Effort,
+    timer: Callable[[Call], float],
+    rounds: int,
+    seconds: float,
     *,
     load: Load | None = None,
-    seed: int = 0,
 ) -> Rounds:
-    """Times of several calls, in rounds that run every one of them once, in random order.
+    """Time calls in rounds that run each of them once, in random order: drift hits all alike.
 
-    A clock that drifts or a processor that throttles then hits all alike. Other work does not: a
-    call whose threads wait for each other lasts until the last has been given a processor again,
-    however little it does. So a round counts only if others left the processors alone, judged over
-    windows that the system's counters can resolve. Where any of the calls is short, each runs once
-    untimed before it is timed, so that it finds its own weights in the caches and not those of the
-    one before.
-
-    Args:
-        calls: what to time, by name.
-        timer: of their device.
-        effort: how long.
-        load: what others take; the system's counters by default.
-        seed: of the orders.
+    Other work does not: a call whose threads wait for each other lasts until the last has been
+    given a processor again. So a round counts only if others left the processors alone, judged
+    over windows that the system's counters can resolve. Where any call is short, each runs once
+    untimed before it is timed, so that it finds its own weights in the caches. There are `rounds`
+    that count at least, unless `seconds` are over first: then what fits, of three that are tried.
     """
-    warm = [settle(call, timer, effort.seconds / 10 / len(calls)) for call in calls.values()]
-    short = min(warm) < _LONG_CALL
-    order = np.random.default_rng(seed)
-    names = list(calls)
-    load = load or Load()
+    warm = [warm_up(call, timer, seconds / 10 / len(calls)) for call in calls.values()]
+    order, load = np.random.default_rng(0), load or Load()
     load.others()
     counted: list[dict[str, float]] = []
-    shares: list[float] = []
-    tried, watched = 0, True
-    start = time.perf_counter()
-    spent = 0.0
-    while len(counted) < _MOST_ROUNDS:
+    disturbed: list[float] = []
+    tried, watched, spent, start = 0, True, 0.0, time.perf_counter()
+    while (len(counted) < rounds or spent < min(_LEAST_SECONDS, seconds)) and (
+        tried < LEAST_ROUNDS or spent < seconds
+    ):
         window: list[dict[str, float]] = []
         opened = spent
         while not window or spent - opened < load.window_seconds:
-            window.append(_round(calls, names, timer, order, short))
+            window.append({})
+            for name in order.permutation(list(calls)).tolist():
+                if min(warm) < _LONG_CALL:
+                    calls[name]()
+                window[-1][name] = timer(calls[name])
             spent = time.perf_counter() - start
         others = load.others()
         watched = watched and others is not None
@@ -162,63 +113,31 @@ def interleaved(
         if load.is_quiet(others):
             counted += window
         else:
-            shares += [others or 0.0] * len(window)
-        if len(counted) >= effort.rounds and spent >= min(_LEAST_SECONDS, effort.seconds):
-            break
-        if tried >= _LEAST_ROUNDS and spent >= effort.seconds:
-            break
-    seconds = {name: np.array([row[name] for row in counted]) for name in names}
-    return Rounds(seconds, tried, float(np.mean(shares)) if shares else None, watched)
+            disturbed += [others or 0.0] * len(window)
+    times = {name: np.array([row[name] for row in counted]) for name in calls}
+    return Rounds(times, tried, float(np.mean(disturbed)) if disturbed else None, watched)
 
 
-def _round(
-    calls: Mapping[str, Call],
-    names: Sequence[str],
-    timer: Clock,
-    order: np.random.Generator,
-    short: bool,
-) -> dict[str, float]:
-    """Seconds of every call, once each in a random order."""
-    row = {}
-    for number in order.permutation(len(names)):
-        name = names[number]
-        if short:
-            calls[name]()
-        row[name] = timer(calls[name])
-    return row
-
-
-def spread(seconds: NDArray[np.float64]) -> Spread:
-    """Median, 95th percentile, mean and standard deviation (of a sample) of times in seconds."""
+def spread(seconds: Times) -> dict[str, float]:
+    """Median, 95th percentile, mean and standard deviation (of a sample), in milliseconds."""
     ms = seconds * 1e3
-    return Spread(
-        n=len(ms),
-        p50_ms=float(np.median(ms)),
-        p95_ms=float(np.percentile(ms, 95)),
-        mean_ms=float(ms.mean()),
-        sd_ms=float(ms.std(ddof=1)) if len(ms) > 1 else 0.0,
-    )
+    return {
+        "p50_ms": float(np.median(ms)),
+        "p95_ms": float(np.percentile(ms, 95)),
+        "mean_ms": float(ms.mean()),
+        "sd_ms": float(ms.std(ddof=1)) if len(ms) > 1 else 0.0,
+    }
 
 
-def speedup(
-    baseline: NDArray[np.float64], other: NDArray[np.float64]
-) -> tuple[float, float | None, float | None]:
-    """How many times faster than the baseline, and a 95 % interval of that.
+def speedup(baseline: Times, other: Times) -> tuple[float, float | None, float | None]:
+    """How many times faster than the baseline, both timed in the same rounds, and a 95 % interval.
 
-    The ratio of the medians. The interval is of that ratio's logarithm, by Student's t over batches
-    of consecutive rounds (Law & Carson 1979): the log ratio of the medians of each, both of the
-    same rounds, as they were measured together. Times that follow each other resemble each other,
-    so batches count for fewer than they are: by their autocorrelation, which is raised by
-    _UNSEEN / batches since few of them hide it. In simulation (`tests/inference/test_latency.py`)
-    it covers 93 % or more wherever there is one, for independent times as for a first-order
-    autocorrelation of 0.8 in each.
-
-    Args:
-        baseline, other: seconds (rounds,), of the same rounds.
-
-    Returns:
-        The ratio, and the lower and upper end of its interval; None of fewer rounds than
-        LEAST_FOR_INTERVAL.
+    The ratio of the medians. The interval is of its logarithm, by Student's t over batches of
+    consecutive rounds (Law & Carson 1979): the log ratio of the medians of each. Times that follow
+    each other resemble each other, so batches count for fewer than they are: by their
+    autocorrelation, raised by _UNSEEN / batches since few of them hide it. In simulation
+    (`tests/inference/test_latency.py`) it covers 93 % or more, of independent times as of a
+    first-order autocorrelation of 0.8. Under LEAST_FOR_INTERVAL rounds there is none.
     """
     ratio = float(np.median(baseline) / np.median(other))
     if len(other) < LEAST_FOR_INTERVAL:
@@ -239,66 +158,42 @@ def speedup(
     effective = max(2.0, batches * (1 - correlation) / (1 + correlation))
     # the spread of what is correlated is too small by as much as `effective - 1` makes good
     error = float(logs.std(ddof=1)) / math.sqrt(effective - 1)
-    reach = math.exp(float(special.stdtrit(effective - 1, 0.975)) * error)
-    return ratio, ratio / reach, ratio * reach
+    factor = math.exp(float(special.stdtrit(effective - 1, 0.975)) * error)
+    return ratio, ratio / factor, ratio * factor
 
 
-# ------------------------------------------------------------------------------------- memory
+def stored(tensor: Tensor) -> list[Tensor]:
+    """What is stored of a tensor: itself, or a sparse one's values and then its indices."""
+    if tensor.layout == torch.sparse_csr:
+        return [tensor.values(), tensor.crow_indices(), tensor.col_indices()]
+    return [tensor]
 
 
 def weight_bytes(model: nn.Module) -> int:
     """Bytes of a model's parameters and buffers, of sparse ones what is stored of them."""
     tensors = {id(t): t for t in [*model.parameters(), *model.buffers()]}
-    return sum(_bytes(tensor) for tensor in tensors.values())
+    return sum(part.nbytes for tensor in tensors.values() for part in stored(tensor))
 
 
-def _bytes(tensor: torch.Tensor) -> int:
-    if tensor.layout == torch.sparse_csr:
-        parts: Sequence[torch.Tensor] = (
-            tensor.crow_indices(),
-            tensor.col_indices(),
-            tensor.values(),
-        )
-        return sum(part.nbytes for part in parts)
-    return tensor.nbytes
+def working_bytes(call: Call, device: str) -> int:
+    """The most memory that one call holds at a time for what it makes itself.
 
-
-@dataclass(frozen=True)
-class Trace:
-    """What one call did.
-
-    Attributes:
-        working_bytes: the most memory it held at a time for what it made itself: on a CPU what
-            PyTorch's allocator handed out (what libraries below it take for themselves is not
-            seen), on CUDA what its caching allocator reports.
-        operations: operations of PyTorch it started, those inside others not counted.
+    As PyTorch's allocators report it: what libraries below it take on a CPU is not seen.
     """
-
-    working_bytes: int
-    operations: int
-
-
-def trace(call: Call, device: str) -> Trace:
-    """Watch one call by PyTorch's profiler."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it tells of every start and stop
-    before = 0
     if device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-    with torch.profiler.profile(
-        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
-    ) as profiler:
         call()
-    events = profiler.events() or []
-    operations = sum(1 for e in events if e.cpu_parent is None and e.name.startswith("aten::"))
-    if device == "cuda":
         torch.cuda.synchronize()
-        return Trace(int(torch.cuda.max_memory_allocated() - before), operations)
-    recorded = profiler.profiler.kineto_results.events()
-    changes = sorted((e.start_ns(), e.nbytes()) for e in recorded if e.name() == "[memory]")
-    held = np.cumsum([change for _, change in changes]) if changes else np.zeros(1)
-    return Trace(max(0, int(held.max())), operations)
+        return int(torch.cuda.max_memory_allocated() - before)
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it writes a line at every start and stop
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profiler:
+        call()
+    events = profiler.profiler.kineto_results.events()
+    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
+    return int(np.cumsum([0, *(change for _, change in changes)]).max())
 
 
 def free_bytes(device: str) -> int:

@@ -1,7 +1,7 @@
 """The `sparse` form: zeros are not stored, where that is faster on this machine.
 
 A linear layer or convolution can be run as it is (dense), with its empty rows and columns dropped,
-or in compressed sparse rows (CSR). Which is fastest hangs on its shape, its zeros and the batch
+or in compressed sparse rows (CSR). Which is fastest depends on its shape, its zeros and the batch
 size, and on the processor and its libraries, so it is measured, inside the whole model (alone, a
 layer would find its weights in the caches), and remembered.
 """
@@ -9,13 +9,13 @@ layer would find its weights in the caches), and remembered.
 from __future__ import annotations
 
 import copy
-import statistics
+import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -23,86 +23,60 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pruneflow import measurements
-from pruneflow.inference.latency import Effort, clock, free_bytes, interleaved
-from pruneflow.inference.load import Load, Unwatched
+from pruneflow.inference.latency import free_bytes
+from pruneflow.inference.load import Load
+from pruneflow.inference.profile import watched
 from pruneflow.workloads import models
 
+Layer = nn.Linear | nn.Conv2d
 Run = Callable[[nn.Module], object]
 
 _MARGIN = 0.95  # a layer leaves its dense kernel only if that takes less than this share of time
 _LEAST_SPARSITY = 0.3  # below, no stored index pays
-_ROUNDS = 6
-_LONG_ROUND = 2.0  # seconds; then half as many rounds
+_LEAST_ROUNDS, _ROUNDS, _MODEL_ROUNDS = 3, 6, 20
+_ENOUGH_SECONDS = 12.0  # then no more rounds than the least
 _HOPELESS = 3.0  # times as slow as dense at first sight: not looked at again
 _UNFOLDED = 0.25  # share of the free memory that an unfolded input may take
-
-
-class _Window(NamedTuple):
-    """How a convolution moves over its input."""
-
-    kernel: tuple[int, ...]
-    stride: tuple[int, ...]
-    padding: tuple[int, ...]
-    dilation: tuple[int, ...]
-    groups: int
-
-    @classmethod
-    def of(cls, layer: nn.Module) -> _Window | None:
-        if not isinstance(layer, nn.Conv2d):
-            return None
-        assert not isinstance(layer.padding, str)  # _storable
-        return cls(layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.groups)
 
 
 class Dropped(nn.Module):
     """A linear layer or convolution without its empty rows and columns; the same outputs.
 
-    Inputs and outputs have the shapes of the layer it stands for: what it does not compute is
-    the constant that the bias makes it.
+    What it does not compute is the constant that the bias makes it.
     """
 
     rows: Tensor | None
     columns: Tensor | None
-    weight: Tensor
-    bias: Tensor | None
     constant: Tensor | None
 
-    def __init__(self, layer: nn.Linear | nn.Conv2d) -> None:
+    def __init__(self, layer: Layer) -> None:
         super().__init__()
+        rows, columns = _used(layer)
         weight = layer.weight.detach()
-        used = weight != 0
-        rows = used.flatten(1).any(1)
-        columns = used.movedim(1, 0).flatten(1).any(1)
-        self.window = _Window.of(layer)
-        self.dim = -1 if self.window is None else -3
-        self.size = weight.shape[0]
-        self.dropped = int((~rows).sum() + (~columns).sum())
-        bias = None if layer.bias is None else layer.bias.detach()
+        bias = weight.new_zeros(len(weight)) if layer.bias is None else layer.bias.detach()
+        self.dim = -1
+        self.product: Callable[..., Tensor] = functional.linear
+        if isinstance(layer, nn.Conv2d):
+            window: dict[str, Any] = {"stride": layer.stride, "padding": layer.padding}
+            self.dim = -3
+            self.product = partial(functional.conv2d, dilation=layer.dilation, **window)
+        self.weight = nn.Parameter(weight[rows][:, columns].contiguous(), requires_grad=False)
+        self.bias = None if layer.bias is None else nn.Parameter(bias[rows], requires_grad=False)
         self.register_buffer("rows", None if rows.all() else rows.nonzero()[:, 0])
         self.register_buffer("columns", None if columns.all() else columns.nonzero()[:, 0])
-        self.register_buffer("weight", weight[rows][:, columns].contiguous())
-        self.register_buffer("bias", None if bias is None else bias[rows].contiguous())
-        self.register_buffer("constant", None if bias is None or rows.all() else bias)
+        constant = bias if self.dim == -1 else bias[:, None, None]
+        self.register_buffer("constant", None if rows.all() else constant)
 
     def forward(self, x: Tensor) -> Tensor:
         """As the layer it stands for."""
         if self.columns is not None:
             x = x.index_select(self.dim, self.columns)
-        if self.window is None:
-            y = functional.linear(x, self.weight, self.bias)
-        else:
-            _, stride, padding, dilation, groups = self.window
-            y = functional.conv2d(x, self.weight, self.bias, stride, padding, dilation, groups)
-        if self.rows is None:
+        y = self.product(x, self.weight, self.bias)
+        if self.rows is None or self.constant is None:
             return y
         shape = list(y.shape)
-        shape[self.dim] = self.size
-        if self.constant is None:
-            whole = y.new_zeros(shape)
-        else:
-            view = (-1, 1, 1) if self.dim == -3 else (-1,)
-            whole = y.new_empty(shape).copy_(self.constant.view(view))
-        return whole.index_copy_(self.dim, self.rows, y)
+        shape[self.dim] = len(self.constant)
+        return y.new_empty(shape).copy_(self.constant).index_copy_(self.dim, self.rows, y)
 
 
 class Csr(nn.Module):
@@ -112,290 +86,171 @@ class Csr(nn.Module):
     no padding nothing is unfolded.
     """
 
-    weight: Tensor
-    bias: Tensor | None
-
-    def __init__(self, layer: nn.Linear | nn.Conv2d) -> None:
+    def __init__(self, layer: Layer) -> None:
         super().__init__()
-        dense = layer.weight.detach().flatten(1)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # "in beta state"
-            csr = dense.to_sparse_csr()
-            index = torch.int32  # half the bytes; what MKL takes without a copy
-            weight = torch.sparse_csr_tensor(
-                csr.crow_indices().to(index), csr.col_indices().to(index), csr.values(), csr.shape
-            )
-        self.window = _Window.of(layer)
-        self.register_buffer("weight", weight)
-        self.register_buffer("bias", None if layer.bias is None else layer.bias.detach())
+        with warnings.catch_warnings(action="ignore"):  # "in beta state"
+            csr = layer.weight.detach().flatten(1).to_sparse_csr()
+            # int32 is half the bytes, and what MKL takes without a copy
+            indices = csr.crow_indices().int(), csr.col_indices().int()
+            weight = torch.sparse_csr_tensor(*indices, csr.values(), csr.shape)
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.bias = layer.bias
+        self.window: tuple[Any, ...] = ()  # of a convolution: kernel, stride, padding, dilation
+        if isinstance(layer, nn.Conv2d):
+            self.window = layer.kernel_size, layer.stride, layer.padding, layer.dilation
 
     def forward(self, x: Tensor) -> Tensor:
         """As the layer it stands for."""
-        if self.window is not None:
-            return self._convolve(x, self.window)
-        rows = x.reshape(-1, x.shape[-1])
-        y = (self.weight @ rows[0])[None] if len(rows) == 1 else (self.weight @ rows.t()).t()
-        if self.bias is not None:
-            y = y + self.bias
-        return y.reshape(*x.shape[:-1], y.shape[-1])
-
-    def _convolve(self, x: Tensor, window: _Window) -> Tensor:
-        kernel, stride, padding, dilation, _ = window
-        count, _, height, width = x.shape
-        if (kernel, stride, padding) == ((1, 1), (1, 1), (0, 0)):
-            columns = x.flatten(2)
+        if self.window:
+            kernel, stride, padding, dilation = self.window
+            patches = x.flatten(2)
+            if (kernel, stride, padding) != ((1, 1), (1, 1), (0, 0)):
+                patches = functional.unfold(x, kernel, dilation, padding, stride)
+            inputs = patches.transpose(0, 1).flatten(1)
         else:
-            columns = functional.unfold(x, kernel, dilation, padding, stride)
-            sizes = zip((height, width), kernel, stride, padding, dilation, strict=True)
-            height, width = ((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sizes)
-        flat = columns[0] if count == 1 else columns.transpose(0, 1).flatten(1)
-        y = self.weight @ flat
+            inputs = x.reshape(-1, x.shape[-1]).t()
+        is_vector = inputs.shape[1] == 1
+        y = (self.weight @ inputs[:, 0])[:, None] if is_vector else self.weight @ inputs
         if self.bias is not None:
             y = y + self.bias[:, None]
-        return y.view(-1, count, height, width).transpose(0, 1)
+        if not self.window:
+            return y.t().reshape(*x.shape[:-1], len(y))
+        sizes = zip(x.shape[2:], *self.window, strict=True)
+        shape = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sizes]
+        return y.view(len(y), len(x), *shape).transpose(0, 1)
 
 
-def _drop(layer: nn.Linear | nn.Conv2d) -> nn.Module | None:
-    if isinstance(layer, nn.Conv2d) and layer.groups > 1:
-        return None  # a row of the weight is of one group, a column of every one
+def _drop(layer: Layer) -> nn.Module | None:
     dropped = Dropped(layer)
-    return dropped if dropped.dropped and dropped.weight.numel() else None
+    is_full = dropped.rows is None and dropped.columns is None
+    return None if is_full or not dropped.weight.numel() else dropped
 
 
-def _csr(layer: nn.Linear | nn.Conv2d) -> nn.Module | None:
-    if isinstance(layer, nn.Conv2d) and layer.groups > 1:
-        return None
+def _csr(layer: Layer) -> nn.Module | None:
     return Csr(layer) if _sparsity(layer) >= _LEAST_SPARSITY else None
 
 
 # Ways to store a layer beside the dense one; each gives None where it has nothing to offer.
-REPRESENTATIONS: dict[str, Callable[[nn.Linear | nn.Conv2d], nn.Module | None]] = {
-    "dropped": _drop,
-    "csr": _csr,
-}
+REPRESENTATIONS: dict[str, Callable[[Layer], nn.Module | None]] = {"dropped": _drop, "csr": _csr}
+# Layer -> way to store it -> the layer stored so.
+Options = Mapping[str, Mapping[str, nn.Module]]
 
 
 def sparse(
     model: nn.Module, run: Run, *, batch: str, cache: Path | None = None
 ) -> tuple[nn.Module, dict[str, str]]:
-    """A model's `sparse` form for one batch size, on the CPU and threads of this moment.
+    """A masked model's `sparse` form for one batch size, on the CPU and threads of this moment.
 
-    Args:
-        model: masked, on the CPU; it is left as it was, and shares its dense tensors with the form.
-        run: runs a model once, on the inputs it is for.
-        batch: says what these are ("16x3x224x224"): measurements are remembered by it.
-        cache: file that remembers measurements; None remembers nothing, as does other work on the
-            processors.
+    `run` runs a model once, on the inputs that `batch` describes ("16x3x224x224"). `cache` is a
+    file that remembers what was measured while no other work used the processors.
 
     Returns:
-        The form, and how each of its layers that has zeros is stored: name -> `dense` or a name of
-        REPRESENTATIONS.
+        The form, which shares its dense tensors with the model, and how each layer that has zeros
+        is stored: name -> `dense` or a name of REPRESENTATIONS.
     """
-    with models.looking(model):
-        layers, outputs = _called(model, run)
+    layers = {name: layer for name, layer in model.named_modules() if _is_storable(layer)}
     options: dict[str, dict[str, nn.Module]] = {}
-    for name, layer in layers.items():
-        roomy = _unfolded_bytes(layer, outputs[name]) < _UNFOLDED * free_bytes("cpu")
-        ways = {way: make for way, make in REPRESENTATIONS.items() if way != "csr" or roomy}
-        made = {way: one for way, make in ways.items() if (one := make(layer))}
-        if made:
-            options[name] = made
-    keys = {
-        name: _key(layers[name], f"{batch} -> {'x'.join(map(str, outputs[name]))}")
-        for name in options
-    }
-    remembered = _remembered(cache)
-    known = {
-        keys[name]: remembered[keys[name]]
-        for name, ways_of in options.items()
-        if remembered.get(keys[name]) in ("dense", *ways_of)
-    }
-    if any(key not in known for key in keys.values()):
-        load = Load()
-        with models.looking(model):
-            measured = _measure(model, options, run)
-        new = {keys[name]: way for name, way in measured.items() if keys[name] not in known}
-        known = known | new
-        if cache is not None and load.is_quiet(load.others()):
-            measurements.remember(cache, new)
-    chosen = {name: known[key] for name, key in keys.items()}
-    stored = {n: options[n][way] for n, way in chosen.items() if way in options[n]}
-    return _with(model, stored), chosen
+    with models.looking(model):
+        with watched(layers) as (_, shapes):  # attention may use a weight without calling its layer
+            run(model)
+        for name, shape in shapes.items():
+            weight = layers[name].weight
+            made = {way: make(layers[name]) for way, make in REPRESENTATIONS.items()}
+            unfolded_bytes = 8 * math.prod(shape) * weight[0].numel() // len(weight)
+            if unfolded_bytes > _UNFOLDED * free_bytes("cpu"):
+                made["csr"] = None
+            if stored := {way: layer for way, layer in made.items() if layer}:
+                options[name] = stored
+        keys = {name: _key(layers[name], shapes[name], batch) for name in options}
+        remembered = {} if cache is None else measurements.read(cache)
+        chosen: dict[str, str] = {
+            name: remembered[key]
+            for name, key in keys.items()
+            if remembered.get(key) in ("dense", *options[name])
+        }
+        if chosen.keys() != options.keys():
+            load = Load()
+            chosen = _measure(model, options, run) | chosen
+            if cache is not None and load.is_quiet(load.others()):
+                measurements.remember(cache, {keys[name]: way for name, way in chosen.items()})
+        return _with(model, options, chosen), chosen
 
 
-def stored_weight(layer: nn.Module) -> Tensor | None:
-    """What a layer stores of its weight, sparse or not."""
-    weight = getattr(layer, "weight", None)
-    if not isinstance(weight, Tensor):
-        return None
-    return weight.values() if weight.layout == torch.sparse_csr else weight.detach()
+def _is_storable(module: nn.Module) -> TypeGuard[Layer]:
+    """Whether the representations can do a layer's arithmetic."""
+    if type(module) is not nn.Conv2d:
+        return type(module) is nn.Linear
+    zero_padded = module.padding_mode == "zeros" and not isinstance(module.padding, str)
+    return zero_padded and module.groups == 1
 
 
-def default_cache() -> Path:
-    """Where measurements of kernels are remembered between runs."""
-    return measurements.file_of("kernels")
+def _used(layer: Layer) -> tuple[Tensor, Tensor]:
+    """Which rows (outputs) and columns (inputs) of a weight have any entry that is not zero."""
+    used = layer.weight.detach() != 0
+    return used.flatten(1).any(1), used.transpose(0, 1).flatten(1).any(1)
 
 
-def _called(
-    model: nn.Module, run: Run
-) -> tuple[dict[str, nn.Linear | nn.Conv2d], dict[str, tuple[int, ...]]]:
-    """Layers that a model calls (attention may use a weight without that), and output shapes."""
-    layers: dict[str, nn.Linear | nn.Conv2d] = {}
-    shapes: dict[str, tuple[int, ...]] = {}
-    handles = []
-    for name, module in model.named_modules():
-        if _storable(module):
-
-            def hook(layer: nn.Module, inputs: object, output: Tensor, name: str = name) -> None:
-                layers[name] = layer  # type: ignore[assignment]
-                shapes[name] = tuple(output.shape)
-
-            handles.append(module.register_forward_hook(hook))
-    try:
-        run(model)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return layers, shapes
+def _sparsity(layer: Layer) -> float:
+    return 1 - int(layer.weight.count_nonzero()) / layer.weight.numel()
 
 
-def _unfolded_bytes(layer: nn.Module, output: tuple[int, ...]) -> int:
-    """Memory that CSR takes for a convolution's unfolded input, and for turning it."""
-    if not isinstance(layer, nn.Conv2d):
-        return 0
-    samples, _, height, width = output
-    return 8 * samples * height * width * layer.weight[0].numel()
+def _key(layer: Layer, shape: tuple[int, ...], batch: str) -> str:
+    """What a measurement is remembered by: the layer's shape and zeros, batch, and machine."""
+    rows, columns = (int(used.sum()) for used in _used(layer))
+    zeros = f"sparsity {_sparsity(layer):.3f}; rows {rows} columns {columns}"
+    outputs = "x".join(map(str, shape))
+    return "; ".join((f"{layer}; {zeros}; {batch} -> {outputs}", *measurements.of_machine()))
 
 
-def _storable(module: nn.Module) -> bool:
-    """Whether a layer's arithmetic is one that the representations can do."""
-    if type(module) is nn.Conv2d:
-        return module.padding_mode == "zeros" and not isinstance(module.padding, str)
-    return type(module) is nn.Linear
-
-
-def _measure(
-    model: nn.Module, options: Mapping[str, Mapping[str, nn.Module]], run: Run
-) -> dict[str, str]:
+def _measure(model: nn.Module, options: Options, run: Run) -> dict[str, str]:
     """The fastest way to store each layer, timed within the whole model.
 
     What a layer gains, another may lose (a layout that the next one has to turn), so the model
     that comes of the choices is timed against the dense one, and has to win.
     """
-    ways: dict[str, dict[str, nn.Module]] = {name: dict(made) for name, made in options.items()}
-    first = _layer_seconds(model, ways, run, rounds=2, of=min)  # the very first call pays for more
-    for name, made in ways.items():
-        for way in list(made):
-            if first[name][way] > _HOPELESS * first[name]["dense"]:
-                del made[way]
-    start = time.perf_counter()
-    run(model)
-    rounds = _ROUNDS if time.perf_counter() - start < _LONG_ROUND else _ROUNDS // 2
-    chosen = _fastest(_layer_seconds(model, ways, run, rounds=rounds))
-    stored = {n: options[n][way] for n, way in chosen.items() if way != "dense"}
-    if not stored:
-        return chosen
-    form = _with(model, stored)
-    calls = {"form": lambda: run(form), "dense": lambda: run(model)}
-    times = interleaved(calls, clock("cpu"), Effort(rounds, _LONG_ROUND), load=Unwatched()).seconds
-    if np.median(times["form"]) > np.median(times["dense"]):
+    ways = {name: ["dense", *made] for name, made in options.items()}
+    for rounds in (2, _ROUNDS):  # first without those that are hopeless: the very first calls
+        stored = {way: [n for n in ways if way in ways[n]] for way in ("dense", *REPRESENTATIONS)}
+        forms = {w: _with(model, options, dict.fromkeys(n, w)) for w, n in stored.items() if n}
+        times = _seconds(forms, ways, run, rounds)
+        for name, names in ways.items():
+            most = _HOPELESS * min(times["dense"][name])
+            ways[name] = [way for way in names if min(times[way][name]) <= most]
+    chosen = {}
+    for name, names in ways.items():
+        medians = {way: float(np.median(times[way][name])) for way in names}
+        medians["dense"] *= _MARGIN
+        chosen[name] = min(medians, key=medians.__getitem__)
+    forms = {"dense": model, "form": _with(model, options, chosen)}
+    whole = _seconds(forms, [""], run, _MODEL_ROUNDS)
+    if np.median(whole["form"][""]) > np.median(whole["dense"][""]):
         return dict.fromkeys(chosen, "dense")
     return chosen
 
 
-def _fastest(seconds: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
-    """Layer -> the way to store it that takes least, if that is clearly less than dense."""
-    chosen = {}
-    for name, times in seconds.items():
-        best = min(times, key=lambda way: times[way])
-        chosen[name] = best if times[best] < _MARGIN * times["dense"] else "dense"
-    return chosen
-
-
-def _layer_seconds(
-    model: nn.Module,
-    ways: Mapping[str, Mapping[str, nn.Module]],
-    run: Run,
-    *,
-    rounds: int,
-    of: Callable[[list[float]], float] = statistics.median,
-) -> dict[str, dict[str, float]]:
-    """Layer -> way to store it -> seconds (`of` all rounds), in models that store all so."""
-    every = {"dense": model}
-    for way in REPRESENTATIONS:
-        stored = {name: made[way] for name, made in ways.items() if way in made}
-        if stored:
-            every[way] = _with(model, stored)
-    times: dict[str, dict[str, list[float]]] = {name: {} for name in ways}
-    order = np.random.default_rng(0)
-    names = list(every)
-    for _ in range(rounds):
-        for number in order.permutation(len(names)):
-            way = names[number]
-            with _timing(every[way], ways) as seconds:
-                run(every[way])
+def _seconds(
+    forms: Mapping[str, nn.Module], names: Iterable[str], run: Run, rounds: int
+) -> dict[str, dict[str, list[float]]]:
+    """Form -> module's name ("" is the whole form) -> seconds of each round, interleaved."""
+    times: dict[str, dict[str, list[float]]] = {f: {name: [] for name in names} for f in forms}
+    order, start = np.random.default_rng(0), time.perf_counter()
+    for number in range(rounds):
+        if number >= _LEAST_ROUNDS and time.perf_counter() - start > _ENOUGH_SECONDS:
+            break
+        for form in order.permutation(list(forms)).tolist():
+            modules = {name: forms[form].get_submodule(name) for name in names}
+            with watched(modules) as (seconds, _):
+                run(forms[form])
             for name, value in seconds.items():
-                if way == "dense" or way in ways[name]:
-                    times[name].setdefault(way, []).append(value)
-    return {
-        name: {way: of(values) for way, values in found.items()} for name, found in times.items()
-    }
+                times[form][name].append(value)
+    return times
 
 
-@contextmanager
-def _timing(model: nn.Module, names: Mapping[str, object]) -> Iterator[dict[str, float]]:
-    seconds: dict[str, float] = {}
-    handles = []
-    for name in names:
-
-        def before(layer: nn.Module, inputs: object, name: str = name) -> None:
-            seconds[name] = seconds.get(name, 0.0) - time.perf_counter()
-
-        def after(layer: nn.Module, inputs: object, outputs: object, name: str = name) -> None:
-            seconds[name] += time.perf_counter()
-
-        layer = model.get_submodule(name)
-        handles.append(layer.register_forward_pre_hook(before))
-        handles.append(layer.register_forward_hook(after))
-    try:
-        yield seconds
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _with(model: nn.Module, layers: Mapping[str, nn.Module]) -> nn.Module:
-    """A copy that shares all tensors with the model, some layers replaced."""
+def _with(model: nn.Module, options: Options, chosen: Mapping[str, str]) -> nn.Module:
+    """A copy that shares all tensors with the model, its layers stored as chosen."""
     shared = {id(t): t for t in [*model.parameters(), *model.buffers()]}
     twin = copy.deepcopy(model, dict(shared))
-    for name, layer in layers.items():
-        parent, _, attribute = name.rpartition(".")
-        setattr(twin.get_submodule(parent), attribute, layer)
+    for name, way in chosen.items():
+        if way != "dense":
+            twin.set_submodule(name, options[name][way])
     return twin.eval()
-
-
-def _sparsity(layer: nn.Linear | nn.Conv2d) -> float:
-    return 1 - int(layer.weight.count_nonzero()) / layer.weight.numel()
-
-
-def _key(layer: nn.Linear | nn.Conv2d, batch: str) -> str:
-    """What a measurement is remembered by: the layer's shape and zeros, batch, and machine."""
-    used = layer.weight.detach() != 0
-    rows = int(used.flatten(1).any(1).sum())
-    columns = int(used.movedim(1, 0).flatten(1).any(1).sum())
-    parts = [
-        type(layer).__name__,
-        "x".join(map(str, layer.weight.shape)),
-        str(tuple(_Window.of(layer) or ())),
-        f"sparsity {_sparsity(layer):.3f}",
-        f"rows {rows} columns {columns}",
-        batch,
-        *measurements.of_machine(),
-    ]
-    return "; ".join(parts)
-
-
-def _remembered(cache: Path | None) -> dict[str, str]:
-    """The fastest way to store each layer that was measured before."""
-    known = {} if cache is None else measurements.read(cache)
-    return {key: way for key, way in known.items() if way in ("dense", *REPRESENTATIONS)}

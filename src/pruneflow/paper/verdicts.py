@@ -3,81 +3,60 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Literal, NamedTuple, Self
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-from pruneflow.report.evidence import CONFIDENCE
+from pruneflow.report.evidence import CONFIDENCE, Evidence
+from pruneflow.report.page import Statement
 
-Outcome = Literal["confirmed", "refuted", "undecided", "not enough data"]
+Outcome = Literal["refuted", "undecided", "confirmed"]  # one that is refuted refutes all together
 LEAST_SEEDS = 3
 _MOST_SEEDS = 1_000  # beyond, "more than" is said
 _SHOWN = 4  # comparisons that a verdict's reason lists
+_STRENGTH: dict[Outcome, int] = {"refuted": 0, "undecided": 1, "confirmed": 2}
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A mean over seeds beside the edge that it has to be above, or below.
-
-    Attributes:
-        what: is compared, in words.
-        mean, sd: over seeds; the sd is NaN of one seed.
-        n: seeds; of two samples those of the smaller one.
-        freedom: degrees of freedom of the interval.
-        edge: what the mean has to be above, or below.
-        above: which of the two.
-        points: whether these are accuracies, to be shown in points of a hundred.
-    """
+    """A mean over seeds beside the edge that it has to be above, or below."""
 
     what: str
     mean: float
-    sd: float
-    n: int
-    freedom: float
+    sd: float  # NaN of one seed
+    n: int  # seeds; of two samples those of the smaller
+    freedom: float  # degrees of it, of Student's interval
     edge: float
     above: bool
-    points: bool = True
+    points: bool = True  # accuracies, to be shown in points of a hundred
 
     @classmethod
-    def of(
-        cls, what: str, values: Iterable[float], edge: float, *, above: bool, points: bool = True
-    ) -> Comparison:
-        """Of a value a seed, with Student's interval of their mean.
-
-        Raises:
-            ValueError: no values.
-        """
+    def of(cls, what: str, values: Iterable[float], edge: float = 0.0, **side: bool) -> Self:
+        """Of a value a seed, `above` or not the edge; raises ValueError for no values."""
         known = np.asarray(list(values), dtype=float)
-        if not len(known):
-            raise ValueError(f"{what}: there are no values to compare")
         n = len(known)
+        if not n:
+            raise ValueError(f"{what}: there are no values to compare")
         sd = float(known.std(ddof=1)) if n > 1 else math.nan
-        return cls(what, float(known.mean()), sd, n, n - 1, edge, above, points)
+        return cls(what, float(known.mean()), sd, n, n - 1, edge, **side)
 
     @classmethod
     def between(
         cls, what: str, values: Iterable[float], others: Iterable[float], *, above: bool
-    ) -> Comparison:
-        """Of the difference of two samples that share nothing, by Welch's interval; edge 0.
-
-        Raises:
-            ValueError: a sample without values.
-        """
-        samples = [np.asarray(list(sample), dtype=float) for sample in (values, others)]
-        n = min(len(sample) for sample in samples)
-        if not n:
-            raise ValueError(f"{what}: there are no values to compare")
-        mean = float(samples[0].mean() - samples[1].mean())
-        if n < 2:
-            return cls(what, mean, math.nan, n, 0, 0.0, above)
-        shares = [float(sample.var(ddof=1)) / len(sample) for sample in samples]
-        spread = sum(s**2 / (len(x) - 1) for s, x in zip(shares, samples, strict=True))
-        freedom = sum(shares) ** 2 / spread if spread else n - 1
-        return cls(what, mean, math.sqrt(sum(shares) * n), n, freedom, 0.0, above)
+    ) -> Self:
+        """Of the difference of two samples that share nothing, by Welch's interval; edge 0."""
+        first, second = (cls.of(what, sample, above=above) for sample in (values, others))
+        n = min(first.n, second.n)
+        variances = first.sd**2 / first.n, second.sd**2 / second.n
+        spread = variances[0] ** 2 / max(1, first.n - 1) + variances[1] ** 2 / max(1, second.n - 1)
+        freedom = sum(variances) ** 2 / spread if spread else n - 1
+        sd = math.sqrt(sum(variances) * n)
+        return cls(what, first.mean - second.mean, sd, n, freedom, 0.0, above)
 
     @property
     def low(self) -> float:
@@ -86,92 +65,66 @@ class Comparison:
 
     @property
     def high(self) -> float:
-        """Upper end of the 95 % interval; NaN of one seed."""
         return self.mean + _half_interval(self.sd, self.n, self.freedom)
 
-    @property
-    def outcome(self) -> Outcome:
-        """`confirmed` or `refuted` by the whole interval of LEAST_SEEDS seeds, else `undecided`."""
-        if self.n < LEAST_SEEDS or math.isnan(self.low):
-            return "undecided"
-        low, high = self._beyond(self.low), self._beyond(self.high)
-        if min(low, high) > 0:
-            return "confirmed"
-        return "refuted" if max(low, high) <= 0 else "undecided"
+    def _beyond(self, value: float) -> float:
+        """How far a value is on the statement's side of the edge."""
+        return (value - self.edge) * (1 if self.above else -1)
 
     @property
     def margin(self) -> float:
-        """How far the mean is on the statement's side of the edge."""
         return self._beyond(self.mean)
 
-    def _beyond(self, value: float) -> float:
-        return (value - self.edge) * (1 if self.above else -1)
+    @property
+    def outcome(self) -> Outcome:
+        """Decided by the whole interval, of LEAST_SEEDS seeds."""
+        if self.n < LEAST_SEEDS:
+            return "undecided"
+        ends = self._beyond(self.low), self._beyond(self.high)
+        if min(ends) > 0:
+            return "confirmed"
+        return "refuted" if max(ends) <= 0 else "undecided"
 
     @property
     def seeds_to_decide(self) -> str:
         """How many seeds of this spread and mean would decide it, in words."""
         if math.isnan(self.sd):
             return f"{LEAST_SEEDS} seeds at least"
-        distance = abs(self.margin)
         for n in range(max(LEAST_SEEDS, self.n + 1), _MOST_SEEDS + 1):
-            if _half_interval(self.sd, n, n - 1) < distance:
+            if _half_interval(self.sd, n, n - 1) < abs(self.margin):
                 return f"some {n} seeds at this spread"
         return f"more than {_MOST_SEEDS:,} seeds at this spread"
 
     def __str__(self) -> str:
         scale, sign, unit = (100, "+.1f", " points") if self.points else (1, ".3g", "")
-        mean = f"{scale * self.mean:{sign}}"
-        interval = ""
-        if not math.isnan(self.low):
-            interval = f" [{scale * self.low:{sign}}, {scale * self.high:{sign}}]"
-        side = "above" if self.above else "below"
-        seeds = f"n = {self.n} seed{'s' * (self.n != 1)}"
+        interval = f" [{scale * self.low:{sign}}, {scale * self.high:{sign}}]"
+        interval = "" if math.isnan(self.low) else interval
         edge = f"{scale * self.edge:{'+g' if self.points else 'g'}}"
-        text = f"{self.what} {mean}{interval}{unit} (claimed: {side} {edge}; {seeds})"
-        if self.outcome == "undecided":
-            text += f", to be decided by {self.seeds_to_decide}"
-        return text
+        claimed = f"claimed: {'above' if self.above else 'below'} {edge}"
+        seeds = f"n = {self.n} seed{'s' * (self.n != 1)}"
+        text = f"{self.what} {scale * self.mean:{sign}}{interval}{unit} ({claimed}; {seeds})"
+        undecided = f", to be decided by {self.seeds_to_decide}"
+        return text + undecided * (self.outcome == "undecided")
 
 
 def _half_interval(sd: float, n: int, freedom: float) -> float:
-    """Half the width of Student's 95 % interval of a mean; NaN of one value."""
-    if math.isnan(sd):
-        return math.nan
     return float(stats.t.ppf(0.5 + CONFIDENCE / 2, freedom)) * sd / math.sqrt(n)
 
 
-def above(
-    what: str, values: Iterable[float], edge: float = 0.0, *, points: bool = True
-) -> Comparison:
-    """The statement that the mean of a value a seed is above an edge."""
-    return Comparison.of(what, values, edge, above=True, points=points)
-
-
-def below(
-    what: str, values: Iterable[float], edge: float = 0.0, *, points: bool = True
-) -> Comparison:
-    """The statement that the mean of a value a seed is below an edge."""
-    return Comparison.of(what, values, edge, above=False, points=points)
+above = partial(Comparison.of, above=True)
+below = partial(Comparison.of, above=False)
 
 
 def joint(comparisons: Sequence[Comparison]) -> Outcome:
-    """The outcome of a statement that says all of these: one that is refuted refutes it.
-
-    Raises:
-        ValueError: no comparisons.
-    """
+    """The outcome of a statement that says all of these: the weakest; ValueError for none."""
     if not comparisons:
         raise ValueError("there are no comparisons to decide by")
-    outcomes = {comparison.outcome for comparison in comparisons}
-    if "refuted" in outcomes:
-        return "refuted"
-    return "undecided" if "undecided" in outcomes else "confirmed"
+    return min((comparison.outcome for comparison in comparisons), key=_STRENGTH.__getitem__)
 
 
 def reason(comparisons: Sequence[Comparison]) -> str:
     """What a joint outcome hangs on, in words: the comparisons nearest to failing first."""
-    order = {"refuted": 0, "undecided": 1, "confirmed": 2}
-    ranked = sorted(comparisons, key=lambda c: (order[c.outcome], c.margin))
+    ranked = sorted(comparisons, key=lambda c: (_STRENGTH[c.outcome], c.margin))
     more = len(ranked) - _SHOWN
     rest = f"; and {more} more" if more > 0 else ""
     return "; ".join(map(str, ranked[:_SHOWN])) + rest
@@ -183,29 +136,29 @@ def table(comparisons: Sequence[Comparison]) -> pd.DataFrame:
     return pd.DataFrame([{name: getattr(c, name) for name in names} for c in comparisons])
 
 
+class Tested(NamedTuple):
+    """What a claim's test says: comparisons, a remark, and what is lacking beside them."""
+
+    comparisons: list[Comparison]
+    note: str = ""
+    lacking: str = ""
+
+
 @dataclass(frozen=True)
-class Answer:
-    """What runs say of a claim.
+class Claim:
+    """A claim, its test, the runs that it needs and the commands that make them."""
 
-    Attributes:
-        reason: the numbers behind the outcome in a sentence or two, or what is missing.
-        rows: a row a comparison behind it.
-        command: what would produce what is missing.
-    """
+    text: str
+    test: Callable[[Evidence], Tested]
+    needs: str
+    command: str
 
-    outcome: Outcome
-    reason: str
-    rows: pd.DataFrame
-    command: str = ""
-
-
-def missing(what: str, command: str, comparisons: Sequence[Comparison] = ()) -> Answer:
-    """The answer of too few runs: what is missing, and what would produce it."""
-    text = f"missing: {what}" + (f"; so far: {reason(comparisons)}" if comparisons else "")
-    return Answer("not enough data", text, table(comparisons), command)
-
-
-def decided(comparisons: Sequence[Comparison], note: str = "") -> Answer:
-    """The answer that all of these comparisons give together."""
-    text = reason(comparisons) + (f". {note}" if note else "")
-    return Answer(joint(comparisons), text, table(comparisons))
+    def judge(self, evidence: Evidence, number: str) -> Statement:
+        """What the runs say of it: what is refuted is, whatever else is lacking."""
+        comparisons, note, lacking = self.test(evidence)
+        why, rows = reason(comparisons), table(comparisons)
+        if not comparisons or (lacking and joint(comparisons) != "refuted"):
+            why = f"missing: {lacking}; so far: {why}" if why else f"missing: {self.needs}"
+            return Statement("not enough data", why, self.text, number, self.command, rows)
+        why += f". {note}" if note else ""
+        return Statement(joint(comparisons), why, self.text, number, rows=rows)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from pruneflow.pruning.groups import CONVOLUTIONS
 from pruneflow.workloads import models
 
 # Operations that multiply, and which of their arguments they multiply.
@@ -31,19 +32,11 @@ _PRODUCTS: dict[str, tuple[int, ...]] = {
 _LOOKUPS = ("embedding", "embedding_bag", "_embedding_bag")
 _INDEXING = ("index", "index_select", "gather")  # of a stack of matrices; else a lookup, too
 # Operations whose results are entries of their arguments, in other places.
-_COPIES = (
-    "clone",
-    "_to_copy",
-    "cat",
-    "stack",
-    "index",
-    "index_select",
-    "gather",
-    "copy_",
-    "repeat",
-)
-# What a tensor has to do with parameters: it is one, a copy of entries, or computed from some.
+_COPIES = ("clone", "_to_copy", "cat", "stack", "copy_", "repeat", *_INDEXING)
+# What memory has to do with parameters, by their names: it holds them, copies of their entries, or
+# what is computed from them.
 _ITSELF, _COPY, _COMPUTED = range(3)
+_NOTHING: tuple[frozenset[str], int] = (frozenset(), _COMPUTED)
 
 
 class _Uses(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -58,12 +51,9 @@ class _Uses(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.macs: dict[str, float] = {}
         self._sizes = {name: p.numel() for name, p in model.named_parameters()}
         self._vectors = {n for n, p in model.named_parameters() if p.numel() == max((*p.shape, 1))}
-        # memory -> names of the parameters that are in it, and how; a buffer has no names
-        self._origins: dict[int, tuple[frozenset[str], int]] = {}
-        for _, buffer in model.named_buffers():
-            self._origins[_memory(buffer)] = (frozenset(), _COMPUTED)
+        self._origins = {_memory(buffer): _NOTHING for buffer in model.buffers()}
         for name, parameter in model.named_parameters():
-            names, _ = self._origins.get(_memory(parameter), (frozenset[str](), _ITSELF))
+            names, _ = self._origins.get(_memory(parameter), _NOTHING)
             self._origins[_memory(parameter)] = (names | {name}, _ITSELF)
         self._copies: list[Tensor] = []  # so that their memory is not given to others
 
@@ -75,79 +65,59 @@ class _Uses(TorchDispatchMode):  # type: ignore[no-untyped-call]
         inputs = [*args, *(kwargs or {}).values()]
         if name in _PRODUCTS:
             inputs = [args[index] for index in _PRODUCTS[name]]
-            self._count(name, args, output)
-        if name in _LOOKUPS or (name in _INDEXING and args[0].dim() <= 2):
-            self._forget(output)
-        else:
-            self._follow(name, inputs, output)
+            self._count(name, inputs, _macs(name, inputs, args, output))
+        lookup = name in _LOOKUPS or (name in _INDEXING and args[0].dim() <= 2)
+        self._follow(name, [] if lookup else inputs, output)
         return output
 
-    def _count(self, name: str, args: tuple[Any, ...], output: Tensor) -> None:
+    def _count(self, name: str, factors: list[Tensor], macs: int) -> None:
         """Add the MACs of a product to the parameters that are its weight, if any is."""
-        found = [
-            self._origins.get(_memory(args[index]), (frozenset[str](), _COMPUTED))
-            for index in _PRODUCTS[name]
-        ]
+        origins = [self._origins.get(_memory(factor), _NOTHING) for factor in factors]
         if name in ("bmm", "baddbmm"):  # attention: its operands may be computed from parameters
-            found = [origin for origin in found if origin[1] != _COMPUTED]
-        names, _ = min(
-            (origin for origin in reversed(found) if origin[0]),
-            key=lambda origin: origin[1],
-            default=(frozenset[str](), _COMPUTED),
-        )
+            origins = [origin for origin in origins if origin[1] != _COMPUTED]
+        weights = [origin for origin in reversed(origins) if origin[0]]
+        names, _ = min(weights, key=lambda origin: origin[1], default=_NOTHING)
         names = names - self._vectors or names
         total = sum(self._sizes[n] for n in names)
         for n in names:
-            self.macs[n] = (
-                self.macs.get(n, 0.0) + _macs(name, args, output) * self._sizes[n] / total
-            )
+            self.macs[n] = self.macs.get(n, 0.0) + macs * self._sizes[n] / total
 
-    def _follow(self, name: str, args: Any, output: Any) -> None:
-        """Note what is made of parameters alone."""
-        inputs = [t for t in tree_leaves(args) if isinstance(t, Tensor) and t.is_floating_point()]
-        origins = [self._origins.get(_memory(t)) for t in inputs]
+    def _follow(self, name: str, inputs: Any, output: Any) -> None:
+        """Note what is made of parameters alone; else an activation, whatever was there before."""
+        tensors = [t for t in tree_leaves(inputs) if isinstance(t, Tensor)]
+        origins = [self._origins.get(_memory(t)) for t in tensors if t.is_floating_point()]
         known = [origin for origin in origins if origin is not None]
-        if not known or len(known) < len(origins):
-            self._forget(output)
-            return
-        names = frozenset().union(*(origin[0] for origin in known))
-        how = max(_COPY if name in _COPIES else _COMPUTED, *(origin[1] for origin in known))
+        made = bool(known) and len(known) == len(origins)
         for tensor in tree_leaves(output):
-            if isinstance(tensor, Tensor) and _memory(tensor) not in self._origins:
+            if not isinstance(tensor, Tensor):
+                continue
+            if not made:
+                self._origins.pop(_memory(tensor), None)
+            elif _memory(tensor) not in self._origins:
+                names = frozenset[str]().union(*(origin[0] for origin in known))
+                how = max(_COPY if name in _COPIES else _COMPUTED, *(how for _, how in known))
                 self._origins[_memory(tensor)] = (names, how)
                 self._copies.append(tensor)
-
-    def _forget(self, output: Any) -> None:
-        """An activation was written: whatever its memory held before."""
-        for tensor in tree_leaves(output):
-            if isinstance(tensor, Tensor):
-                self._origins.pop(_memory(tensor), None)
 
 
 def _memory(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
 
-def _macs(name: str, args: tuple[Any, ...], output: Tensor) -> int:
+def _macs(name: str, factors: list[Tensor], args: tuple[Any, ...], output: Tensor) -> int:
     """Multiply-accumulates of one operation of `_PRODUCTS`."""
-    first, second = (args[index] for index in _PRODUCTS[name][:2])
+    first, second = factors[:2]
     if name == "_trilinear":
         return int(output.numel() * math.prod(second.shape[1:]))
     if "convolution" in name:
         transposed = bool(args[6])
-        positions = first.numel() if transposed else output.numel()
-        return int(positions * second[0].numel())
-    if name == "addbmm":  # sums over the batch, too
-        return int(len(first) * output.numel() * first.shape[-1])
-    return int(output.numel() * first.shape[-1])
+        return int((first if transposed else output).numel() * second[0].numel())
+    summed = len(first) if name == "addbmm" else 1  # over the batch, too
+    return int(summed * output.numel() * first.shape[-1])
 
 
 def positions(model: nn.Module, sample: Tensor | Mapping[str, Tensor]) -> dict[str, float]:
-    """How often each weight is used in one forward pass of one sample.
-
-    Args:
-        model: any module; it is left as it was.
-        sample: one image (1, 3, H, W), or one text as an encoder takes it.
+    """How often each weight is used in one forward pass of one sample, as `models.logits` takes it.
 
     Returns:
         name of each parameter that multiplies something -> MACs of the sample / its entries: the
@@ -175,11 +145,7 @@ def macs(model: nn.Module, uses: Mapping[str, float]) -> tuple[int, int]:
     """MACs of one sample: of every weight, and of those that are not zero.
 
     The second is what a kernel that skips zeros would do (the "theoretical" count of Blalock et
-    al. 2020); a dense kernel does the first.
-
-    Args:
-        model: the model.
-        uses: what `positions` returned for it.
+    al. 2020); a dense kernel does the first. `uses` is what `positions` returned.
     """
     weights = {name: model.get_parameter(name) for name in uses}
     dense = sum(weight.numel() * uses[name] for name, weight in weights.items())
@@ -189,11 +155,11 @@ def macs(model: nn.Module, uses: Mapping[str, float]) -> tuple[int, int]:
 
 def conv_params(model: nn.Module, masks: Mapping[str, Tensor] | None = None) -> int:
     """Parameters of a model's convolutions, weights and biases, that masks keep."""
-    kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-    convolutions = {name for name, module in model.named_modules() if isinstance(module, kinds)}
-    kept = masks or {}
+    convolutions = {
+        name for name, module in model.named_modules() if isinstance(module, CONVOLUTIONS)
+    }
     return sum(
-        nonzeros(kept[name]) if name in kept else parameter.numel()
+        nonzeros(masks[name]) if masks and name in masks else parameter.numel()
         for name, parameter in model.named_parameters()
         if name.rpartition(".")[0] in convolutions
     )

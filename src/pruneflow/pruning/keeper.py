@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +14,12 @@ class Keeper:
     """Keeps the pruned entries of one model's parameters at zero; call it after every update.
 
     Whatever an optimizer does to them (momentum, weight decay, moments), they are exactly zero when
-    the next forward pass reads them, and the forward pass itself costs nothing more. With a fused
-    AdamW on a CPU most steps cost little more either: see `_freeze`. It holds the memory of
-    parameters and masks: make a new one once either has been moved or made anew.
+    the next forward pass reads them, and the forward pass itself costs nothing more. AdamW on a CPU
+    is made to leave them where they are: their second moment is set to infinity, where it stays, so
+    that its step, the first moment over the root of the second, is 0, and so is the decay of a
+    weight of 0. As long as that holds, most calls cost little more than a look.
 
-    Raises:
-        ValueError: a model that lacks a masked parameter, or has it in another shape.
+    It holds the memory of parameters and masks: make a new one once either has been moved.
     """
 
     def __init__(self, model: nn.Module, masks: Masks) -> None:
@@ -30,20 +29,22 @@ class Keeper:
 
     @torch.no_grad()
     def __call__(self, optimizer: torch.optim.Optimizer | None = None) -> None:
-        """Set the pruned entries to zero.
-
-        Args:
-            optimizer: what has just updated the parameters; AdamW is told to leave them at zero.
-        """
+        """Set the pruned entries to zero, after this optimizer has updated the parameters."""
         for weight, mask in self._masked:
-            state = _moments(optimizer, weight)
+            state: dict[str, Tensor] = {}
+            # on a GPU nothing is frozen: to see whether the step was finite would halt it
+            if isinstance(optimizer, torch.optim.AdamW) and weight.device.type == "cpu":
+                state = optimizer.state.get(weight, {})
             moment = state.get("exp_avg_sq")
-            if moment is None or not self._stayed_zero(weight, moment):
+            if moment is None:
                 clear(weight, mask)
-                if moment is not None:
-                    _freeze(state, mask)
-            if moment is not None:
-                self._frozen[weight] = (moment, weight._version, moment._version)
+                continue
+            if not self._stayed_zero(weight, moment):
+                clear(weight, mask)
+                clear(state["exp_avg"], mask)
+                for second, kept in pieces(moment, mask):
+                    second.masked_fill_(~kept, torch.inf)
+            self._frozen[weight] = (moment, weight._version, moment._version)
 
     def _stayed_zero(self, weight: nn.Parameter, moment: Tensor) -> bool:
         """Whether only fused steps, which versions do not count, wrote since it was frozen."""
@@ -52,25 +53,3 @@ class Keeper:
             return False  # loaded since, or updated in operations that count
         flat = weight.data.as_strided((weight.numel(),), (1,))
         return math.isfinite(flat.dot(flat))  # an infinite gradient over an infinite moment is NaN
-
-
-def _moments(optimizer: torch.optim.Optimizer | None, weight: Tensor) -> Mapping[str, Tensor]:
-    """A parameter's state in AdamW, as far as entries can be frozen there.
-
-    On a GPU they are not: to see whether the step was finite would halt it.
-    """
-    if not isinstance(optimizer, torch.optim.AdamW) or weight.device.type != "cpu":
-        return {}
-    state: Mapping[str, Tensor] = optimizer.state.get(weight, {})
-    return state
-
-
-def _freeze(state: Mapping[str, Tensor], mask: Tensor) -> None:
-    """Make AdamW's own step leave the pruned entries of a parameter where they are.
-
-    Their second moment is set to infinity, where it stays: the step, the first moment over the
-    root of the second, is 0, and so is the decay of a weight of 0.
-    """
-    clear(state["exp_avg"], mask)
-    for second, kept in pieces(state["exp_avg_sq"], mask):
-        second.masked_fill_(~kept, torch.inf)

@@ -10,14 +10,11 @@ from torch import Tensor, nn
 # A mask is converted to the weight's width as it is multiplied. In pieces that fit the cache the
 # converted mask never reaches memory.
 _CHUNK = 1 << 20
+_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class Masks(Mapping[str, Tensor]):
     """Boolean masks by parameter name, True = kept, each of exactly its parameter's shape.
-
-    Args:
-        parameters: the parameters that the masks are for, by name.
-        masks: a boolean tensor for each of them.
 
     Raises:
         ValueError: a mask that is missing, unasked for, not boolean or not of its
@@ -25,8 +22,7 @@ class Masks(Mapping[str, Tensor]):
     """
 
     def __init__(self, parameters: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> None:
-        if parameters.keys() != masks.keys():
-            odd = sorted(parameters.keys() ^ masks.keys())
+        if odd := sorted(parameters.keys() ^ masks.keys()):
             raise ValueError(f"masks and parameters differ in {', '.join(odd)}")
         for name, mask in masks.items():
             if mask.dtype != torch.bool:
@@ -81,11 +77,7 @@ class Masks(Mapping[str, Tensor]):
             clear(weight, mask)
 
     def pruned(self, model: nn.Module) -> list[tuple[nn.Parameter, Tensor]]:
-        """The parameters that have pruned entries, each with its mask in the same memory order.
-
-        Raises:
-            ValueError: a model that lacks a masked parameter, or has it in another shape.
-        """
+        """The parameters that have pruned entries, each with its mask in the same memory order."""
         parameters = {name: p for name, p in model.named_parameters() if name in self}
         Masks(parameters, self)  # the model may be another than the one they were made for
         pairs = []
@@ -98,9 +90,6 @@ class Masks(Mapping[str, Tensor]):
                 mask = torch.empty_like(weight, dtype=torch.bool).copy_(mask)
             pairs.append((weight, mask))
         return pairs
-
-
-_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @torch.no_grad()

@@ -7,17 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Step:
-    """What one level removes.
+    """What one level removes."""
 
-    Attributes:
-        level: 0 for the unpruned model, 1 for the first one that prunes.
-        fraction: share of what is left that it removes, in [0, 1); 0 at level 0.
-        target_sparsity: where that leads, in [0, 1), before rounding to whole entries.
-    """
-
-    level: int
-    fraction: float
-    target_sparsity: float
+    level: int  # 0 for the unpruned model, 1 for the first that prunes
+    fraction: float  # share of what is left that it removes, in [0, 1)
+    target_sparsity: float  # where that leads, in [0, 1), before rounding to whole entries
 
 
 UNPRUNED = Step(0, 0.0, 0.0)
@@ -30,7 +24,7 @@ def iterative(fraction: float, iterations: int) -> list[Step]:
         # the first as it was given: 1 - (1 - fraction) rounds
         return fraction if level == 1 else 1 - (1 - fraction) ** level
 
-    return [Step(k, fraction, target(k)) for k in range(1, iterations + 1)]
+    return [Step(level, fraction, target(level)) for level in range(1, iterations + 1)]
 
 
 def direct(target_sparsity: float) -> list[Step]:

@@ -3,76 +3,43 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, Self, TypeAlias
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from pruneflow.errors import InputError
-from pruneflow.pruning import patterns
 from pruneflow.pruning.masks import Masks
-
-PRUNABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, nn.MultiheadAttention)
-# Also, in a model that has embeddings of tokens: the 2020 study pruned all of BERT.
-PRUNABLE_WITH_TOKENS = (*PRUNABLE, nn.Embedding, nn.LayerNorm)
 
 # Scores of a tensor's entries, flat: asked for a slice, gives float32 or what converts to it.
 Scores: TypeAlias = Callable[[slice], Tensor]
+# Names that compete with each other, and how many of their entries go.
+Shares: TypeAlias = list[tuple[Sequence[str], int]]
 
 _CHUNK = 1 << 18  # a piece and what is made of it fit into a core's cache
 _CHUNK_OF_GPU = 1 << 24
 _GATHERED = 1 << 22  # scores that are looked at exactly, 48 MiB with their positions
-_LARGEST = float(torch.finfo(torch.float32).max)
+_LOWEST, _HIGHEST = -0x7F800000, 0x7F7FFFFF  # ranks of -infinity and the largest finite float32
 
 
-def prunable_parameters(
-    model: nn.Module,
-    *,
-    include: tuple[str, ...],
-    exclude: tuple[str, ...],
-    biases: bool,
-    products: Collection[str] = (),
-) -> dict[str, nn.Parameter]:
-    """The parameters that may be pruned, by name, in model order.
+def global_scope(
+    kept: Mapping[str, int], pools: Sequence[Sequence[str]], fraction: float
+) -> Shares:
+    """All of a pool compete, as in `torch.nn.utils.prune.global_unstructured`."""
+    return [(pool, round(fraction * sum(kept[name] for name in pool))) for pool in pools]
 
-    Weights, and biases if asked for, of convolutions, linear layers and attention projections,
-    and of whatever else multiplies a matrix; in a model with embeddings of tokens, of these and
-    of LayerNorm as well. A pattern (`classifier.*`, `conv?`) is matched against the layer's name
-    and the parameter's. No `include` means all.
 
-    Args:
-        model, include, exclude, biases: of what, matching what, and whether biases are taken.
-        products: parameters that were seen to multiply something (`cost.positions`).
+def layer_scope(kept: Mapping[str, int], pools: Sequence[Sequence[str]], fraction: float) -> Shares:
+    """Every tensor loses the same fraction, as by `l1_unstructured` on each."""
+    return [([name], round(fraction * number)) for name, number in kept.items()]
 
-    Raises:
-        InputError: a pattern that matches nothing, or nothing left to prune.
-    """
-    names: dict[str, str] = {}  # parameter -> its layer
-    tokens = any(isinstance(module, nn.Embedding) for module in model.modules())
-    kinds = PRUNABLE_WITH_TOKENS if tokens else PRUNABLE
-    for layer, module in model.named_modules():
-        within = {
-            f"{layer}.{name}" if layer else name: "bias" in name
-            for name, _ in module.named_parameters(recurse=False)
-        }
-        known = isinstance(module, kinds)
-        multiplies = known or not within.keys().isdisjoint(products)
-        for name, is_bias in within.items():
-            if (multiplies and biases) if is_bias else (known or name in products):
-                names[name] = layer
 
-    chosen = patterns.choose(
-        {name: (name, layer) for name, layer in names.items()},
-        list(dict.fromkeys(names.values())),
-        include=include,
-        exclude=exclude,
-    )
-    if not chosen:
-        raise InputError("include and exclude leave nothing to prune")
-    return {n: p for n, p in model.named_parameters() if n in chosen}
+# How the kept share is spread: from the kept entries by name, pools of names and the fraction.
+SCOPES: dict[str, Callable[[Mapping[str, int], Sequence[Sequence[str]], float], Shares]] = {
+    "global": global_scope,
+    "layer": layer_scope,
+}
 
 
 def select(
@@ -81,36 +48,32 @@ def select(
     *,
     fraction: float,
     scope: str,
-    pools: Iterable[Iterable[str]] | None = None,
+    pools: Sequence[Sequence[str]] | None = None,
 ) -> Masks:
     """Masks without the lowest-scored `fraction` of what the given ones keep.
 
-    The number pruned is `round(fraction * kept)`, and which ones, is what
-    `torch.nn.utils.prune.global_unstructured` (scope `global`) or `l1_unstructured` on each
-    tensor (scope `layer`) chooses; among equal scores the first in model order goes first. What
-    has a score of infinity stays, even if fewer than that number can go.
+    Among equal scores the first in model order goes first, as in PyTorch. What has a score of
+    infinity stays, even if fewer than that fraction can go.
 
     Args:
         masks: what is kept so far, contiguous, in the order that decides among equals.
         scores: name -> scores of that mask's entries, asked for a piece at a time and a few
             times over, with the same result each time, so that no copy of the model is ever held.
         fraction: of what is kept, in [0, 1).
-        scope: `global` or `layer`.
+        scope: a name in SCOPES.
         pools: names that compete with each other in scope `global`; by default all.
 
     Raises:
         ValueError: scores that are NaN or not as many as entries, or a scope that does not exist.
     """
-    if scope not in ("global", "layer"):
-        raise ValueError(f"scope {scope!r} is neither 'global' nor 'layer'")
-    competing = (pools or [masks]) if scope == "global" else [[name] for name in masks]
+    if scope not in SCOPES:
+        raise ValueError(f"scope {scope!r} is none of {', '.join(SCOPES)}")
+    kept = {name: _count(_array(mask)) for name, mask in masks.items()}
     selected: dict[str, Tensor] = {}
-    for names in competing:
-        pool = {name: masks[name] for name in names}
-        kept = sum(_count(_array(mask)) for mask in pool.values())
-        count = round(fraction * kept)
+    for names, count in SCOPES[scope](kept, pools or [list(masks)], fraction):
         if count:
-            selected |= _without_lowest(pool, scores, count, kept)
+            competing = {name: masks[name] for name in names}
+            selected |= _without_lowest(competing, scores, count, sum(kept[n] for n in names))
     return Masks(masks, {n: selected[n] if n in selected else m.clone() for n, m in masks.items()})
 
 
@@ -124,45 +87,55 @@ def _without_lowest(
     too many are equal to be gathered, the bracket is halved until it fits.
     """
     selected = {name: torch.empty_like(mask) for name, mask in masks.items()}
-    room = _Room.on(next(iter(masks.values())).device)
-    floor, ceiling = -math.inf, _LARGEST  # the cut is at one of these or between them
+    lowest, highest = _LOWEST, _HIGHEST
     low, high = _bracket(masks, scores, count, kept)
+    device = next(iter(masks.values())).device
+    # what is not written to takes no memory, and many small arrays would take more
+    positions = _array(torch.empty(_GATHERED, dtype=torch.int64, device=device))
+    values = _array(torch.empty(_GATHERED, device=device))
     while True:
-        chosen, between = _split(masks, scores, selected, low, high, room)
+        chosen = between = 0
+        gathered = []
+        for piece, *found in _split(masks, scores, selected, low, high):
+            chosen += _count(piece)
+            room = slice(between, between + len(found[0]))
+            between = room.stop
+            if between <= _GATHERED:
+                positions[room], values[room] = found
+                gathered.append((piece, positions[room], values[room]))
         excess = count - (kept - chosen)  # how many of those between go
+        if high == _HIGHEST:
+            excess = min(excess, between)  # the others are infinite, and stay
         if excess == 0:
             return selected
         if excess < 0:
-            ceiling = _next(low, -1)
-        elif excess > between and high == _LARGEST:  # the others are infinite, and stay
-            _split(masks, scores, selected, math.inf, math.inf, room)
-            return selected
+            highest = low - 1
         elif excess > between:
-            floor = _next(high, 1)
+            lowest = high + 1
         elif between <= _GATHERED:
-            room.drop_lowest(excess)
+            _drop(gathered, *_threshold(values[:between], excess))
             return selected
         elif low == high:
-            _split(masks, scores, selected, low, high, room, drop=excess)
+            _drop(_split(masks, scores, selected, low, high), _score(low), excess)
             return selected
         else:
-            floor, ceiling = low, high
-        low, high = floor, _middle(floor, ceiling)
+            lowest, highest = low, high
+        low, high = lowest, (lowest + highest) // 2
 
 
 def _bracket(
     masks: Mapping[str, Tensor], scores: Callable[[str], Scores], count: int, kept: int
-) -> tuple[float, float]:
-    """Two scores between which the `count`-th lowest lies, but for once in a million times."""
+) -> tuple[int, int]:
+    """Ranks of scores between which the `count`-th lowest lies, but for once in a million times."""
+    low, high = _LOWEST, _HIGHEST
     total = sum(mask.numel() for mask in masks.values())
     if total <= _GATHERED // 4:
-        return -math.inf, _LARGEST
+        return low, high
     every = slice(0, None, max(1, total // min(1 << 20, max(1 << 14, total >> 8))))
-    parts = []
-    for name, mask in masks.items():
-        values = scores(name)(every).detach().to(torch.float32)
-        _check(name, values)
-        parts.append(values[mask.view(-1)[every]])
+    parts = [
+        _checked(name, scores(name), every, mask)[mask.view(-1)[every]]
+        for name, mask in masks.items()
+    ]
     sample = torch.cat(parts).cpu().numpy()
     share = count / kept
     margin = 5 * math.sqrt(share * (1 - share) / max(1, len(sample)))
@@ -170,112 +143,63 @@ def _bracket(
     last = math.ceil((share + margin) * len(sample)) + 1
     if ends := [end for end in (first, last) if 0 <= end < len(sample)]:
         sample.partition(ends)
-    low = float(sample[first]) if first >= 0 else -math.inf
-    high = min(float(sample[last]), _LARGEST) if last < len(sample) else _LARGEST
+    if first >= 0:
+        low = _rank(sample[first])
+    if last < len(sample):
+        high = min(_rank(sample[last]), high)
     return low, high
-
-
-@dataclass
-class _Room:
-    """Entries in a bracket, as many as there is room for; what is not written to takes no memory.
-
-    Attributes:
-        positions, scores: of each entry its position in a piece of a mask, and its score.
-        pieces: each piece, with the slice of the entries that are of it.
-    """
-
-    positions: Any
-    scores: Any
-    pieces: list[tuple[Any, slice]]
-
-    @classmethod
-    def on(cls, device: torch.device) -> Self:
-        """Empty room for `_GATHERED` entries."""
-        positions = torch.empty(_GATHERED, dtype=torch.int64, device=device)
-        return cls(_array(positions), _array(torch.empty(_GATHERED, device=device)), [])
-
-    def add(self, piece: Any, positions: Any, scores: Any) -> None:
-        """Gather entries of a piece, if there is room for them."""
-        start = self.pieces[-1][1].stop if self.pieces else 0
-        end = start + len(positions)
-        if start < end <= _GATHERED:
-            self.positions[start:end], self.scores[start:end] = positions, scores
-            self.pieces.append((piece, slice(start, end)))
-
-    def drop_lowest(self, count: int) -> None:
-        """Drop the `count` lowest-scored entries from their pieces, and of equal ones the first."""
-        scores = torch.as_tensor(self.scores[: self.pieces[-1][1].stop]).cpu().numpy()
-        threshold = float(np.partition(scores, count - 1)[count - 1])
-        ties = count - int((scores < threshold).sum())
-        for piece, entries in self.pieces:
-            positions, scores = self.positions[entries], self.scores[entries]
-            piece[positions[scores < threshold]] = False
-            tied = positions[scores == threshold][:ties]
-            piece[tied] = False
-            ties -= len(tied)
 
 
 def _split(
     masks: Mapping[str, Tensor],
     scores: Callable[[str], Scores],
     selected: Mapping[str, Tensor],
-    low: float,
-    high: float,
-    room: _Room,
-    drop: int = 0,
-) -> tuple[int, int]:
-    """Choose, of what masks keep, what is not below a bracket, nor of the first `drop` in it.
+    low: int,
+    high: int,
+) -> Iterator[tuple[Any, Any, Any]]:
+    """Choose, of what masks keep, what is not below a bracket, piece by piece.
 
-    Args:
-        masks, scores: as of `select`.
-        selected: is written to.
-        low, high: the bracket, both ends in it.
-        room: gets what is in the bracket; enough only if all of it fits.
-        drop: of equal scores.
-
-    Returns:
-        How many entries are chosen, and how many are in the bracket.
+    Yields what is chosen of a piece, the positions in it of what is in the bracket, and the
+    scores of these.
     """
-    total = between = 0
-    room.pieces.clear()
-    for name, entries, values in _pieces(masks, scores):
-        _check(name, values)
-        values, kept = _array(values), _array(masks[name].view(-1)[entries])
-        chosen = _array(selected[name].view(-1)[entries])
-        chosen[:] = (values >= low) & kept
-        total += _count(chosen)
-        positions = _positions((values <= high) & chosen)
-        between += len(positions)
-        room.add(chosen, positions, values[positions])
-        chosen[positions[:drop]] = False
-        drop -= len(positions[:drop])
-    return total, between
-
-
-def _pieces(
-    masks: Mapping[str, Tensor], scores: Callable[[str], Scores]
-) -> Iterator[tuple[str, slice, Tensor]]:
-    """Name, entries and scores (float32), piece by piece."""
+    least, most = _score(low), _score(high)
     for name, mask in masks.items():
-        score = scores(name)
         size = _CHUNK if mask.device.type == "cpu" else _CHUNK_OF_GPU
+        of_name = scores(name)
         for start in range(0, mask.numel(), size):
             entries = slice(start, min(start + size, mask.numel()))
-            values = score(entries).detach().to(torch.float32)
-            if values.shape != (entries.stop - start,):
-                raise ValueError(f"scores of {name} are not as many as its entries")
-            yield name, entries, values
+            values = _array(_checked(name, of_name, entries, mask))
+            chosen = _array(selected[name].view(-1)[entries])
+            chosen[:] = (values >= least) & _array(mask.view(-1)[entries])
+            positions = _positions((values <= most) & chosen)
+            yield chosen, positions, values[positions]
 
 
-def _check(name: str, values: Tensor) -> None:
-    """See that no score is NaN.
+def _threshold(scores: Any, count: int) -> tuple[float, int]:
+    """The `count`-th lowest of some scores, and how many that are equal to it go."""
+    scores = torch.as_tensor(scores).cpu().numpy()
+    threshold = float(np.partition(scores, count - 1)[count - 1])
+    return threshold, count - int((scores < threshold).sum())
 
-    Raises:
-        ValueError: one is.
-    """
+
+def _drop(pieces: Iterable[tuple[Any, Any, Any]], threshold: float, ties: int) -> None:
+    """Drop the entries in brackets that score below a threshold, and of equal ones the first."""
+    for chosen, positions, values in pieces:
+        chosen[positions[values < threshold]] = False
+        tied = positions[values == threshold][:ties]
+        chosen[tied] = False
+        ties -= len(tied)
+
+
+def _checked(name: str, scores: Scores, entries: slice, mask: Tensor) -> Tensor:
+    """Scores of some entries of a mask, float32, as many as these and none of them NaN."""
+    values = scores(entries).detach().to(torch.float32)
+    if values.shape != (len(range(*entries.indices(mask.numel()))),):
+        raise ValueError(f"scores of {name} are not as many as its entries")
     # with a NaN the sum of squares is NaN; it takes a third of the time of looking at each
     if not math.isfinite(values.dot(values)) and bool(values.isnan().any()):
         raise ValueError(f"scores of {name} are not numbers (NaN)")
+    return values
 
 
 # On a CPU NumPy compares and counts two to five times as fast as PyTorch does; the operators that
@@ -283,7 +207,6 @@ def _check(name: str, values: Tensor) -> None:
 
 
 def _array(tensor: Tensor) -> Any:
-    """A tensor's own memory, as what is fastest to work on."""
     return tensor.numpy() if tensor.device.type == "cpu" else tensor
 
 
@@ -295,21 +218,12 @@ def _positions(mask: Any) -> Any:
     return np.flatnonzero(mask) if isinstance(mask, np.ndarray) else mask.nonzero().flatten()
 
 
-def _order(value: float) -> int:
-    """The place of a float32 among all of them."""
-    bits = int(np.float32(value).view(np.int32))
+def _rank(score: float) -> int:
+    """Where a float32 stands among all of them; both zeros are 0."""
+    bits = int(np.float32(score).view(np.int32))
     return bits if bits >= 0 else -(bits & 0x7FFFFFFF)
 
 
-def _at(order: int) -> float:
-    """The float32 at a place."""
-    value = float(np.int32(abs(order)).view(np.float32))
-    return value if order >= 0 else -value
-
-
-def _next(value: float, steps: int) -> float:
-    return _at(_order(value) + steps)
-
-
-def _middle(low: float, high: float) -> float:
-    return _at((_order(low) + _order(high)) // 2)
+def _score(rank: int) -> float:
+    """The float32 of a rank."""
+    return math.copysign(float(np.int32(abs(rank)).view(np.float32)), rank)

@@ -6,48 +6,36 @@ The HTML needs nothing but itself. Every name that comes from a run is escaped i
 from __future__ import annotations
 
 import html
-import math
-import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import pandas as pd
 from markupsafe import Markup
 
-from pruneflow.report import svg
+from pruneflow.report import charts
 from pruneflow.report.checklist import check
-from pruneflow.report.curves import Overlay
 from pruneflow.report.evidence import Evidence
 from pruneflow.report.figures import FIGURES
 from pruneflow.report.tables import TABLES
 
 _ROWS = 40  # of a table that the page shows
+_CHECKLIST = "After Blalock et al., “What is the State of Neural Network Pruning?” (MLSys 2020)."
 
 
 @dataclass(frozen=True)
 class Statement:
-    """A statement about the runs, and what they say of it.
+    """A statement about the runs, and what they say of it."""
 
-    Attributes:
-        number: before it; may be empty.
-        text: the statement.
-        outcome: in a word or two.
-        holds: whether it does; None where that is open.
-        reason: why, in a sentence.
-        command: what would produce what is missing.
-        rows: the numbers behind it.
-    """
-
-    number: str
-    text: str
-    outcome: str
-    holds: bool | None
+    outcome: str  # in a word or two
     reason: str
-    command: str = ""
-    rows: pd.DataFrame = field(default_factory=pd.DataFrame)
+    text: str = ""
+    number: str = ""
+    command: str = ""  # what would produce what is missing
+    rows: pd.DataFrame = field(default_factory=pd.DataFrame)  # the numbers behind it
 
 
 @dataclass(frozen=True)
@@ -62,41 +50,31 @@ class Section:
 
 @dataclass(frozen=True)
 class Addition:
-    """What a published study adds to a report of runs like its own.
+    """What a published study adds to a report of runs like its own."""
 
-    Attributes:
-        sections: before the checklist.
-        overlay: its curves, laid beneath those of the runs.
-        note: on how they are drawn and where they are from.
-        labels: name of a figure or table -> what it is called there.
-    """
-
-    sections: Sequence[Section] = ()
-    overlay: Overlay = field(default_factory=Overlay)
-    note: str = ""
-    labels: Mapping[str, str] = field(default_factory=dict)
+    sections: Sequence[Section] = ()  # before the checklist
+    overlay: charts.Overlay = field(default_factory=charts.Overlay)
+    note: str = ""  # on how its curves are drawn and where they are from
+    labels: Mapping[str, str] = field(default_factory=dict)  # name of a figure or table -> its own
 
 
 def write(evidence: Evidence, folder: Path, addition: Addition | None = None) -> list[str]:
     """Write a report: `report.html`, `report.md`, `figures/` (PNG, SVG) and `tables/` (CSV).
 
-    Args:
-        evidence: of the runs.
-        folder: made if it is not there; files of an earlier report are replaced.
-        addition: of a published study that the runs are compared with.
-
-    Returns:
-        Names of the figures that had no runs.
+    Files of an earlier report are replaced. Returns the names of the figures that had no runs.
     """
     addition = addition or Addition()
-    charts = {name: figure.draw(evidence, addition.overlay) for name, figure in FIGURES.items()}
+    drawn = {name: figure.draw(evidence, addition.overlay) for name, figure in FIGURES.items()}
     tables = {name: make(evidence) for name, (_, make) in TABLES.items()}
-    sections = [*addition.sections, _checklist(evidence)]
+    statements = [
+        Statement("met" if item.met else "not met", item.why, item.name) for item in check(evidence)
+    ]
+    checklist = "checklist", "Checklist of sound pruning evaluation", _CHECKLIST, statements
     # all that can go wrong with the runs has, before anything of an earlier report is replaced
-    for kind in ("figures", "tables"):
+    for kind, names in (("figures", FIGURES), ("tables", TABLES)):
         (folder / kind).mkdir(parents=True, exist_ok=True)
         for old in (folder / kind).glob("*.*"):
-            if old.stem in FIGURES or old.stem in TABLES:
+            if old.stem in names:
                 old.unlink()
     for name, table in tables.items():
         table.to_csv(folder / "tables" / f"{name}.csv", index=False)
@@ -104,13 +82,13 @@ def write(evidence: Evidence, folder: Path, addition: Addition | None = None) ->
         "title": f"Pruning report: {evidence.title}",
         "about": _about(evidence),
         "failed": _failed(evidence),
-        "sections": sections,
+        "sections": [*addition.sections, Section(*checklist)],
         "note": addition.note,
         "labels": addition.labels,
         "figures": FIGURES,
         "drawn": {
-            name: Markup(svg.save(chart, folder / "figures", name))
-            for name, chart in charts.items()
+            name: Markup(charts.save(chart, folder / "figures", name))
+            for name, chart in drawn.items()
             if chart is not None
         },
         "titles": {name: title for name, (title, _) in TABLES.items()},
@@ -118,67 +96,49 @@ def write(evidence: Evidence, folder: Path, addition: Addition | None = None) ->
         "shown": {name: table.head(_ROWS) for name, table in tables.items()},
     }
     for kind, cells in (("html", _to_html), ("md", _to_markdown)):
-        template = _templates(escape=kind == "html").get_template(f"page.{kind}.j2")
-        text = template.render(context, cells=cells, cell=_cell)
+        environment = jinja2.Environment(
+            loader=jinja2.PackageLoader("pruneflow.report"),
+            autoescape=kind == "html",
+            undefined=jinja2.StrictUndefined,
+            keep_trailing_newline=True,
+        )
+        page = environment.get_template(f"page.{kind}.j2")
+        text = page.render(context, cells=cells, cell=_cell)
         (folder / f"report.{kind}").write_text(text, "utf-8", errors="replace")
-    return [name for name, chart in charts.items() if chart is None]
-
-
-def _templates(*, escape: bool) -> jinja2.Environment:
-    return jinja2.Environment(
-        loader=jinja2.PackageLoader("pruneflow.report"),
-        autoescape=escape,
-        undefined=jinja2.StrictUndefined,
-        keep_trailing_newline=True,
-    )
-
-
-def _checklist(evidence: Evidence) -> Section:
-    statements = [
-        Statement("", item.name, "met" if item.met else "not met", item.met, item.why)
-        for item in check(evidence)
-    ]
-    about = "After Blalock et al., “What is the State of Neural Network Pruning?” (MLSys 2020)."
-    return Section("checklist", "Checklist of sound pruning evaluation", about, statements)
+    return [name for name, chart in drawn.items() if chart is None]
 
 
 def _about(evidence: Evidence) -> str:
     pruning = evidence.pruning
-    seeds = pruning["seed"].nunique()
-    timed = evidence.latencies["run_id"].nunique()
-    samples = pruning["train_eval_samples"].dropna()
-    sampled = ""
-    if len(samples):
-        sampled = (
-            f"Accuracy on the training set is of at most {int(samples.max()):,} samples of it, "
-            "drawn by the seed. "
-        )
+    seeds, timed = pruning["seed"].nunique(), evidence.latencies["run_id"].nunique()
+    models, datasets = (", ".join(sorted(pruning[n].unique())) for n in ("model", "dataset"))
+    samples = pruning["train_eval_samples"].max()
+    sampled = "" if pd.isna(samples) else (
+        f"Accuracy on the training set is of at most {int(samples):,} samples of it, drawn by the "
+        "seed. "
+    )  # fmt: skip
     return (
         f"{len(pruning)} finished pruning runs of {len(evidence.configurations)} configurations "
-        f"({', '.join(sorted(pruning['model'].unique()))} on "
-        f"{', '.join(sorted(pruning['dataset'].unique()))}), {seeds} "
-        f"seed{'s' * (seeds != 1)}, {timed} benchmark{'s' * (timed != 1)}. "
-        f"{sampled}Made {datetime.now(UTC):%Y-%m-%d %H:%M} UTC by pruneflow."
+        f"({models} on {datasets}), {seeds} seed{'s' * (seeds != 1)}, "
+        f"{timed} benchmark{'s' * (timed != 1)}. {sampled}"
+        f"Made {datetime.now(UTC):%Y-%m-%d %H:%M} UTC by pruneflow."
     )
 
 
 def _failed(evidence: Evidence) -> str:
     """What did not finish or cannot be read, and is in no figure."""
-    runs = evidence.runs
-    counts = runs["status"].value_counts()
+    counts = evidence.runs["status"].value_counts()
     others = [f"{n} {str(s).lower()}" for s, n in counts.items() if s != "FINISHED"]
-    pruned = runs["stage"].str.startswith("prune_").fillna(False) & (runs["status"] == "FINISHED")
-    unread = int(pruned.sum()) - len(evidence.pruning)
+    pruned = evidence.runs["stage"].str.startswith("prune_").fillna(False)
+    unread = sum(pruned & (evidence.runs["status"] == "FINISHED")) - len(evidence.pruning)
     others += [f"{unread} finished without readable levels"] if unread else []
     return f"Not in this report: {', '.join(others)} (see the table of all runs)." if others else ""
 
 
-def _readable(value: object) -> str:
-    if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
+def _readable(value: Any) -> str:
+    if pd.isna(value):
         return ""
-    if isinstance(value, numbers.Integral):
-        return f"{int(value)}"
-    return f"{float(value):.4g}" if isinstance(value, numbers.Real) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _to_html(table: pd.DataFrame) -> Markup:

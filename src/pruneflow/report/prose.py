@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
-from torch import nn
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
 
 from pruneflow.config import PruneConfig
 from pruneflow.pruning.units import Units
@@ -35,74 +34,50 @@ def level_line(level: Level, levels: int) -> str:
 
 def notes(units: Units) -> list[str]:
     """What of the unpruned model is not pruned, and which channels cannot be removed, and why."""
-    return [_not_pruned(units), *([_left_out(units.left_out)] if units.left_out else [])]
-
-
-def _not_pruned(units: Units) -> str:
-    """What is not pruned, by kind of layer, with its share of the model's parameters."""
-    rest: dict[str, int] = {}
-    for name, params in units.sizes.items():
-        if name not in units.prunable:
-            kind = _kind(units.model, name)
-            rest[kind] = rest.get(kind, 0) + params
-    total = sum(units.sizes.values())
-    kinds = sorted(rest.items(), key=lambda item: -item[1])
-    shown = [f"{kind} {100 * params / total:.3g} %" for kind, params in kinds]
-    if len(shown) > _SHOWN + 1:
-        others = sum(params for _, params in kinds[_SHOWN:])
-        shown[_SHOWN:] = [f"{len(kinds) - _SHOWN} other kinds {100 * others / total:.3g} %"]
-    share = 100 * sum(rest.values()) / total
-    return f"not pruned: {share:.3g} % of the parameters" + (f": {', '.join(shown)}" * bool(shown))
-
-
-def _kind(model: nn.Module, name: str) -> str:
-    """The kind of layer that a parameter is of."""
-    layer, _, parameter = name.rpartition(".")
-    kind = type(model.get_submodule(layer)).__name__
-    return f"biases of {kind}" if parameter == "bias" else kind
-
-
-def _left_out(reasons: Mapping[str, str]) -> str:
-    """Why channels of layers cannot be removed, with the number of layers for each reason."""
-    layers: dict[str, list[str]] = {}
-    for name, reason in reasons.items():
-        layers.setdefault(reason, []).append(name)
-    return "channels cannot be removed from " + "; ".join(
-        f"{names[0]}" + f" and {len(names) - 1} more" * (len(names) > 1) + f" ({reason})"
+    total, rest = sum(units.sizes.values()), Counter[str]()
+    for name in [name for name in units.sizes if name not in units.prunable]:
+        layer, _, parameter = name.rpartition(".")
+        kind = type(units.model.get_submodule(layer)).__name__
+        rest[f"biases of {kind}" if parameter == "bias" else kind] += units.sizes[name]
+    kinds = rest.most_common()
+    if len(kinds) > _SHOWN + 1:
+        others = f"{len(kinds) - _SHOWN} other kinds"
+        kinds[_SHOWN:] = [(others, sum(params for _, params in kinds[_SHOWN:]))]
+    shown = ", ".join(f"{kind} {100 * params / total:.3g} %" for kind, params in kinds)
+    share = f"not pruned: {100 * rest.total() / total:.3g} % of the parameters"
+    layers = defaultdict[str, list[str]](list)
+    for name, reason in units.left_out.items():
+        layers[reason].append(name)
+    kept = "; ".join(
+        f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''} ({reason})"
         for reason, names in sorted(layers.items(), key=lambda item: -len(item[1]))
     )
+    unremovable = [f"channels cannot be removed from {kept}"] if kept else []
+    return [f"{share}: {shown}" if shown else share, *unremovable]
 
 
-def warnings(config: PruneConfig, units: Units, level: Level, layers: Sequence[Layer]) -> list[str]:
-    """What a person should know of a level: emptied layers, and where it fell short.
-
-    Args:
-        config: of the run.
-        units: as the level left them.
-        level: as it was recorded.
-        layers: those of this level.
-    """
-    sentences = []
-    if emptied := _emptied(units, layers):
+def warnings(
+    config: PruneConfig, units: Units, level: Level, layers: Sequence[Layer]
+) -> Iterator[str]:
+    """What a person should know of a level: layers that it emptied, and where it fell short."""
+    rows = [row for row in layers if row.layer in units.prunable and "weight" in row.layer]
+    if emptied := [row.layer for row in rows if row.zeros == row.params]:
+        more = f" and {len(emptied) - _SHOWN} more" if len(emptied) > _SHOWN else ""
         instead = "" if config.scope == "layer" else ", or prune by scope=layer"
-        sentences.append(f"nothing is left of {emptied}: exclude them{instead}")
+        yield f"nothing is left of {', '.join(emptied[:_SHOWN])}{more}: exclude them{instead}"
     for kind, pruned in units.pruned_shares().items():
         if abs(pruned - level.target_sparsity) > _SHORTFALL:
-            sentences.append(
-                f"asked to remove {level.target_sparsity:.4f} of {kind}, removed "
-                f"{pruned:.4f}: {_why_short(config)}"
-            )
+            asked = f"asked to remove {level.target_sparsity:.4f} of {kind}"
+            yield f"{asked}, removed {pruned:.4f}: {_why_short(config)}"
     remaining = units.masks.total - units.masks.kept
     if config.form == "compact" and remaining:
-        sentences.append(
+        yield (
             f"{remaining} of the pruned filters cannot be removed from the model: they stay in it "
             "as zeros"
         )
-    return sentences
 
 
 def _why_short(config: PruneConfig) -> str:
-    """Why a level may prune another share than it was asked to."""
     if config.granularity == "weight":
         return "whole weights only in every layer"
     if config.coupling == "group":
@@ -110,14 +85,6 @@ def _why_short(config: PruneConfig) -> str:
     if config.form == "compact":
         return "a filter goes with all that are tied to it"
     return "whole filters only"
-
-
-def _emptied(units: Units, layers: Sequence[Layer]) -> str:
-    """The pruned weights of which nothing is left: no signal passes their layers."""
-    rows = [row for row in layers if row.layer in units.prunable and "weight" in row.layer]
-    names = [row.layer for row in rows if row.zeros == row.params]
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
 
 
 def summary(
@@ -130,26 +97,17 @@ def summary(
 ) -> str:
     """The text on a pruning run's page, in Markdown.
 
-    Args:
-        stage, config: of the run.
-        data: the data set's name, as people know it.
-        units: as the last level left them.
-        levels: all of them.
-        layers: those of the last level.
+    `data` is the data set's name as people know it, `layers` are those of the last level.
     """
     first, last = levels[0], levels[-1]
-    bold = "".join(f"**{_sentence(text)}**\n\n" for text in warnings(config, units, last, layers))
-    plain = "".join(f"{_sentence(text)}.\n\n" for text in notes(units))
-    return (
-        f"**{config.model}** on **{data}**: `{stage}`, {method(config)}, "
-        f"seed {config.seed}.\n\n"
+    bold = [f"**{text[0].upper()}{text[1:]}**" for text in warnings(config, units, last, layers)]
+    return "\n\n".join([
+        f"**{config.model}** on **{data}**: `{stage}`, {method(config)}, seed {config.seed}.",
         f"{100 * last.params_left:.3g} % of the parameters left: test accuracy "
-        f"{first.test_after:.4f} -> {last.test_after:.4f} after fine-tuning.\n\n"
-        f"{bold}{to_markdown(levels)}\n\n{plain}"
+        f"{first.test_after:.4f} -> {last.test_after:.4f} after fine-tuning.",
+        *bold,
+        to_markdown(levels),
+        *(f"{text[0].upper()}{text[1:]}." for text in notes(units)),
         "Sparsity is zeros / prunable parameters; MACs left counts weights that are not zero, "
-        "MACs compact what a dense kernel does in the compact form."
-    )
-
-
-def _sentence(text: str) -> str:
-    return f"{text[0].upper()}{text[1:]}"
+        "MACs compact what a dense kernel does in the compact form.",
+    ])  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pandas as pd
+from pandas import DataFrame
 
 from pruneflow.config import short_model
 from pruneflow.report.evidence import Evidence, paired, summary, where
@@ -25,19 +26,24 @@ _OF_LATENCY = [
 _SPREAD = ["mean", "sd", "low", "high", "n"]
 
 
-def configurations(evidence: Evidence) -> pd.DataFrame:
+def _joined(parts: list[DataFrame], columns: list[str]) -> DataFrame:
+    known = [part[columns] for part in parts if len(part)]
+    return pd.concat(known, ignore_index=True) if known else DataFrame(columns=columns)
+
+
+def configurations(evidence: Evidence) -> DataFrame:
     """A row a configuration: where it ends, with the spread over seeds."""
     rows = []
     for number, row in evidence.configurations.iterrows():
         levels = evidence.of(configuration=number)
-        last = where(levels, level=int(levels["level"].max()))
+        last = where(levels, level=row["last_level"])
         tested = summary(last, ["level"], "test_after").iloc[0]
-        start = float(where(levels, level=0)["test_after"].mean())
-        params, macs = (float(last[name].mean()) for name in ("params_left", "macs_left"))
+        start = where(levels, level=0)["test_after"].mean()
+        params, macs = last[["params_left", "macs_left"]].mean()
         rows.append({
             "configuration": row["label"],
-            "seeds": int(row["n"]),
-            "levels": int(levels["level"].max()),
+            "seeds": row["n"],
+            "levels": int(row["last_level"]),
             "test_unpruned": start,
             "test_last": tested["mean"],
             **tested[["sd", "low", "high"]],
@@ -47,81 +53,65 @@ def configurations(evidence: Evidence) -> pd.DataFrame:
             "macs_left": macs,
             "theoretical_speedup": 1 / macs if macs else None,
         })  # fmt: skip
-    return pd.DataFrame(rows)
+    return DataFrame(rows)
 
 
-def levels(evidence: Evidence) -> pd.DataFrame:
+def levels(evidence: Evidence) -> DataFrame:
     """Mean, sd and 95 % interval over seeds of every measure of every configuration's levels."""
     keys = ["configuration", "level"]
     parts = [summary(evidence.levels, keys, name).assign(measure=name) for name in _MEASURES]
-    table = pd.concat(parts, ignore_index=True)
-    table["configuration"] = table["configuration"].map(evidence.configurations["label"])
-    return table[[*keys, "measure", *_SPREAD]]
+    table = pd.concat(parts, ignore_index=True)[[*keys, "measure", *_SPREAD]]
+    return _labelled(table, evidence)
 
 
-def layer_sparsity(evidence: Evidence) -> pd.DataFrame:
+def _labelled(table: DataFrame, evidence: Evidence) -> DataFrame:
+    labels = evidence.configurations["label"]
+    return table.assign(configuration=table["configuration"].map(labels))
+
+
+def layer_sparsity(evidence: Evidence) -> DataFrame:
     """Sparsity of each tensor, a column a level, the mean over seeds."""
     keys = ["configuration", "layer", "params"]
     layers = where(evidence.layers, schedule=["iterative", "direct"])
     if layers.empty:
-        return pd.DataFrame(columns=keys)
+        return DataFrame(columns=keys)
     table = layers.pivot_table(index=keys, columns="level", values="sparsity", sort=False)
-    table = table.add_prefix("level_").rename_axis(columns=None).reset_index()
-    return table.assign(configuration=table["configuration"].map(evidence.configurations["label"]))
+    return _labelled(table.add_prefix("level_").rename_axis(columns=None).reset_index(), evidence)
 
 
-def iterative_against_direct(evidence: Evidence) -> pd.DataFrame:
-    """Iterative and direct, from the same base at the same sparsity.
-
-    `iterative` and `direct` are means over the pairs, of which `difference` is the difference.
-    """
+def iterative_against_direct(evidence: Evidence) -> DataFrame:
+    """Iterative and direct, from the same base at the same sparsity: means over the pairs."""
+    names = {"target_sparsity": "sparsity", "first": "iterative", "second": "direct"}
+    names |= {"mean": "difference", "n": "pairs"}
     parts = []
     direct = evidence.of(schedule="direct")
     for _, rows in direct[direct["level"] > 0].groupby("configuration", sort=False):
-        first, like = rows.iloc[0], evidence.iterative_like(rows)
+        model, granularity = rows.iloc[0][["model", "granularity"]]
         for column in ("test_before", "test_after", "train_before", "train_after"):
-            part = paired(like, rows, "target_sparsity", column)
-            part["model"] = short_model(str(first["model"]))
-            parts.append(part.assign(granularity=first["granularity"], measure=column))
-    names = {"target_sparsity": "sparsity", "one": "iterative", "other": "direct"}
-    names |= {"mean": "difference", "n": "pairs"}
-    order = ["model", "granularity", "sparsity", "measure", "iterative", "direct", "difference"]
-    order += ["sd", "low", "high", "pairs"]
-    known = [part.rename(columns=names)[order] for part in parts if len(part)]
-    return pd.concat(known, ignore_index=True) if known else pd.DataFrame(columns=order)
+            part = paired(evidence.iterative_like(rows), rows, "target_sparsity", column)
+            about = {"model": short_model(model), "granularity": granularity, "measure": column}
+            parts.append(part.rename(columns=names).assign(**about))
+    columns = ["model", "granularity", "sparsity", "measure", "iterative", "direct", "difference"]
+    return _joined(parts, [*columns, "sd", "low", "high", "pairs"])
 
 
-def paired_differences(evidence: Evidence) -> pd.DataFrame:
+def paired_differences(evidence: Evidence) -> DataFrame:
     """Each configuration minus the dense control of the same bases, trained as long, by level."""
     parts = []
-    for number, row in evidence.configurations.iterrows():
+    for number, row in evidence.configurations.query("schedule != 'dense'").iterrows():
         rows = evidence.of(configuration=number)
         part = paired(rows, evidence.control_of(rows), "level", "test_after")
-        if row["schedule"] != "dense" and len(part):
-            parts.append(part.assign(configuration=row["label"], against="dense control"))
-    columns = ["configuration", "against", "level", *_SPREAD]
-    return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
-
-
-def runs(evidence: Evidence) -> pd.DataFrame:
-    """Every run, of any status."""
-    return evidence.runs[_OF_RUN].copy()
-
-
-def latencies(evidence: Evidence) -> pd.DataFrame:
-    """Every measured time."""
-    labels = evidence.configurations["label"]
-    table = evidence.latencies.assign(configuration=evidence.latencies["configuration"].map(labels))
-    return table[_OF_LATENCY]
+        parts.append(part.assign(configuration=row["label"], against="dense control"))
+    return _joined(parts, ["configuration", "against", "level", *_SPREAD])
 
 
 # name -> title, and what makes it; a page shows as many rows as are readable, the CSV has all
-TABLES: dict[str, tuple[str, Callable[[Evidence], pd.DataFrame]]] = {
+TABLES: dict[str, tuple[str, Callable[[Evidence], DataFrame]]] = {
     "configurations": ("Configurations", configurations),
     "iterative_against_direct": ("Iterative against direct", iterative_against_direct),
     "paired_differences": ("Differences from the dense control, paired", paired_differences),
     "layer_sparsity": ("Sparsity of each layer", layer_sparsity),
     "levels": ("Levels, over seeds", levels),
-    "latencies": ("Latency", latencies),
-    "runs": ("All runs", runs),
+    "latencies": ("Latency", lambda evidence: _labelled(evidence.latencies, evidence)[_OF_LATENCY]),
+    "runs": ("All runs", lambda evidence: evidence.runs[_OF_RUN]),
 }

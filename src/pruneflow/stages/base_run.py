@@ -20,9 +20,7 @@ from pruneflow.tracking.finished import find_base, fingerprint_of, newest_base, 
 class Base:
     """The base run of a pruning run, there already or to be made.
 
-    Attributes:
-        fingerprint: of it.
-        open: gives its id and model, given the MLflow experiment to make it in, if it has to be.
+    `open` gives its id and model, given the MLflow experiment to make it in, if it has to be.
     """
 
     fingerprint: str
@@ -32,17 +30,11 @@ class Base:
 def find_or_make(experiment: Experiment[PruneConfig], model: nn.Module, reporter: Reporter) -> Base:
     """The base run of a pruning run: the one asked for, else the exact one, which may be made.
 
-    Args:
-        experiment: the pruning run's.
-        model: its model, untrained and without given weights; a base run may train it.
-        reporter: of the pruning run.
-
-    Raises:
-        InputError: here, before any run is open, for all that can be refused.
+    The model is the pruning run's, untrained and without given weights; a base run may train it.
+    All that can be refused is refused here, before any run is open.
     """
-    config = experiment.config
+    config, digest = experiment.config, experiment.data.digest
     base = experiment.with_config(base_config(config))
-    digest = experiment.data.digest
     exact = fingerprint("finetune", base.config, digest, None)
     if config.base_run == NEWEST:
         wanted = {name: getattr(base.config, name) for name in given_for_base(config)}
@@ -52,16 +44,13 @@ def find_or_make(experiment: Experiment[PruneConfig], model: nn.Module, reporter
     if run_id is not None:
         checkpoint = open_base(run_id, config, experiment.structure, digest)
         return Base(fingerprint_of(run_id), lambda _experiment_id: (run_id, checkpoint))
-
-    untrained = model
     if config.weights != "none":
-        untrained = build(
-            base.config, base.classes, base.machine, load=True, tokenizer=base.tokenizer
-        )
+        classes = len(base.data.classes)
+        model = build(base.config, classes, base.machine, load=True, tokenizer=base.tokenizer)
 
     def make(experiment_id: str) -> tuple[str, Checkpoint]:
-        run = train_base(base, untrained, reporter, experiment_id=experiment_id)
+        run = train_base(base, model, reporter, experiment_id=experiment_id)
         # not read back: where the run was sent may not answer at the moment
-        return run.id, Checkpoint(base.structure, untrained.state_dict(), {})
+        return run.id, Checkpoint(base.structure, model.state_dict(), {})
 
     return Base(exact, make)

@@ -5,24 +5,25 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, replace
-from typing import Any, Generic, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from pruneflow.config import Settings, reads_texts
-from pruneflow.errors import InputError
+from pruneflow.errors import InputError, unknown
 from pruneflow.pruning import cost
 from pruneflow.stages.progress import Reporter
 from pruneflow.tracking import resume
 from pruneflow.tracking.resume import Earlier
 from pruneflow.tracking.run import Ended, Run
-from pruneflow.workloads import datasets, models, training
+from pruneflow.workloads import batches, datasets, models, training
 from pruneflow.workloads.datasets import IMAGES, TEXTS, Data
-from pruneflow.workloads.texts import Texts, Tokens
-from pruneflow.workloads.training import Epoch, Machine, Recipe, Samples
+from pruneflow.workloads.machine import Machine
+from pruneflow.workloads.splits import Samples, Split, Tokens, balanced
+from pruneflow.workloads.training import Epoch, Recipe
 
 # A training is saved between epochs this often at the most, and less often if saving takes more
 # than this share of the time.
@@ -30,49 +31,26 @@ SAVE_SECONDS = 20.0
 _SAVE_SHARE = 0.005
 ALIVE_SECONDS = 60.0  # a run is published at least as often, so that it is seen to go on
 
+_RECIPE = ("batch_size", "learning_rate", "lr_schedule", "optimizer", "weight_decay", "image_size")
+_DATA = ("data_dir", "image_size", "train_limit", "seed")
+
 C = TypeVar("C", bound=Settings)
 D = TypeVar("D", bound=Settings)
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
 class Experiment(Generic[C]):
-    """A configuration with what it names: data loaded, machine settled, model known to fit.
+    """A configuration with what it names: data loaded, machine chosen, model known to fit."""
 
-    Attributes:
-        config: with nothing left to `auto`.
-        uses: weight name -> output positions it is applied at, for counting MACs.
-        head: name of the layer that makes the logits.
-        samples: two inputs on the machine, to see what hangs together in the model.
-        identity: of the model, for its checkpoints: who builds it, and from what.
-        tokenizer: of an encoder of texts.
-    """
-
-    config: C
+    config: C  # with nothing left to `auto`
     data: Data
     machine: Machine
-    uses: dict[str, float]
-    head: str
-    samples: Tensor | dict[str, Tensor]
-    identity: dict[str, object]
-    tokenizer: Any = None
-
-    def probe(self, model: nn.Module) -> Tensor:
-        """Logits of two samples by any form of the model, in any float type."""
-        inputs = self.samples
-        if isinstance(inputs, Tensor):
-            inputs = inputs.to(next(model.parameters()).dtype)
-        return models.logits(model, inputs)
-
-    def recalibrate(self, model: nn.Module, level: int) -> None:
-        """Re-estimate BatchNorm statistics on training samples, where the configuration says so."""
-        if getattr(self.config, "recalibrate_bn", False):
-            recipe = self.recipe(0, level=level)
-            training.recalibrate(model, self.data.train, recipe, self.machine)
-
-    @property
-    def classes(self) -> int:
-        """Number of classes."""
-        return len(self.data.classes)
+    uses: dict[str, float]  # weight -> output positions it is applied at, for counting MACs
+    head: str  # name of the layer that makes the logits
+    samples: Tensor | dict[str, Tensor]  # two inputs, to see what hangs together in the model
+    identity: dict[str, object]  # of the model, for checkpoints: who builds it, and from what
+    tokenizer: Any = None  # of an encoder of texts
 
     @property
     def data_name(self) -> str:
@@ -82,21 +60,23 @@ class Experiment(Generic[C]):
     @property
     def structure(self) -> dict[str, object]:
         """How a checkpoint's model is rebuilt, and the size of what it was trained on."""
-        return {"model": self.config.model, "classes": self.classes, **self.identity}
+        return {"model": self.config.model, "classes": len(self.data.classes), **self.identity}
+
+    def with_config(self, config: D) -> Experiment[D]:
+        """The same data, model and machine with the configuration of another stage."""
+        return cast(Experiment[D], replace(self, config=config))  # type: ignore[arg-type]
+
+    def probe(self, model: nn.Module) -> Tensor:
+        """Logits of two samples by any form of the model, in any float type."""
+        inputs = self.samples
+        if isinstance(inputs, Tensor):
+            inputs = inputs.to(next(model.parameters()).dtype)
+        return models.logits(model, inputs)
 
     def recipe(self, epochs: int, *, level: int) -> Recipe:
         """How the model is trained at a level; data order and dropout differ between levels."""
-        c = self.config
-        return Recipe(
-            epochs=epochs,
-            batch_size=c.batch_size,
-            learning_rate=c.learning_rate,
-            lr_schedule=c.lr_schedule,
-            optimizer=c.optimizer,
-            weight_decay=c.weight_decay,
-            image_size=c.image_size,
-            seed=1_000 * c.seed + level,
-        )
+        given = {name: getattr(self.config, name) for name in _RECIPE}
+        return Recipe(epochs=epochs, seed=1_000 * self.config.seed + level, **given)
 
     def train(
         self,
@@ -106,7 +86,7 @@ class Experiment(Generic[C]):
         *,
         level: int,
         after_step: Callable[[torch.optim.Optimizer], None] | None = None,
-        on_progress: Callable[[int, float, float], None] | None = None,
+        on_progress: Callable[[int, float, float], None],
     ) -> Iterator[Epoch]:
         """Train a model as `training.fit` does, from where the run's last process had saved it.
 
@@ -115,8 +95,7 @@ class Experiment(Generic[C]):
 
         def progress(epoch: int, share: float, loss: float) -> None:
             run.publish(every=ALIVE_SECONDS)
-            if on_progress is not None:
-                on_progress(epoch, share, loss)
+            on_progress(epoch, share, loss)
 
         saved, pause = time.monotonic(), SAVE_SECONDS
         for epoch in training.fit(
@@ -135,23 +114,28 @@ class Experiment(Generic[C]):
                 saved = time.monotonic()
                 pause = max(SAVE_SECONDS, (saved - begun) / _SAVE_SHARE)
 
+    def recalibrate(self, model: nn.Module, level: int) -> None:
+        """Re-estimate BatchNorm statistics on training samples, where the configuration says so."""
+        if getattr(self.config, "recalibrate_bn", False):
+            recipe = self.recipe(0, level=level)
+            training.recalibrate(model, self.data.train, recipe, self.machine)
+
     def accuracy(self, model: nn.Module, split: Samples) -> float:
-        """Accuracy of a model on one split, a fraction; of the training set on a sample of it.
+        """Accuracy of a model on one split; of the training set, on `train_eval_samples` of it.
 
-        The sample has `train_eval_samples`, an equal share of each class, the same all through a
-        run: it is drawn by the seed.
+        They have an equal share of each class, and are the same all through a run.
         """
-        c, of = self.config, None
+        c, subset = self.config, None
         if split is self.data.train and c.train_eval_samples is not None:
-            of, _ = datasets.balanced(split.labels, c.train_eval_samples, c.seed, shares=True)
+            subset, _ = balanced(split.labels, c.train_eval_samples, c.seed, shares=True)
         return training.accuracy(
-            model, split, self.machine, image_size=c.image_size, batch_size=c.batch_size, of=of
+            model,
+            split,
+            self.machine,
+            image_size=c.image_size,
+            batch_size=c.batch_size,
+            subset=subset,
         )
-
-    def with_config(self, config: D) -> Experiment[D]:
-        """The same data, model and machine with the configuration of another stage."""
-        same = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "config"}
-        return Experiment(config=config, **same)
 
     def log_workload(self, run: Run) -> None:
         """Log the data set as an input of a run."""
@@ -168,114 +152,83 @@ def build(
     Without `load`, all its parameters are new: it is about to get those of a base run.
     """
     torch.manual_seed(config.seed)
+    name, weights = config.model, config.weights
     if tokenizer is None:
-        model = models.build(config.model, classes, weights=config.weights, load=load)
-    else:
-        from pruneflow.workloads import encoders
+        return machine.move(models.build(name, classes, weights=weights, load=load))
+    from pruneflow.workloads import encoders
 
-        model = encoders.build(
-            config.model,
-            classes,
-            weights=config.weights,
-            vocabulary=len(tokenizer),
-            padding=encoders.padding(tokenizer),
-            load=load,
-        )
-    return training.to_machine(model, machine)
-
-
-def settled(config: C) -> tuple[C, Machine]:
-    """Decide on the device and threads that were left to the machine.
-
-    Returns:
-        The configuration with nothing left to the machine, and its machine.
-
-    Raises:
-        InputError: a device that is not there, or more threads than cores.
-    """
-    machine = Machine.settle(config.device, config.threads, cores())
-    machine = replace(machine, precision=config.precision)
-    return config.resolved(**machine.settings()), machine
+    model = encoders.build(name, classes, weights=weights, tokenizer=tokenizer, load=load)
+    return machine.move(model)
 
 
 def prepare(config: C, *, load: bool) -> tuple[Experiment[C], nn.Module]:
-    """Load what a configuration names, and see that it fits together.
+    """Load what a configuration names, see that it fits together, and build its model.
 
-    Args:
-        config: of a stage.
-        load: whether the model gets the configuration's weights, or new ones.
-
-    Returns:
-        The experiment, and its model on the machine.
-
-    Raises:
-        InputError: something that is missing or does not fit.
+    Without `load` the model gets new weights, and not those of the configuration.
     """
-    config, machine = settled(config)
+    machine = Machine.choose(config.device, config.threads, cores(), config.precision)
+    config = config.resolved(device=machine.device, threads=machine.threads)
     texts = reads_texts(config.model)
     if not texts and config.model not in models.names():
-        models.build(config.model, 1)  # refuses the name before data is read
+        raise unknown("model", config.model, models.names())
     if texts != (config.dataset in TEXTS):
         kind, fitting = ("texts", TEXTS) if texts else ("images", IMAGES)
         raise InputError(
             f"model={config.model} reads {kind}, dataset={config.dataset} is none of them: pass "
             f"dataset={' or '.join(fitting)}"
         )
-    data = datasets.load(
-        config.dataset,
-        data_dir=config.data_dir,
-        image_size=config.image_size,
-        train_limit=config.train_limit,
-        seed=config.seed,
-    )
-    if texts:
-        return _prepare_texts(config, data, machine, load=load)
+    data = datasets.load(config.dataset, **{name: getattr(config, name) for name in _DATA})
+    return (_with_texts if texts else _with_images)(config, data, machine, load=load)
+
+
+def _with_images(
+    config: C, data: Data, machine: Machine, *, load: bool
+) -> tuple[Experiment[C], nn.Module]:
     model = build(config, len(data.classes), machine, load=load)
     if config.batch_size == 1 and any(isinstance(m, nn.BatchNorm2d) for m in model.modules()):
         raise InputError(f"batch_size=1 does not work with {config.model}: BatchNorm needs 2")
     assert config.image_size is not None
     sample = models.check_image_size(model, config.model, config.image_size)
-    pictures = torch.randn(
-        2, *sample.shape[1:], generator=torch.Generator().manual_seed(0), dtype=torch.float64
-    ).to(machine.device)
+    draw = torch.Generator().manual_seed(0)
+    pair = torch.randn(2, *sample.shape[1:], generator=draw, dtype=torch.float64)
+    pair = pair.to(machine.device)
     uses, head = cost.positions(model, sample), models.head_name(model)
-    size: dict[str, object] = {"image_size": config.image_size}
-    identity = models.describe(model) | {"input": size}
-    return Experiment(config, data, machine, uses, head, pictures, identity), model
+    identity = models.describe(model) | {"input": {"image_size": config.image_size}}
+    return Experiment(config, data, machine, uses, head, pair, identity), model
 
 
-def _prepare_texts(
+def _with_texts(
     config: C, data: Data, machine: Machine, *, load: bool
 ) -> tuple[Experiment[C], nn.Module]:
-    """The same for texts: the tokenizer first, which the configuration's own weights decide."""
+    """The tokenizer comes first: the configuration's own weights decide on it."""
     from pruneflow.workloads import encoders
 
-    assert isinstance(data.train, Texts)
-    tokenizer = encoders.tokenizer_for(config.model, config.weights, data.train)
-    classes = len(data.classes)
+    name, classes = config.model, len(data.classes)
+    tokenizer = encoders.tokenizer_for(name, config.weights, cast(Split, data.train))
     model = build(config, classes, machine, load=load, tokenizer=tokenizer)
     longest = encoders.longest(model, tokenizer)
 
-    def encode(split: Samples) -> tuple[Texts, Tokens]:
-        assert isinstance(split, Texts)
-        return split, encoders.encode(tokenizer, split, longest=longest, config=model.config)
+    tokens: dict[str, Tokens] = {}
+    for part in ("train", "val", "test"):
+        texts = getattr(data, part)
+        tokens[part] = encoders.encode(tokenizer, texts, longest=longest, config=model.config)
+        encoders.check_tokens(name, model, part, texts, tokens[part])
 
-    splits = {"train": encode(data.train), "val": encode(data.val), "test": encode(data.test)}
-    encoders.check_tokens(config.model, model, splits)
-    train, val, test = (tokens for _, tokens in splits.values())
-    data = replace(data, train=train, val=val, test=test)
-    by_length = train.lengths.argsort(kind="stable")
+    def batch(part: str, *index: int) -> dict[str, Tensor]:
+        return batches.tokens_to_model(tokens[part], np.array(index), machine)
+
+    lengths = {part: split.lengths for part, split in tokens.items()}
+    by_length = lengths["train"].argsort(kind="stable")
     median, longer = by_length[len(by_length) // 2], by_length[-1]
-    sample = training.tokens_to_model(train, by_length[len(by_length) // 2 :][:1], machine)
-    two = training.tokens_to_model(train, np.array([median, longer]), machine)
-    longest_of = max((val, test), key=lambda tokens: int(tokens.lengths.max()))
-    one = training.tokens_to_model(longest_of, longest_of.lengths.argsort()[-1:], machine)
-    encoders.check_runs(config.model, model, [two, one], classes)
-    uses, head = cost.positions(model, sample), models.head_name(model)
+    other = max("val", "test", key=lambda part: lengths[part].max())
+    pair = batch("train", median, longer)
+    encoders.check_runs(name, model, [pair, batch(other, int(lengths[other].argmax()))], classes)
+    uses, head = cost.positions(model, batch("train", median)), models.head_name(model)
     model.train()
-    size = {"sequence_length": int(train.lengths[median])}
+    size = {"sequence_length": int(lengths["train"][median])}
     identity = encoders.describe(model, tokenizer) | {"input": size}
-    return Experiment(config, data, machine, uses, head, two, identity, tokenizer), model
+    data = replace(data, train=tokens["train"], val=tokens["val"], test=tokens["test"])
+    return Experiment(config, data, machine, uses, head, pair, identity, tokenizer), model
 
 
 def report_finished(run: Earlier, reporter: Reporter, experiment_id: str | None) -> Ended:
@@ -287,9 +240,6 @@ def report_finished(run: Earlier, reporter: Reporter, experiment_id: str | None)
 def cores() -> int:
     """CPU cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-R = TypeVar("R")
 
 
 def timed(work: Callable[[], R]) -> tuple[R, float]:

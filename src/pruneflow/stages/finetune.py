@@ -10,7 +10,7 @@ from pruneflow.stages.progress import Reporter
 from pruneflow.tracking import resume
 from pruneflow.tracking.checkpoints import Checkpoint
 from pruneflow.tracking.fingerprints import fingerprint, workload_fingerprint
-from pruneflow.tracking.run import Ended, open_run
+from pruneflow.tracking.run import Ended, Run, open_run
 
 
 def finetune(config: FinetuneConfig, reporter: Reporter) -> Ended:
@@ -28,62 +28,72 @@ def train_base(
     experiment_id: str | None,
 ) -> Ended:
     """Train a model, in a run of its own; the trained model is its checkpoint of level 0."""
-    config, data = experiment.config, experiment.data
-    digest = fingerprint("finetune", config, data.digest, None)
-    before = resume.earlier(config.resume, digest, experiment_id)
-    if before is not None and before.finished:
-        return report_finished(before, reporter, experiment_id)
+    config, digest = experiment.config, experiment.data.digest
     tags = {
-        "pruneflow.fingerprint": digest,
-        "pruneflow.workload": workload_fingerprint(config, data.digest),
+        "pruneflow.fingerprint": fingerprint("finetune", config, digest, None),
+        "pruneflow.workload": workload_fingerprint(config, digest),
     }
-    name = config.run_name
+    earlier = resume.earlier(config.resume, tags["pruneflow.fingerprint"], experiment_id)
+    if earlier is not None and earlier.finished:
+        return report_finished(earlier, reporter, experiment_id)
     with open_run(
         "finetune",
         config,
-        name=name,
+        name=config.run_name,
         tags=tags,
         experiment_id=experiment_id,
-        interrupted=None if before is None else before.id,
+        interrupted=None if earlier is None else earlier.id,
     ) as run:
-        if before is not None:
+        if earlier is not None:
             run.go_on()
         experiment.log_workload(run)
-        reporter.say(f"finetune {name}: run {run.id}{', which goes on' if before else ''}")
+        goes_on = ", which goes on" if earlier else ""
+        reporter.say(f"finetune {config.run_name}: run {run.id}{goes_on}")
         reporter.plan(config.epochs)
-
-        def progress(epoch: int, share: float, loss: float) -> None:
-            reporter.at(f"base, epoch {epoch}/{config.epochs}", epoch - 1 + share, loss)
-
-        for epoch in experiment.train(model, run, config.epochs, level=0, on_progress=progress):
-            validation = experiment.accuracy(model, data.val)
-            run.log_metrics(
-                {
-                    "train/loss": epoch.loss,
-                    "train/accuracy": epoch.accuracy,
-                    "val/accuracy": validation,
-                    "time/epoch_seconds": epoch.seconds,
-                    "throughput/samples_per_second": epoch.samples_per_second,
-                },
-                step=epoch.number,
-                part=f"epoch {epoch.number}",
-            )
-            reporter.say(
-                f"  epoch {epoch.number}/{config.epochs}: loss {epoch.loss:.4f}, train "
-                f"{epoch.accuracy:.4f}, val {validation:.4f}, {epoch.seconds:.1f} s "
-                f"({epoch.samples_per_second:.0f} samples/s)"
-            )
-        reporter.at("base, evaluating", config.epochs)
-        test, seconds = timed(lambda: experiment.accuracy(model, data.test))
-        train = experiment.accuracy(model, data.train)
-        final = {"accuracy/test": test, "accuracy/train": train}
-        run.log_metrics(final, step=config.epochs, part="accuracy")
-        checkpoint = Checkpoint(experiment.structure, model.state_dict(), {})
-        size = run.log_checkpoint(0, checkpoint, experiment.tokenizer)
-        run.describe(
-            f"**{config.model}** on **{experiment.data_name}**, {config.epochs} epochs "
-            f"from weights `{config.weights}`.\n\n| test | train | checkpoint |\n|---:|---:|---:|\n"
-            f"| {test:.4f} | {train:.4f} | {size / 1e6:.1f} MB |"
-        )
-        reporter.say(f"  test {test:.4f}, train {train:.4f} ({seconds:.1f} s for test)")
+        _train(experiment, model, run, reporter)
+        _measure(experiment, model, run, reporter)
     return run.ended
+
+
+def _train(
+    experiment: Experiment[FinetuneConfig], model: nn.Module, run: Run, reporter: Reporter
+) -> None:
+    epochs = experiment.config.epochs
+
+    def progress(epoch: int, share: float, loss: float) -> None:
+        reporter.at(f"base, epoch {epoch}/{epochs}", epoch - 1 + share, loss)
+
+    for epoch in experiment.train(model, run, epochs, level=0, on_progress=progress):
+        validation = experiment.accuracy(model, experiment.data.val)
+        metrics = {
+            "train/loss": epoch.loss,
+            "train/accuracy": epoch.accuracy,
+            "val/accuracy": validation,
+            "time/epoch_seconds": epoch.seconds,
+            "throughput/samples_per_second": epoch.samples_per_second,
+        }
+        run.log_metrics(metrics, step=epoch.number, part=f"epoch {epoch.number}")
+        reporter.say(
+            f"  epoch {epoch.number}/{epochs}: loss {epoch.loss:.4f}, "
+            f"train {epoch.accuracy:.4f}, val {validation:.4f}, "
+            f"{epoch.seconds:.1f} s ({epoch.samples_per_second:.0f} samples/s)"
+        )
+
+
+def _measure(
+    experiment: Experiment[FinetuneConfig], model: nn.Module, run: Run, reporter: Reporter
+) -> None:
+    config, data = experiment.config, experiment.data
+    reporter.at("base, evaluating", config.epochs)
+    test, seconds = timed(lambda: experiment.accuracy(model, data.test))
+    train = experiment.accuracy(model, data.train)
+    accuracies = {"accuracy/test": test, "accuracy/train": train}
+    run.log_metrics(accuracies, step=config.epochs, part="accuracy")
+    checkpoint = Checkpoint(experiment.structure, model.state_dict(), {})
+    size = run.log_checkpoint(0, checkpoint, experiment.tokenizer)
+    run.describe(
+        f"**{config.model}** on **{experiment.data_name}**, {config.epochs} epochs "
+        f"from weights `{config.weights}`.\n\n| test | train | checkpoint |\n|---:|---:|---:|\n"
+        f"| {test:.4f} | {train:.4f} | {size / 1e6:.1f} MB |"
+    )
+    reporter.say(f"  test {test:.4f}, train {train:.4f} ({seconds:.1f} s for test)")

@@ -6,23 +6,23 @@ least and train what is left. The two stages differ in their schedule alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
 
-from torch import Tensor, nn
+from torch import nn
 
 from pruneflow.config import PruneConfig, short_model
 from pruneflow.errors import InputError
-from pruneflow.pruning import compaction, schedule
+from pruneflow.pruning import schedule
 from pruneflow.pruning.criteria import CRITERIA
 from pruneflow.pruning.groups import BATCH_NORMS
 from pruneflow.pruning.schedule import Step
 from pruneflow.pruning.selection import select
-from pruneflow.pruning.units import Units, as_text, find_units
-from pruneflow.report import prose, static
+from pruneflow.pruning.units import Units, find_units
+from pruneflow.report import charts, prose
 from pruneflow.report.figures import RUN_FIGURES
 from pruneflow.stages import base_run
 from pruneflow.stages.base_run import Base
-from pruneflow.stages.experiment import Experiment, prepare, report_finished, timed
+from pruneflow.stages.experiment import Experiment, prepare, report_finished
 from pruneflow.stages.progress import Reporter, levels_table
 from pruneflow.tracking import resume
 from pruneflow.tracking.checkpoints import Checkpoint
@@ -77,16 +77,12 @@ def _prune(
     if earlier is not None and earlier.finished:
         return report_finished(earlier, reporter, experiment_id)
 
+    name, interrupted = config.run_name(stage), None if earlier is None else earlier.id
     with open_run(
-        stage,
-        config,
-        name=config.run_name(stage),
-        tags=tags,
-        experiment_id=experiment_id,
-        interrupted=None if earlier is None else earlier.id,
+        stage, config, name=name, tags=tags, experiment_id=experiment_id, interrupted=interrupted
     ) as run:
-        where = _load(experiment, units, base, run, goes_on=earlier is not None)
-        reporter.say(f"{stage} {config.run_name(stage)}: run {run.id}{where}")
+        start = _load(experiment, units, base, run, goes_on=earlier is not None)
+        reporter.say(f"{stage} {name}: run {run.id}{start}")
         reporter.say("\n".join(f"  {note}" for note in prose.notes(units)))
         reporter.plan(len(steps) * config.finetune_epochs)
         for step in [schedule.UNPRUNED, *steps][len(run.levels) :]:
@@ -100,11 +96,7 @@ def _prune(
 
 
 def _units(experiment: Experiment[PruneConfig], model: nn.Module) -> Units:
-    """What the configuration lets be pruned of a model.
-
-    Raises:
-        InputError: a configuration that leaves nothing to prune, or has no effect on this model.
-    """
+    """What the configuration lets be pruned of a model; refused if that is nothing."""
     config = experiment.config
     normalised = any(isinstance(module, BATCH_NORMS) for module in model.modules())
     if "recalibrate_bn" in config.given and config.recalibrate_bn and not normalised:
@@ -115,7 +107,6 @@ def _units(experiment: Experiment[PruneConfig], model: nn.Module) -> Units:
     return find_units(
         model,
         experiment.probe,
-        name=config.model,
         head=experiment.head,
         granularity=config.granularity,
         coupling=config.coupling,
@@ -146,37 +137,37 @@ def _level(
     experiment: Experiment[PruneConfig], units: Units, step: Step, run: Run, reporter: Reporter
 ) -> tuple[Level, list[Layer]]:
     """One level: prune, measure, fine-tune, measure, record."""
-    config, data = experiment.config, experiment.data
-    epochs = config.finetune_epochs if step.level else 0
-    reached = float((step.level - 1) * epochs)
-    score_seconds = finetune_seconds = again_seconds = 0.0
+    epochs = experiment.config.finetune_epochs if step.level else 0
+    done = (step.level - 1) * epochs
+    measured = {"score_seconds": 0.0, "finetune_seconds": 0.0, "evaluate_seconds": 0.0}
+
+    def measure(when: str, *splits: str) -> None:
+        start = time.perf_counter()
+        reporter.at(f"level {step.level}, evaluating", done + epochs * (when == "after"))
+        for split in splits:
+            samples = getattr(experiment.data, split)
+            measured[f"{split}_{when}"] = experiment.accuracy(units.model, samples)
+        measured["evaluate_seconds"] += time.perf_counter() - start
+
+    def progress(epoch: int, share: float, loss: float) -> None:
+        where = f"level {step.level}, epoch {epoch}/{epochs}"
+        reporter.at(where, done + epoch - 1 + share, loss)
 
     if step.level:
-        _, score_seconds = timed(lambda: _remove_lowest(experiment, units, step))
-    reporter.at(f"level {step.level}, evaluating", reached)
-    (test_before, train_before), before_seconds = timed(lambda: _accuracy(experiment, units))
-    test_after, train_after = test_before, train_before
+        start = time.perf_counter()
+        _remove_lowest(experiment, units, step)
+        measured["score_seconds"] = time.perf_counter() - start
+    measure("before", "test", "train")
+    measured |= {f"{split}_after": measured[f"{split}_before"] for split in ("test", "train")}
     if epochs:
-        finetune_seconds = _finetune(experiment, units, step, run, reporter)
-        reporter.at(f"level {step.level}, evaluating", reached + epochs)
-        (test_after, train_after), again_seconds = timed(lambda: _accuracy(experiment, units))
-    val_after, val_seconds = timed(lambda: experiment.accuracy(units.model, data.val))
-
-    return _record(
-        experiment,
-        units,
-        run,
-        level=step.level,
-        target_sparsity=step.target_sparsity,
-        test_before=test_before,
-        test_after=test_after,
-        train_before=train_before,
-        train_after=train_after,
-        val_after=val_after,
-        score_seconds=score_seconds,
-        finetune_seconds=finetune_seconds,
-        evaluate_seconds=before_seconds + again_seconds + val_seconds,
-    )
+        train, keeper = experiment.train, units.keeper()
+        for epoch in train(
+            units.model, run, epochs, level=step.level, after_step=keeper, on_progress=progress
+        ):
+            measured["finetune_seconds"] = epoch.total_seconds
+        measure("after", "test", "train")
+    measure("after", "val")
+    return _record(experiment, units, step, run, measured)
 
 
 def _remove_lowest(experiment: Experiment[PruneConfig], units: Units, step: Step) -> None:
@@ -192,65 +183,30 @@ def _remove_lowest(experiment: Experiment[PruneConfig], units: Units, step: Step
     experiment.recalibrate(units.model, step.level)
 
 
-def _accuracy(experiment: Experiment[PruneConfig], units: Units) -> tuple[float, float]:
-    """Accuracy on the test split and on the training split."""
-    data = experiment.data
-    return experiment.accuracy(units.model, data.test), experiment.accuracy(units.model, data.train)
-
-
-def _finetune(
-    experiment: Experiment[PruneConfig], units: Units, step: Step, run: Run, reporter: Reporter
-) -> float:
-    """Train what is left; the seconds that took."""
-    epochs = experiment.config.finetune_epochs
-
-    def progress(epoch: int, share: float, loss: float) -> None:
-        where = f"level {step.level}, epoch {epoch}/{epochs}"
-        reporter.at(where, (step.level - 1) * epochs + epoch - 1 + share, loss)
-
-    seconds = 0.0
-    for epoch in experiment.train(
-        units.model,
-        run,
-        epochs,
-        level=step.level,
-        after_step=units.keeper(),
-        on_progress=progress,
-    ):
-        seconds = epoch.total_seconds
-    return seconds
-
-
 def _record(
-    experiment: Experiment[PruneConfig], units: Units, run: Run, level: int, **measured: float
+    experiment: Experiment[PruneConfig],
+    units: Units,
+    step: Step,
+    run: Run,
+    measured: dict[str, float],
 ) -> tuple[Level, list[Layer]]:
     """Record a level: what was measured of it, what is counted, and its checkpoint."""
     config = experiment.config
-    compact: nn.Module = units.model
-    kept: Mapping[str, Tensor] = units.existing
+    compact, kept = (units.model, units.existing) if config.form == "compact" else units.compact()
     test_compact = None
-    if config.form == "masked":
-        compact, kept = units.compact()
-    if config.form == "masked" and config.coupling == "independent" and level:
+    if config.form == "masked" and config.coupling == "independent" and step.level:
         # what tied layers lost separately goes together, which changes the outputs
-        experiment.recalibrate(compact, level)
+        experiment.recalibrate(compact, step.level)
         test_compact = experiment.accuracy(compact, experiment.data.test)
-    layers = Layer.of(units, level)
-    counted = Level.of(
-        units,
-        compact,
-        layers,
-        experiment.uses,
-        level=level,
-        test_compact=test_compact,
-        **measured,
+    layers = Layer.of(units, step.level)
+    counted = {"level": step.level, "target_sparsity": step.target_sparsity}
+    level = Level.of(
+        units, compact, layers, experiment.uses, **counted, **measured, test_compact=test_compact
     )
-    structure = {"sizes": compaction.structure(units.model), "units": as_text(kept)}
-    checkpoint = Checkpoint(
-        experiment.structure | structure, units.model.state_dict(), units.parameter_masks()
-    )
-    run.record(counted, layers, checkpoint, experiment.tokenizer)
-    return counted, layers
+    structure = experiment.structure | units.structure(kept)
+    checkpoint = Checkpoint(structure, units.model.state_dict(), units.parameter_masks())
+    run.record(level, layers, checkpoint, experiment.tokenizer)
+    return level, layers
 
 
 def _describe(stage: str, experiment: Experiment[PruneConfig], units: Units, run: Run) -> None:
@@ -259,6 +215,6 @@ def _describe(stage: str, experiment: Experiment[PruneConfig], units: Units, run
     title = f"{short_model(config.model)} on {data}\n{stage}, {prose.method(config)}"
     pruned = [layer for layer in run.layers if layer.layer in units.prunable]
     for name, figure in RUN_FIGURES.items():
-        run.log_figure(f"figures/{name}.png", static.draw(figure(run.levels, pruned, title)))
+        run.log_figure(f"figures/{name}.png", charts.draw(figure(run.levels, pruned, title)))
     last = [layer for layer in run.layers if layer.level == run.levels[-1].level]
     run.describe(prose.summary(stage, config, data, units, run.levels, last))

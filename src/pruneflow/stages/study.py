@@ -1,4 +1,4 @@
-"""Studies: a file that lists configurations, read and laid out as one.
+"""Studies: a file that lists configurations, read and laid out as jobs.
 
     description: what it compares
     settings: {preset: quick, model: alexnet}         # of every configuration
@@ -16,11 +16,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from importlib import resources
 from importlib.resources.abc import Traversable
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -29,110 +32,79 @@ from pruneflow.config import (
     BenchmarkConfig,
     FinetuneConfig,
     PruneConfig,
-    Settings,
+    as_text,
     base_config,
     resolve,
 )
 from pruneflow.errors import InputError, first_line, unknown, user_path
 from pruneflow.tracking.store import check_name
+from pruneflow.workloads.datasets import BUNDLED
 
-_STAGES: dict[str, type[Settings]] = {
+_STAGES: dict[str, type[FinetuneConfig] | type[PruneConfig]] = {
     "prune_iterative": PruneConfig,
     "prune_direct": PruneConfig,
     "finetune": FinetuneConfig,
 }
 _MOST = 10_000  # configurations of a study
-_SUBJECTS = ("run", "study", "model")  # of a benchmark: a study's has `of` for them
 Value = str | int | float | bool
-Axes = dict[str, Value | list[Value]]
-Axis = Annotated[list[Value], Field(min_length=1)]
+Pattern = dict[str, Value | list[Value]]
 
 
 class _Benchmark(BaseModel):
-    """Which pruning runs are timed, and how."""
+    """Which pruning runs are timed; what else it holds says how."""
 
     model_config = ConfigDict(extra="allow")
-    of: Axes = {}
+    of: Pattern = {}
 
 
 class Study(BaseModel):
     """What a study file says."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-
     name: str
     description: str = ""
     settings: Annotated[dict[str, Value], BeforeValidator(lambda v: v or {})] = {}
-    axes: dict[str, Axis] = {}
-    exclude: list[Axes] = []
-    include: list[Axes] = []
+    axes: dict[str, Annotated[list[Value], Field(min_length=1)]] = {}
+    exclude: list[Pattern] = []
+    include: list[Pattern] = []
     benchmarks: list[_Benchmark] = []
 
 
-@dataclass(frozen=True)
-class Configuration:
-    """One run of a study.
-
-    Attributes:
-        stage: its entry point.
-        given: the parameters it is called with; the rest comes from the preset.
-        config: what they amount to.
-    """
+@dataclass(eq=False)
+class Job:
+    """A run of a study: how it is started, after which other one, and what has become of it."""
 
     stage: str
-    given: Mapping[str, Any]
-    config: Settings
-
-    @property
-    def key(self) -> str:
-        """The same for configurations that are the same, however they were given."""
-        return f"{self.stage} {self.config.model_dump_json()}"
-
-    @property
-    def name(self) -> str:
-        """What its run is called."""
-        if isinstance(self.config, PruneConfig):
-            return self.config.run_name(self.stage)
-        assert isinstance(self.config, FinetuneConfig)
-        return self.config.run_name
-
-    @property
-    def base(self) -> Configuration | None:
-        """The finetune run that a pruning run starts from; None where it asks for another."""
-        if not isinstance(self.config, PruneConfig) or self.config.base_run is not None:
-            return None
-        made_by = base_config(self.config)
-        given = {name: getattr(made_by, name) for name in sorted(made_by.given)}
-        return Configuration("finetune", given, made_by)
-
-
-def _files() -> dict[str, Traversable]:
-    """Name -> file of the studies that the package carries."""
-    package = resources.files("pruneflow")
-    found = [*(package / "studies").iterdir(), *(package / "paper").iterdir()]
-    return {f.name.removesuffix(".yaml"): f for f in found if f.name.endswith(".yaml")}
+    given: dict[str, Any]  # parameters that the stage is called with
+    config: FinetuneConfig | PruneConfig | BenchmarkConfig  # what they amount to
+    name: str
+    needs: Job | None = None  # the base run, or of a benchmark the pruning run
+    state: Literal["to do", "finished", "failed", "skipped"] = "to do"
+    run_id: str = ""
+    seconds: float | None = None  # that it took, if it was run now
+    failure: str = ""
+    metrics: Mapping[str, float] = field(default_factory=dict)  # the last of each
+    unsent: bool = False  # whether some of its records are still on this machine alone
+    output: str = ""  # of its process
 
 
 class _Loader(yaml.SafeLoader):
     """YAML in which no key stands twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                continue  # a mapping or list as a key: refused below
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    problem=f"{key.value!r} stands twice in one mapping",
-                    problem_mark=key.start_mark,
-                )
-            seen.add(key.value)
+        keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        for key, count in keys.items():
+            if count > 1:
+                problem = f"{key!r} stands twice in one mapping"
+                raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
         return dict(super().construct_mapping(node, deep))
 
 
-def shipped() -> list[str]:
-    """Names of the studies that the package carries."""
-    return sorted(_files())
+def shipped() -> dict[str, Traversable]:
+    """Name -> file of the studies that the package carries."""
+    package = resources.files("pruneflow")
+    files = [*(package / "paper").iterdir(), *(package / "studies").iterdir()]
+    return {f.name.removesuffix(".yaml"): f for f in files if f.name.endswith(".yaml")}
 
 
 def read(name: str) -> Study:
@@ -141,125 +113,74 @@ def read(name: str) -> Study:
     Raises:
         InputError: neither is there, or the file is no study.
     """
-    path = user_path("study", name)
-    if name in shipped():
-        text = _files()[name].read_text("utf-8")
-    elif path.suffix in (".yaml", ".yml") or "/" in name:
-        try:
-            text = path.read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(
-                f"study={name!r} cannot be read ({first_line(error)}): pass a YAML file, or one of "
-                f"{', '.join(shipped())}"
-            ) from None
-    else:
-        raise unknown("study", name, shipped())
+    path, files = user_path("study", name), shipped()
+    if name not in files and path.suffix not in (".yaml", ".yml") and "/" not in name:
+        raise unknown("study", name, files)
+    try:
+        text = files.get(name, path).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        hint = f"pass a YAML file, or one of {', '.join(sorted(files))}"
+        raise InputError(f"study={name!r} cannot be read ({first_line(error)}): {hint}") from None
     check_name("study", path.stem)
     try:
         values = _Loader(text).get_single_data()
     except (yaml.YAMLError, RecursionError, ValueError) as error:  # dates that are none, too
-        raise InputError(f"study={name!r} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise InputError(f"study={name!r} is not a study: it should be a mapping")
-    try:
+        raise InputError(f"study={name!r} is not YAML: {error}") from None
+    with _named(f"study={name!r}"):
+        if not isinstance(values, dict):
+            raise InputError("it is not a study: it should be a mapping")
         if "name" in values:
-            raise InputError(f"study={name!r}: a study is called as its file is: leave out name")
-        return Study.model_validate({"name": path.stem} | values)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(map(str, problem["loc"]))
-        raise InputError(f"study={name!r}: {where}: {problem['msg']}") from None
-
-
-def configurations(study: Study, machine: Mapping[str, Any]) -> list[Configuration]:
-    """Every configuration of a study, each once, in the order of the file.
-
-    Args:
-        study: as read.
-        machine: parameters that hold where the study says nothing of them.
-
-    Raises:
-        InputError: a name or value that no entry point takes, an exclusion that matches nothing,
-            or a study without configurations.
-    """
-    twice = sorted(study.settings.keys() & study.axes.keys())
-    if twice:
-        raise InputError(f"study {study.name}: {twice[0]} stands in settings and in axes")
-    product = list(_expand(study.settings | study.axes)) if study.axes else []
-    for number, pattern in enumerate(study.exclude):
-        left = [one for one in product if not matches(one, pattern)]
-        if len(left) == len(product):
-            raise InputError(f"study {study.name}: exclude[{number}] {said(pattern)} matches none")
-        product = left
-    for pattern in study.include:
-        product += _expand(study.settings | pattern)
-    found: dict[str, Configuration] = {}
-    for given in product:
-        one = _resolve(study, given, machine)
-        found.setdefault(one.key, one)
-    if not found:
-        raise InputError(f"study {study.name} has no configurations: give axes or include")
-    return list(found.values())
-
-
-def matches(given: Mapping[str, Any], pattern: Mapping[str, Any]) -> bool:
-    """Whether parameters have the values of a pattern, a list meaning any of its own."""
-    return all(
-        any(_same(given.get(name), one) for one in (value if isinstance(value, list) else [value]))
-        for name, value in pattern.items()
-    )
-
-
-def _same(value: Any, wanted: Value) -> bool:
-    """Whether a parameter is what a pattern says: 0 is 0.0, and a list is written with commas."""
-    if isinstance(value, list | tuple):
-        value = ",".join(map(str, value))
-    return bool(value == wanted) or str(value) == str(wanted)
-
-
-def benchmarks(
-    study: Study, found: Iterable[Configuration]
-) -> list[tuple[Configuration, dict[str, Any]]]:
-    """The pruning configurations that a study times, with the parameters of their benchmark.
-
-    Raises:
-        InputError: a name or value that `benchmark_latency` does not take, or a pattern that
-            matches nothing.
-    """
-    pruned = [one for one in found if isinstance(one.config, PruneConfig)]
-    chosen: list[tuple[Configuration, dict[str, Any]]] = []
-    for number, benchmark in enumerate(study.benchmarks):
-        given = dict(benchmark.model_extra or {})
-        where = f"study {study.name}: benchmarks[{number}]"
-        for name, value in given.items():
-            if name in _SUBJECTS:
-                raise InputError(
-                    f"{where}: {name} is not valid here: `of` says which runs are timed"
-                )
-            if isinstance(value, list):
-                written = ",".join(map(str, value))
-                raise InputError(f"{where}: {name}={value} is a list: write {name}: {written!r}")
+            raise InputError("a study is called as its file is: leave out name")
         try:
-            resolve(BenchmarkConfig, given)
-        except InputError as error:
-            raise InputError(f"{where}: {error}") from None
-        fitting = [
-            one
-            for one in pruned
-            if matches({"stage": one.stage, **one.config.model_dump()}, benchmark.of)
-        ]
-        if not fitting:
-            raise InputError(f"{where}: of {said(benchmark.of)} matches no pruning run")
-        chosen += [(one, given) for one in fitting]
-    return chosen
+            return Study.model_validate({"name": path.stem} | values)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            raise InputError(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}") from None
 
 
-def _expand(pattern: Mapping[str, Any]) -> Iterator[dict[str, Value]]:
-    """Every combination of what a mapping's lists hold, the first name varying slowest.
+def jobs(
+    study: Study, machine: Mapping[str, Any] | None = None, data_dir: Path | None = None
+) -> list[Job]:
+    """Every run of a study, once: in the order of the file, after what it needs; benchmarks last.
+
+    `machine` has parameters that hold where the study has none, `data_dir` a folder a data set.
 
     Raises:
-        InputError: more of them than anybody will run.
+        InputError: a name or value that no entry point takes, a pattern that matches nothing, or
+            a study without configurations.
     """
+    listed: dict[str, Job] = {}
+    with _named(f"study {study.name}"):
+        for given in _combinations(study):
+            with _named(in_words(given)):
+                _add(listed, {**(machine or {}), **given}, data_dir)
+        if not listed:
+            raise InputError("it has no configurations: give axes or include")
+        pruned = [job for job in listed.values() if isinstance(job.config, PruneConfig)]
+        timed: list[Job] = []
+        for number, benchmark in enumerate(study.benchmarks):
+            with _named(f"benchmarks[{number}]"):
+                timed += _timed(benchmark, pruned)
+    return [*listed.values(), *timed]
+
+
+def _combinations(study: Study) -> list[dict[str, Value]]:
+    """Parameters of the configurations that a study lists, some perhaps twice."""
+    for name in study.settings.keys() & study.axes.keys():
+        raise InputError(f"{name} stands in settings and in axes")
+    product = list(_expand({**study.settings, **study.axes})) if study.axes else []
+    for number, pattern in enumerate(study.exclude):
+        kept = [given for given in product if not _matches(given, pattern)]
+        if len(kept) == len(product):
+            raise InputError(f"exclude[{number}] {in_words(pattern)} matches none")
+        product = kept
+    for pattern in study.include:
+        product += _expand({**study.settings, **pattern})
+    return product
+
+
+def _expand(pattern: Mapping[str, Value | list[Value]]) -> Iterator[dict[str, Value]]:
+    """Every combination of what a mapping's lists hold, the first name varying slowest."""
     values = [value if isinstance(value, list) else [value] for value in pattern.values()]
     count = math.prod(len(value) for value in values)
     if count > _MOST:
@@ -268,17 +189,67 @@ def _expand(pattern: Mapping[str, Any]) -> Iterator[dict[str, Value]]:
         yield dict(zip(pattern, combination, strict=True))
 
 
-def _resolve(study: Study, given: dict[str, Any], machine: Mapping[str, Any]) -> Configuration:
-    values = {**machine, **given}
-    stage = str(values.pop("stage", "prune_iterative"))
-    try:
-        if stage not in _STAGES:
-            raise unknown("stage", stage, _STAGES)
-        return Configuration(stage, values, resolve(_STAGES[stage], values))
-    except InputError as error:
-        raise InputError(f"study {study.name}: {said(given)}: {error}") from None
+def _add(listed: dict[str, Job], given: dict[str, Any], data_dir: Path | None) -> Job:
+    """The job of a configuration; a new one, after that of its base run, if it is not listed."""
+    stage = str(given.pop("stage", "prune_iterative"))
+    if stage not in _STAGES:
+        raise unknown("stage", stage, _STAGES)
+    config = resolve(_STAGES[stage], given)
+    if data_dir is not None and config.data_dir is None and config.dataset not in BUNDLED:
+        if not (data_dir / config.dataset).is_dir():
+            raise InputError(f"data_dir={str(data_dir)!r} has no folder {config.dataset}")
+        given["data_dir"] = str(data_dir / config.dataset)
+        config = resolve(_STAGES[stage], given)
+    key = f"{stage} {config.model_dump_json()}"
+    if key not in listed:
+        name = config.run_name if isinstance(config, FinetuneConfig) else config.run_name(stage)
+        needs = None
+        if isinstance(config, PruneConfig) and config.base_run is None:
+            base = base_config(config)
+            values = base.model_dump(include=set(base.given))
+            needs = _add(listed, {"stage": "finetune", **values}, None)
+        listed[key] = Job(stage, given, config, name, needs)
+    return listed[key]
 
 
-def said(values: Mapping[str, Any]) -> str:
+def _timed(benchmark: _Benchmark, pruned: list[Job]) -> list[Job]:
+    """The benchmarks of those pruning jobs that a pattern matches."""
+    given = dict(benchmark.model_extra or {})
+    for name in given.keys() & {"run", "study", "model"}:
+        raise InputError(f"{name} is not valid here: `of` says which runs are timed")
+    for name, value in given.items():
+        if isinstance(value, list):
+            raise InputError(f"{name} is a list: write {name}: {as_text(tuple(value))!r}")
+    config = resolve(BenchmarkConfig, given)
+    timed = [
+        Job("benchmark_latency", dict(given), config, f"latency-{job.name}", job)
+        for job in pruned
+        if _matches({"stage": job.stage, **dict(job.config)}, benchmark.of)
+    ]
+    if not timed:
+        raise InputError(f"of {in_words(benchmark.of)} matches no pruning run")
+    return timed
+
+
+def _matches(given: Mapping[str, Any], pattern: Pattern) -> bool:
+    """Whether parameters have the values of a pattern: of a list any, of numbers 0 for 0.0."""
+
+    def fits(value: Any, wanted: Value | list[Value]) -> bool:
+        values = wanted if isinstance(wanted, list) else [wanted]
+        return value in values or as_text(value) in map(str, values)
+
+    return all(fits(given.get(name), wanted) for name, wanted in pattern.items())
+
+
+def in_words(values: Mapping[str, Any]) -> str:
     """Parameters in one line, as a person reads them."""
     return " ".join(f"{name}={value}" for name, value in values.items())
+
+
+@contextmanager
+def _named(place: str) -> Iterator[None]:
+    """What is refused within is refused with its place."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{place}: {error}") from None

@@ -3,186 +3,109 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
-from mlflow.entities import Run as MlflowRun
-from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from packaging.requirements import Requirement
 
-from pruneflow.errors import InputError, first_line
-from pruneflow.tracking import journal, offline, reader, resume, store, writers
-from pruneflow.tracking.store import current_experiment
+from pruneflow.errors import ExperimentError, InputError
+from pruneflow.tracking import journal, reader, store, writers
+from pruneflow.tracking.checkpoints import size_bytes
 
 FINE, ODD, WRONG = "fine", "odd", "wrong"
 _LITTLE_SPACE = 2 * 2**30  # bytes; a checkpoint of VGG16 takes half a GiB
-_OLD_STORE = "mlruns"  # folder of MLflow's file store, which it no longer writes to
-_SILENT_SECONDS = 900.0  # after which a run that never had a heartbeat counts as deserted
+_SILENT_SECONDS = 900.0  # after which a run that never had a heartbeat counts as dead
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
-
-    Attributes:
-        state: `fine`, `odd` (worth knowing) or `wrong` (runs fail, or are not what they say).
-        what: was found.
-        advice: what to do; empty if nothing is to be done.
-    """
+    """What was found: `fine`, `odd` (worth knowing) or `wrong`, and what to do about it."""
 
     state: str
     what: str
     advice: str = ""
 
 
-def examine() -> Iterator[Finding]:
-    """Look at versions, disk, store, runs and journals; mark runs that only say they are running.
+def report() -> None:
+    """Tell what is found, with advice; ExperimentError: something is wrong."""
+    findings = []
+    for finding in examine():
+        findings.append(finding)
+        advice = f"\n       -> {finding.advice}" if finding.advice else ""
+        print(f"{finding.state:5}  {finding.what}{advice}", flush=True)
+    if wrong := [finding for finding in findings if finding.state == WRONG]:
+        raise ExperimentError(f"{len(wrong)} things are wrong")
 
-    Yields:
-        What was found, as it is found.
-    """
+
+def examine() -> Iterator[Finding]:
+    """Look at versions, disk, store, runs and journals; mark runs that are dead."""
     yield from _versions()
-    yield from _disk()
+    for what, place in (("journals", journal.made_state_folder()), ("this folder", Path.cwd())):
+        free = shutil.disk_usage(place).free
+        state = WRONG if free < _LITTLE_SPACE else FINE
+        advice = "make room, or set PRUNEFLOW_STATE to another disk" if state == WRONG else ""
+        yield Finding(state, f"{free / 2**30:.1f} GiB free for {what} ({place})", advice)
     try:
         store.check()
+        yield Finding(FINE, f"the store {store.shown_uri()} answers")
+        yield _artifacts()
+        yield from _dead_runs()
     except InputError as error:
         yield Finding(WRONG, str(error), "the rest needs a store that answers")
-        yield from _journals()
-        return
-    yield from _store()
-    client = MlflowClient()
-    yield from _artifacts(client)
-    yield from _ghosts(client)
     yield from _journals()
 
 
 def _versions() -> Iterator[Finding]:
     """Installed packages against what pruneflow says it needs."""
-    bad = 0
-    for text in metadata.requires("pruneflow") or []:
-        needed = Requirement(text)
+    fine = True
+    for needed in map(Requirement, metadata.requires("pruneflow") or []):
         if needed.marker is not None and not needed.marker.evaluate({"extra": ""}):
             continue
         try:
-            found = metadata.version(needed.name)
+            version = metadata.version(needed.name)
         except metadata.PackageNotFoundError:
-            found = None
-        if found is None or not needed.specifier.contains(found, prereleases=True):
-            bad += 1
-            yield Finding(
-                WRONG,
-                f"{needed.name} {found or 'is not installed'}, needed is {needed.specifier}",
-                f"pip install '{needed.name}{needed.specifier}'",
-            )
-    if not bad:
-        versions = ", ".join(f"{n} {metadata.version(n)}" for n in ("pruneflow", "mlflow", "torch"))
-        yield Finding(FINE, versions)
+            version = ""
+        if not version or not needed.specifier.contains(version, prereleases=True):
+            fine = False
+            what = f"{needed.name} {version or 'is not installed'}, needed is {needed.specifier}"
+            yield Finding(WRONG, what, f"pip install '{needed.name}{needed.specifier}'")
+    if fine:
+        names = ("pruneflow", "mlflow", "torch")
+        yield Finding(FINE, ", ".join(f"{name} {metadata.version(name)}" for name in names))
 
 
-def _disk() -> Iterator[Finding]:
-    """Room for journals and checkpoints."""
-    folder = journal.state_folder()
-    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    for what, place in (("journals", there), ("the current folder", Path.cwd())):
-        free = shutil.disk_usage(place).free
-        said = f"{free / 2**30:.1f} GiB free for {what} ({place})"
-        if free < _LITTLE_SPACE:
-            yield Finding(WRONG, said, "make room, or set PRUNEFLOW_STATE to another disk")
-        else:
-            yield Finding(FINE, said)
+def _artifacts() -> Finding:
+    """Where the current experiment keeps its artifacts: `mlflow ui` may have made it first."""
+    experiment = MlflowClient().get_experiment(store.current_experiment())
+    what = f"artifacts of experiment {experiment.name!r} go to {experiment.artifact_location}"
+    if store.is_server() or not experiment.artifact_location.startswith("mlflow-artifacts:"):
+        return Finding(FINE, what)
+    advice = "set MLFLOW_EXPERIMENT_NAME to a new one, or MLFLOW_TRACKING_URI to the server"
+    return Finding(WRONG, f"{what}, which only a server can write to", advice)
 
 
-def _store() -> Iterator[Finding]:
-    """What kind of store there is."""
-    address = store.uri()
-    yield Finding(FINE, f"the store {store.without_credentials(address)} answers")
-    if any(Path(_OLD_STORE).glob("*/meta.yaml")):
-        yield Finding(
-            ODD,
-            f"{_OLD_STORE}/ here holds runs of MLflow's file store, which are not seen",
-            f"mlflow migrate-filestore --source {_OLD_STORE} --target sqlite:///mlflow.db",
-        )
-    if offline.wanted():
-        yield Finding(
-            ODD,
-            "PRUNEFLOW_OFFLINE is set: runs stay on this machine",
-            "unset it and run pruneflow sync once the server is there",
-        )
-
-
-def _artifacts(client: MlflowClient) -> Iterator[Finding]:
-    """Whether this process can write to where the current experiment keeps its artifacts."""
-    try:
-        experiment = client.get_experiment(current_experiment())
-    except MlflowException as error:
-        yield Finding(WRONG, f"the current experiment: {first_line(error)}", "name another one")
-        return
-    root = urlsplit(experiment.artifact_location)
-    served = store.uri().startswith(("http://", "https://"))
-    said = f"artifacts of experiment {experiment.name!r} go to {experiment.artifact_location}"
-    if root.scheme == "mlflow-artifacts" and not served:
-        yield Finding(
-            WRONG,
-            f"{said}, which only a server can write to, and the store is opened directly (mlflow "
-            "ui was started in an empty folder)",
-            "set MLFLOW_EXPERIMENT_NAME to a new experiment, or MLFLOW_TRACKING_URI to the server",
-        )
-        return
-    if root.scheme in ("", "file"):
-        folder = Path(unquote(root.path))
-        there = next(place for place in (folder, *folder.parents) if place.exists())
-        try:
-            probe = there / f".pruneflow-{journal.this_host()}"
-            probe.touch()
-            probe.unlink()
-        except OSError as error:
-            yield Finding(WRONG, f"{said}: {first_line(error)}", "give this user the right to")
-            return
-    yield Finding(FINE, said)
-
-
-def _ghosts(client: MlflowClient) -> Iterator[Finding]:
-    """Runs that say RUNNING and are not: they are marked as KILLED."""
-    running = list(reader.runs(None, "attributes.status = 'RUNNING'"))
-    alive = 0
-    for run in running:
-        silence = _silence(run)
-        if silence is None:
-            alive += 1
+def _dead_runs() -> Iterator[Finding]:
+    """Runs of pruneflow that say RUNNING and are not: they are marked as KILLED."""
+    for run in list(reader.runs(None, "attributes.status = 'RUNNING'")):
+        run_id, tags = run.info.run_id, run.data.tags
+        known = "pruneflow.stage" in tags or "mlflow.project.entryPoint" in tags
+        silent = writers.seconds_silent(run)
+        age = silent if silent is not None else time.time() - run.info.start_time / 1000
+        here = journal.folder_of(run_id).exists()
+        if not known or writers.is_alive(run) or (not here and age < _SILENT_SECONDS):
             continue
-        client.set_tag(run.info.run_id, "pruneflow.failure", f"found dead: {silence}")
-        client.set_terminated(run.info.run_id, "KILLED")
-        again = run.data.tags.get("pruneflow.stage", "").startswith(("prune", "finetune"))
-        yield Finding(
-            WRONG,
-            f"run {run.info.run_id} ({run.info.run_name}) said RUNNING, but {silence}: it is "
-            "marked as KILLED now",
-            "start the same configuration again, and it goes on" if again else "",
-        )
-    if alive:
-        yield Finding(FINE, f"{alive} runs are running")
-
-
-def _silence(run: MlflowRun) -> str | None:
-    """Why a run is taken for dead; None if it is alive, or no run of pruneflow."""
-    tags = run.data.tags
-    if "pruneflow.stage" not in tags and "mlflow.project.entryPoint" not in tags:
-        return None
-    if writers.is_alive(run):
-        return None
-    if journal.folder_of(run.info.run_id).exists():
-        return "no process here has it any more"
-    silent = writers.seconds_silent(run)
-    if silent is not None:
-        return f"nothing was heard of it for {silent / 60:.0f} minutes"
-    started = resume.seconds_since(run.info.start_time)
-    if started < _SILENT_SECONDS:
-        return None
-    return f"it was made {started / 60:.0f} minutes ago, and nothing was ever heard of it"
+        silence = f"nothing was heard of it for {age / 60:.0f} minutes"
+        reason = "no process here has it any more" if here else silence
+        writers.end(run_id, "KILLED", f"found dead: {reason}")
+        again = tags.get("pruneflow.stage", "").startswith(("prune", "finetune"))
+        advice = "start the same configuration again, and it goes on" if again else ""
+        what = f"run {run_id} ({run.info.run_name}) said RUNNING, but {reason}"
+        yield Finding(WRONG, f"{what}: it is marked as KILLED now", advice)
 
 
 def _journals() -> Iterator[Finding]:
@@ -191,23 +114,16 @@ def _journals() -> Iterator[Finding]:
         if journal.is_held(folder):
             continue
         try:
-            own = journal.Journal(folder)
+            with closing(journal.Journal(folder)) as records:
+                owed, status, owner = len(records.pending()), records.status, records.owner
         except InputError as error:
             yield Finding(WRONG, str(error), "look at it, and delete it if it is of no use")
             continue
-        owed, status, owner = len(own.pending()), own.status, own.owner
-        own.close(remove=False)
-        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-        of = f"run {owner.run_id} ({owner.name}) of {owner.store}"
+        run = f"run {owner.run_id} ({owner.name}) of {owner.store}"
         if owed:
-            yield Finding(
-                WRONG,
-                f"{owed} records of {of} have not been sent",
-                f"MLFLOW_TRACKING_URI={owner.store} pruneflow sync {folder}",
-            )
+            advice = f"MLFLOW_TRACKING_URI={owner.store} pruneflow sync {folder}"
+            yield Finding(WRONG, f"{owed} records of {run} have not been sent", advice)
         elif status != "FINISHED":
-            yield Finding(
-                ODD,
-                f"{of} was interrupted; {size / 2**20:.0f} MiB in {folder} let it go on",
-                "start the same configuration again, or delete that folder",
-            )
+            what = f"{run} was interrupted; {size_bytes(folder) / 2**20:.0f} MiB in {folder}"
+            advice = "start the same configuration again, or delete that folder"
+            yield Finding(ODD, f"{what} let it go on", advice)

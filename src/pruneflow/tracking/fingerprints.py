@@ -6,9 +6,7 @@ import ast
 import functools
 import hashlib
 import json
-from collections.abc import Iterator
-from importlib import metadata, resources
-from importlib.resources.abc import Traversable
+from importlib import metadata
 from pathlib import Path
 
 from pruneflow.config import BenchmarkConfig, PruneConfig, Settings, reads_texts
@@ -19,10 +17,10 @@ from pruneflow.version import __version__
 # What does not decide a run's result: the preset's values are there one by one, what a folder
 # or a base run holds counts, not where it lies.
 _NOT_DECIDING = {"preset", "data_dir", "base_run", "base_epochs", "resume"}
-# The code that does: folders and files of the package.
-_CODE = (
-    "pruning",
-    "workloads",
+_PACKAGE = Path(__file__).parents[1]
+_CODE = (  # the code that does, in the package
+    "pruning/**/*.py",
+    "workloads/**/*.py",
     "stages/base_run.py",
     "stages/experiment.py",
     "stages/finetune.py",
@@ -35,11 +33,7 @@ _BERT = "bert-base-uncased"  # of the hub, where `bert` has weights
 def fingerprint(stage: str, config: Settings, data_digest: str, base: str | None) -> str:
     """Hash of everything that decides a run's result; the same for the same experiment.
 
-    Args:
-        stage: that makes the run.
-        config: of it, with nothing left to `auto`.
-        data_digest: hash of the samples.
-        base: fingerprint of the base run, if it has one.
+    `config` has nothing left to `auto`, `base` is the fingerprint of the base run, if there is one.
     """
     deciding = {k: v for k, v in config.model_dump().items() if k not in _NOT_DECIDING}
     deciding |= {"model": _model(config), "weights": _weights(config)}
@@ -49,58 +43,14 @@ def fingerprint(stage: str, config: Settings, data_digest: str, base: str | None
         if stage == "prune_direct":
             deciding["fraction"], deciding["iterations"] = config.final_sparsity, 1
         del deciding["target_sparsity"]
-    return _hash(stage, deciding, data_digest, base, code(), _versions(stage, config))
-
-
-@functools.cache
-def code() -> str:
-    """Hash of the code that decides results, whatever its comments, docstrings and layout."""
-    package = resources.files("pruneflow")
-    found = [file for name in _CODE for file in _sources(package / name, name)]
-    return _hash(*((name, _normal(text)) for name, text in sorted(found)))
-
-
-def _sources(place: Traversable, name: str) -> Iterator[tuple[str, str]]:
-    """Every Python file of a folder, or the file itself: its name and text."""
-    if place.is_dir():
-        for part in place.iterdir():
-            yield from _sources(part, f"{name}/{part.name}")
-    elif name.endswith(".py"):
-        yield name, place.read_text("utf-8")
-
-
-def _normal(text: str) -> str:
-    """Source without comments and docstrings, laid out as Python does it."""
-    tree = ast.parse(text)
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list):
-            kept = [one for one in body if not _is_text(one)]
-            node.body = kept or [ast.Pass()]  # type: ignore[attr-defined]
-    return ast.unparse(tree)
-
-
-def _is_text(statement: ast.stmt) -> bool:
-    """Whether a statement is a docstring, or a text that does nothing."""
-    value = statement.value if isinstance(statement, ast.Expr) else None
-    return isinstance(value, ast.Constant) and isinstance(value.value, str)
-
-
-def _versions(stage: str, config: Settings) -> dict[str, str]:
-    """Versions of the libraries that a run computes with."""
-    names = ["torch", "transformers" if reads_texts(config.model) else "torchvision"]
-    if stage.startswith("prune"):
-        names.append("torch-pruning")
-    return {name: metadata.version(name) for name in names}
+    libraries = ["torch", "transformers" if reads_texts(config.model) else "torchvision"]
+    libraries += ["torch-pruning"] if stage.startswith("prune") else []
+    versions = {name: metadata.version(name) for name in libraries}
+    return _hash(stage, deciding, data_digest, base, code(), versions)
 
 
 def benchmark_fingerprint(config: BenchmarkConfig, pruned: str) -> str:
-    """Hash of what a benchmark times, how and where.
-
-    Args:
-        config: its own, devices resolved.
-        pruned: fingerprint of the pruning run.
-    """
+    """Hash of what a benchmark times (`pruned`: fingerprint of that run), how and where."""
     machines = [environment.machine(device) for device in config.device]
     how = {k: v for k, v in config.model_dump().items() if k not in ("run", "study", "model")}
     return _hash("benchmark_latency", __version__, how, pruned, machines)
@@ -113,11 +63,31 @@ def workload_fingerprint(config: Settings, data_digest: str) -> str:
     return _hash(__version__, values, data_digest)
 
 
+@functools.cache
+def code() -> str:
+    """Hash of the code that decides results, whatever its comments, docstrings and layout."""
+    files = sorted(path for pattern in _CODE for path in _PACKAGE.glob(pattern))
+    return _hash(*((str(path.relative_to(_PACKAGE)), _normal_source(path)) for path in files))
+
+
+def _normal_source(path: Path) -> str:
+    """Source without comments and docstrings, laid out as Python does it."""
+    tree = ast.parse(path.read_text("utf-8"))
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            docs = [
+                s for s in body if isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant)
+            ]
+            code = [statement for statement in body if statement not in docs]
+            node.body = code or [ast.Pass()]  # type: ignore[attr-defined]
+    return ast.unparse(tree)
+
+
 def _model(config: Settings) -> str:
     """What tells models apart: their name, or of `hf:` what the folder or hub's snapshot holds."""
-    if not config.model.startswith("hf:"):
-        return config.model
-    return f"hf:{_content_of(config.model.removeprefix('hf:'), 'model')}"
+    name = config.model.removeprefix("hf:")
+    return name if name == config.model else f"hf:{_content(name, 'model')}"
 
 
 def _weights(config: Settings) -> str:
@@ -125,11 +95,9 @@ def _weights(config: Settings) -> str:
     if config.weights == "none":
         return "none"
     if config.weights != "pretrained":
-        return _content_of(config.weights, "weights")
-    if config.model == "bert":
-        return _content_of(_BERT, "weights")
-    if config.model.startswith("hf:"):
-        return _model(config)
+        return _content(config.weights, "weights")
+    if reads_texts(config.model):
+        return _content(_BERT, "weights") if config.model == "bert" else _model(config)
     import torchvision
 
     if config.model not in torchvision.models.list_models(module=torchvision.models):
@@ -137,14 +105,14 @@ def _weights(config: Settings) -> str:
     return str(torchvision.models.get_model_weights(config.model).DEFAULT.url)
 
 
-def _content_of(name: str, parameter: str) -> str:
+def _content(name: str, parameter: str) -> str:
     """What a file or folder holds, as a hash; of a hub id its revision in the cache."""
     path = user_path(parameter, name)
     if path.is_dir():
         files = (file for file in sorted(path.glob("*")) if file.suffix in _OF_MODELS)
-        return _hash(*((file.name, _hash_of_file(file)) for file in files if file.is_file()))
+        return _hash(*((file.name, _file_hash(file)) for file in files if file.is_file()))
     if path.is_file():
-        return _hash_of_file(path)
+        return _file_hash(path)
     # what is no file is refused when it is read; a run that has its base never reads it
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
@@ -156,7 +124,7 @@ def _content_of(name: str, parameter: str) -> str:
     return f"{name}@{Path(cached).parent.name}" if isinstance(cached, str) else name
 
 
-def _hash_of_file(path: Path) -> str:
+def _file_hash(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

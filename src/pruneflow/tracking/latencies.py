@@ -1,6 +1,6 @@
 """The records of a benchmark: a row per level, form, engine, device, threads and batch size.
 
-To add a column, add its field to Latency; to add a metric, its row to METRICS.
+To add a column, add its field to Latency; to add a metric, its name to METRICS.
 """
 
 from __future__ import annotations
@@ -9,85 +9,50 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 OK, OUT_OF_MEMORY = "ok", "out of memory"
-CONTENDED = "contended"
-DIFFERENT = "outputs differ"
+CONTENDED = "contended"  # other work used the processors, so that too few rounds count
+DIFFERENT = "outputs differ"  # by more than rounding: the time would be of something else
+METRICS = ("p50_ms", "p95_ms")
 
 
 @dataclass(frozen=True)
 class Latency:
-    """Times of one form at one batch size, as a row of `latency.csv`.
+    """Times of one form at one batch size, as a row of `latency.csv`; None: not timed."""
 
-    What could not be run or timed has None where there is nothing to say.
-
-    Attributes:
-        machine: name of the processor, and before it of the GPU if that was timed: times of two
-            machines are never put together.
-        level: of the pruning run.
-        form: `dense`, `masked`, `compact` or `sparse`.
-        engine: what ran it: `eager` (PyTorch), `onnxruntime`, `openvino`.
-        status: `ok`; `out of memory`; `contended`: other work used the processors, so that too few
-            rounds count; or `outputs differ` by more than rounding from those of the form that it
-            stands for, so that its time would be of something else. Only `ok` has times.
-        device: `cpu` or `cuda`.
-        threads: CPU threads.
-        batch_size: samples in a batch.
-        n: rounds that count, each of which timed every form of the point once: those in which
-            other work left the processors alone.
-        p50_ms, p95_ms, mean_ms, sd_ms: of one batch.
-        samples_per_second: batch size / median time.
-        peak_memory_bytes: weights, inputs and the most that one batch held at a time.
-        params: stored parameters; of the sparse form those that are not left out.
-        macs: multiply-accumulates of one sample as the form does them.
-        params_left: of the level, as in `levels.csv`.
-        weight_bytes: of parameters and buffers, indices of sparse ones included.
-        speedup: median time of the dense form, eager, in the same rounds / the form's own.
-        speedup_low, speedup_high: ends of its 95 % interval; None of too few rounds.
-        difference: largest difference of the logits from the masked form's (an engine's: from the
-            same form's in eager PyTorch), relative to the largest logit; None for what is the
-            reference itself, and for `compact` of `coupling=independent`, whose outputs are others.
-        pruned_share: of the dense form's time, what the layers took that the level has pruned: more
-            than 1 / (1 - that) times as fast nothing can become of it. None of the dense form, of
-            engines, and where no layer that was timed is pruned.
-        pruned_time_left, pruned_macs_left: of these layers, in the form / in the dense form.
-    """
-
-    machine: str
+    machine: str  # the processor, before it the GPU if that was timed
     level: int
-    form: str
-    engine: str
-    status: str
+    form: str  # dense, masked, compact, sparse
+    engine: str  # eager (PyTorch), onnxruntime, openvino
+    status: str  # only `ok` has times
     device: str
     threads: int
     batch_size: int
-    n: int
-    p50_ms: float | None
+    n: int  # rounds that count: other work left the processors alone; each timed every form once
+    p50_ms: float | None  # of a batch, as the next three
     p95_ms: float | None
     mean_ms: float | None
     sd_ms: float | None
-    samples_per_second: float | None
-    peak_memory_bytes: int | None
-    params: int
-    macs: int
-    params_left: float
-    weight_bytes: int
-    speedup: float | None
-    speedup_low: float | None
+    samples_per_second: float | None  # batch size / median time
+    peak_memory_bytes: int | None  # weights, inputs, and the most that a batch held at a time
+    params: int  # stored; of the sparse form those that are not left out
+    macs: int  # of a sample, as the form does them
+    params_left: float  # of the level, as in `levels.csv`
+    weight_bytes: int  # parameters and buffers, indices of sparse ones included
+    speedup: float | None  # median time of the dense form in eager PyTorch / the form's
+    speedup_low: float | None  # 95 % interval; None of too few rounds
     speedup_high: float | None
+    # largest difference of the logits from the masked form's (an engine's: from eager PyTorch's) /
+    # the largest logit; None of that form itself and of compact ones of coupling=independent
     difference: float | None
+    # share of the dense form's time that its pruned layers take: a bound of any speed-up; None
+    # of the dense form, of engines, and where no pruned layer was timed
     pruned_share: float | None
-    pruned_time_left: float | None
+    pruned_time_left: float | None  # of these layers, in the form / in the dense form
     pruned_macs_left: float | None
 
 
 @dataclass(frozen=True)
 class LayerLatency:
-    """Time of one layer in one forward pass, as a row of `profile.csv`: the slowest of a form.
-
-    Attributes:
-        ms: median over passes, all calls of the layer together, hooks included.
-        share: of the time of all layers.
-        dense_ms: of the same layer in the dense form at the same batch size.
-    """
+    """Time of one layer in one forward pass, as a row of `profile.csv`: the slowest of a form."""
 
     level: int
     form: str
@@ -96,20 +61,15 @@ class LayerLatency:
     batch_size: int
     layer: str
     kind: str
-    ms: float
-    share: float
-    dense_ms: float | None
-
-
-METRICS = {"p50_ms": "p50_ms", "p95_ms": "p95_ms"}
+    ms: float  # median over passes, all calls of the layer together, hooks included
+    share: float  # of the time of all layers
+    dense_ms: float | None  # of the layer in the dense form at the same batch size
 
 
 def metrics(rows: Sequence[Latency], first: tuple[str, int]) -> dict[str, float]:
     """Metrics of a level: `latency/<form>_b<batch>_p50_ms` and the like.
 
-    Args:
-        rows: of the level.
-        first: device and threads that need no mention; those of others end in `_cuda`, `_t2`.
+    `first` are the device and threads that need no mention; others end in `_cuda`, `_t2`.
     """
     values = {}
     for row in rows:
@@ -117,8 +77,7 @@ def metrics(rows: Sequence[Latency], first: tuple[str, int]) -> dict[str, float]
         where = f"_{row.device}" if row.device != first[0] else ""
         if row.device == "cpu" and row.threads != first[1]:
             where += f"_t{row.threads}"
-        for field, name in METRICS.items():
-            value = getattr(row, field)
-            if value is not None:
+        for name in METRICS:
+            if (value := getattr(row, name)) is not None:
                 values[f"latency/{form}_b{row.batch_size}{where}_{name}"] = value
     return values

@@ -1,13 +1,13 @@
 """The records of a pruning run: a row per level, a row per level and parameter tensor.
 
-To add a metric, add its field to Level and its row to METRICS.
+To add a metric, add its field to Level.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:  # torch takes seconds to import; reading tables must not wait for it
@@ -18,50 +18,37 @@ if TYPE_CHECKING:  # torch takes seconds to import; reading tables must not wait
 TAG_LIMIT = 8_000  # characters that MLflow keeps of a tag
 
 
+def _metric(name: str) -> Any:
+    return field(metadata={"metric": name})
+
+
 @dataclass(frozen=True)
 class Level:
-    """One level of a pruning run, as a row of `levels.csv`. Accuracies are fractions.
-
-    Attributes:
-        target_sparsity: the fraction asked for, of weights or of channels.
-        sparsity: zeros (or, compact, what is gone) / prunable parameters.
-        params: parameters of the unpruned model.
-        params_left: fraction of them that exists and is not zero.
-        macs: multiply-accumulates of one sample through the unpruned model.
-        macs_left: fraction of them whose weight exists and is not zero.
-        size_bytes: the level's checkpoint on disk.
-        test_before, train_before: accuracy before this level's fine-tuning.
-        test_after, train_after, val_after: after it. Level 0 has before and after equal.
-        score_seconds: scoring and selection; physical removal and BatchNorm too, where asked for.
-        channels_left: fraction of the prunable units that is left; None for single weights.
-        conv_params_masked: parameters of convolutions that this level's masks keep.
-        conv_params_compact, params_compact, macs_compact: counted in the compact form, in all.
-        test_compact: accuracy of the compact form, where it differs from what was fine-tuned
-            (`coupling=independent`); else None.
-    """
+    """One level of a pruning run, as a row of `levels.csv`. Accuracies are fractions."""
 
     level: int
-    target_sparsity: float
-    sparsity: float
-    params: int
-    params_left: float
-    macs: int
-    macs_left: float
-    size_bytes: int
-    test_before: float
-    test_after: float
-    train_before: float
-    train_after: float
-    val_after: float
-    score_seconds: float
-    finetune_seconds: float
-    evaluate_seconds: float
-    channels_left: float | None
-    conv_params_masked: int
-    conv_params_compact: int
-    params_compact: int
-    macs_compact: int
-    test_compact: float | None
+    target_sparsity: float = _metric("prune/target_sparsity")  # of weights or of channels
+    sparsity: float = _metric("prune/sparsity")  # zeros (compact: what is gone) / prunable
+    params: int = _metric("prune/params")  # of the unpruned model, as `macs`
+    params_left: float = _metric("prune/params_left")  # fraction that exists and is not zero
+    macs: int = _metric("cost/macs")  # multiply-accumulates of a sample
+    macs_left: float = _metric("cost/macs_left")  # fraction whose weight exists and is not zero
+    size_bytes: int = _metric("cost/size_bytes")  # of the checkpoint
+    test_before: float = _metric("accuracy/test_before")  # before the level's fine-tuning
+    test_after: float = _metric("accuracy/test_after")  # level 0 has before and after equal
+    train_before: float = _metric("accuracy/train_before")
+    train_after: float = _metric("accuracy/train_after")
+    val_after: float = _metric("accuracy/val_after")
+    score_seconds: float = _metric("time/score_seconds")  # selection, removal, BatchNorm too
+    finetune_seconds: float = _metric("time/finetune_seconds")
+    evaluate_seconds: float = _metric("time/evaluate_seconds")
+    channels_left: float | None = _metric("prune/channels_left")  # None for single weights
+    conv_params_masked: int = _metric("prune/conv_params_masked")  # that the masks keep
+    conv_params_compact: int = _metric("prune/conv_params_compact")  # of the compact form
+    params_compact: int = _metric("prune/params_compact")
+    macs_compact: int = _metric("cost/macs_compact")
+    # where the compact form differs from what was fine-tuned (coupling=independent), else None
+    test_compact: float | None = _metric("accuracy/test_compact")
 
     @classmethod
     def of(
@@ -72,14 +59,10 @@ class Level:
         uses: Mapping[str, float],
         **measured: Any,
     ) -> Self:
-        """A level counted.
+        """A level of a model, counted.
 
-        Args:
-            units: of the model, as they are left.
-            compact: the compact form of the model.
-            layers: `Layer.of` these units.
-            uses: as `cost.positions` has them of the unpruned model.
-            measured: every field that is not counted.
+        `compact` is its compact form, `layers` its `Layer.of`, `uses` the `cost.positions` of the
+        unpruned model, `measured` every field that is not counted.
         """
         from pruneflow.pruning import cost
 
@@ -104,47 +87,19 @@ class Level:
         )
 
 
-METRICS = {
-    "test_before": "accuracy/test_before",
-    "test_after": "accuracy/test_after",
-    "train_before": "accuracy/train_before",
-    "train_after": "accuracy/train_after",
-    "val_after": "accuracy/val_after",
-    "sparsity": "prune/sparsity",
-    "target_sparsity": "prune/target_sparsity",
-    "params": "prune/params",
-    "params_left": "prune/params_left",
-    "macs": "cost/macs",
-    "macs_left": "cost/macs_left",
-    "size_bytes": "cost/size_bytes",
-    "score_seconds": "time/score_seconds",
-    "finetune_seconds": "time/finetune_seconds",
-    "evaluate_seconds": "time/evaluate_seconds",
-    "channels_left": "prune/channels_left",
-    "conv_params_masked": "prune/conv_params_masked",
-    "conv_params_compact": "prune/conv_params_compact",
-    "params_compact": "prune/params_compact",
-    "macs_compact": "cost/macs_compact",
-    "test_compact": "accuracy/test_compact",
-}
+METRICS = {f.name: f.metadata["metric"] for f in fields(Level) if f.metadata}
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One parameter tensor at one level, as a row of `layers.csv`.
-
-    Attributes:
-        shape: as it is at this level, "64x3x11x11".
-        params: entries it has in the unpruned model.
-        zeros: those of them that are zero, or gone.
-    """
+    """One parameter tensor at one level, as a row of `layers.csv`."""
 
     level: int
     layer: str
     kind: str
-    shape: str
-    params: int
-    zeros: int
+    shape: str  # at this level, "64x3x11x11"
+    params: int  # entries in the unpruned model
+    zeros: int  # those of them that are zero, or gone
     sparsity: float
 
     @classmethod
@@ -163,21 +118,10 @@ class Layer:
 
 
 _LEAST_TELLING = (
-    "score_seconds",
-    "evaluate_seconds",
-    "finetune_seconds",
-    "size_bytes",
-    "macs",
-    "params",
-    "conv_params_masked",
-    "conv_params_compact",
-    "params_compact",
-    "macs_compact",
-    "target_sparsity",
-    "val_after",
-    "train_before",
-    "test_compact",
-)
+    "score_seconds", "evaluate_seconds", "finetune_seconds", "size_bytes", "macs", "params",
+    "conv_params_masked", "conv_params_compact", "params_compact", "macs_compact",
+    "target_sparsity", "val_after", "train_before", "test_compact",
+)  # fmt: skip
 
 
 def curves(levels: Sequence[Level]) -> str:
@@ -186,55 +130,46 @@ def curves(levels: Sequence[Level]) -> str:
     Numbers have six significant digits. Columns are left out, the least telling first, if there
     are so many levels that they would not fit.
     """
-    columns = [f.name for f in fields(Level)]
-    columns = [c for c in columns if any(getattr(level, c) is not None for level in levels)]
-    table = {c: [_short(asdict(level)[c]) for level in levels] for c in columns}
-    for dropped in _LEAST_TELLING:
+    table = {f.name: [_short(getattr(level, f.name)) for level in levels] for f in fields(Level)}
+    table = {name: values for name, values in table.items() if set(values) != {None}}
+    for dropped in ("", *_LEAST_TELLING):
+        table.pop(dropped, None)
         text = json.dumps(table, separators=(",", ":"))
         if len(text) < TAG_LIMIT:
-            return text
-        table.pop(dropped, None)
-    return json.dumps(table, separators=(",", ":"))
+            break
+    return text
 
 
 def _short(value: float | None) -> float | None:
     return value if value is None or isinstance(value, int) else float(f"{value:.6g}")
 
 
-_CELLS: dict[str, Callable[[Level], str]] = {
-    "level": lambda v: str(v.level),
-    "channels left": lambda v: _four(v.channels_left),
-    "sparsity": lambda v: _four(v.sparsity),
-    "params left": lambda v: _four(v.params_left),
-    "MACs left": lambda v: _four(v.macs_left),
-    "test before": lambda v: _four(v.test_before),
-    "test after": lambda v: _four(v.test_after),
-    "test compact": lambda v: _four(v.test_compact),
-    "train before": lambda v: _four(v.train_before),
-    "train after": lambda v: _four(v.train_after),
-    "params compact": lambda v: f"{v.params_compact:,}",
-    "MACs compact": lambda v: f"{v.macs_compact:,}",
-    "MB": lambda v: f"{v.size_bytes / 1e6:.1f}",
-    "seconds": lambda v: f"{v.score_seconds + v.finetune_seconds + v.evaluate_seconds:.1f}",
-}
-
-
-def _four(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
+_READABLE = (
+    "level", "channels_left", "sparsity", "params_left", "macs_left", "test_before", "test_after",
+    "test_compact", "train_before", "train_after", "params_compact", "macs_compact",
+)  # fmt: skip
 
 
 def readable(levels: Sequence[Level], *, without: Collection[str] = ()) -> dict[str, list[str]]:
-    """The levels as people read them: heading -> a cell a level.
-
-    What was measured at no level is left out, and what `without` names.
-    """
-    table = {heading: [cell(level) for level in levels] for heading, cell in _CELLS.items()}
+    """Heading -> a cell a level; without what was measured at no level, and some headings."""
+    table = {}
+    for name in _READABLE:
+        heading = name.replace("_", " ").replace("macs", "MACs")
+        table[heading] = [_cell(getattr(level, name)) for level in levels]
+    table["MB"] = [f"{level.size_bytes / 1e6:.1f}" for level in levels]
+    table["seconds"] = [
+        f"{level.score_seconds + level.finetune_seconds + level.evaluate_seconds:.1f}"
+        for level in levels
+    ]
     return {h: cells for h, cells in table.items() if any(cells) and h not in without}
+
+
+def _cell(value: float | None) -> str:
+    return "" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
 
 
 def to_markdown(levels: Sequence[Level]) -> str:
     """A table of the levels, for the run's page."""
     table = readable(levels, without=("train before", "MB", "seconds"))
-    lines = ["| " + " | ".join(table) + " |", "|" + "---:|" * len(table)]
-    lines += ["| " + " | ".join(row) + " |" for row in zip(*table.values(), strict=True)]
-    return "\n".join(lines)
+    rows = [table, ["---:"] * len(table), *zip(*table.values(), strict=True)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,90 +19,92 @@ from pruneflow.tracking.refusals import in_short, is_refusal
 
 PAGE = 1_000  # runs that are held as MLflow's objects at a time
 FINISHED = "attributes.status = 'FINISHED'"
-_MISSING = "RESOURCE_DOES_NOT_EXIST"
-# What reading a run raises: MLflow itself, a disk, a driver that is not there.
-FAILURES = (MlflowException, OSError, ImportError)
+FAILURES = (MlflowException, OSError, ImportError)  # of MLflow itself, a disk, a missing driver
 
 
 def runs(
     experiments: Sequence[str] | None,
     *conditions: str,
+    study: str | None = None,
     newest_first: bool = False,
     page: int | None = None,
-    client: MlflowClient | None = None,
 ) -> Iterator[Run]:
-    """The runs that meet conditions, filters of MLflow that may be empty, the oldest first.
+    """The runs of experiments (None: all) that meet conditions, the oldest first.
 
-    Args:
-        experiments: ids of those that are searched; None for all.
-        conditions: all of them have to be met.
-        newest_first: the other way round.
-        page: runs that are asked for at a time; fewer are soon there, for a caller who stops.
-        client: of another store than the current one.
+    `conditions` are filters of MLflow that may be empty; a `page` of few runs is soon there, for
+    a caller who stops. Of a study all its own runs come before those that it shares.
     """
-    client = client or MlflowClient()
+    client = MlflowClient()
     if experiments is None:
         experiments = [e.experiment_id for e in client.search_experiments(ViewType.ACTIVE_ONLY)]
     order = [f"attributes.start_time {'DESC' if newest_first else 'ASC'}"]
-    condition = " and ".join(filter(None, conditions))
-    token: str | None = None
-    while True:
-        found = client.search_runs(
-            experiments, condition, order_by=order, max_results=page or PAGE, page_token=token
-        )
-        yield from found
-        token = found.token
-        if not token:
-            return
+    tags = ("pruneflow.study", f"pruneflow.study.{study}")
+    plain = study is not None and re.fullmatch(r"[\w./ -]+", study)  # what fits a filter's quotes
+    known: set[str] = set()
+    for of_study in [f"tags.`{tag}` = '{study}'" for tag in tags] if plain else [""]:
+        condition = " and ".join(filter(None, (*conditions, of_study)))
+        token: str | None = ""
+        while token is not None:
+            runs = client.search_runs(
+                experiments, condition, order_by=order, max_results=page or PAGE, page_token=token
+            )
+            matching = [run for run in runs if study is None or in_study(run.data.tags, study)]
+            yield from (run for run in matching if run.info.run_id not in known)
+            known.update(run.info.run_id for run in matching)
+            token = runs.token or None
+
+
+def equal(column: str, value: str) -> str:
+    """A filter of MLflow, in whichever quotes the value itself does not hold."""
+    quote = '"' if "'" in value else "'"
+    return f"{column} = {quote}{value}{quote}"
+
+
+def in_study(tags: Mapping[str, str], study: str) -> bool:
+    """Whether a run's tags say that it belongs to a study, its own or one that shares it."""
+    return tags.get("pruneflow.study") == study or f"pruneflow.study.{study}" in tags
 
 
 def run(run_id: str, parameter: str, wanted: str) -> Run:
-    """A run by its id.
-
-    Args:
-        run_id: its id.
-        parameter: that names it.
-        wanted: what would be valid, for the error.
-
-    Raises:
-        InputError: there is none.
-        ExperimentError: a store that does not answer.
-    """
-    try:
-        return MlflowClient().get_run(run_id)
-    except MlflowException as error:
-        reason = first_line(error)
-        if error.error_code == _MISSING:
-            reason = f"does not exist in {store.without_credentials(store.uri())}"
-        raise refused(error, f"{parameter}={run_id!r} {reason}: pass {wanted}") from None
-
-
-def refused(error: Exception, text: str) -> InputError | ExperimentError:
-    """What is said where a read failed: `text`; or that the store is down, whatever was asked."""
-    if isinstance(error, FAILURES) and not is_refusal(error):
-        return ExperimentError(f"MLflow {store.NO_ANSWER}, it cannot be read: {in_short(error)}")
-    return InputError(text)
+    """A run by its id; the error names the parameter that gave it, and what is wanted of it."""
+    address = store.without_credentials(store.uri())
+    with reading(f"{parameter}={run_id!r} does not exist in {address}: pass {wanted}"):
+        run = MlflowClient().get_run(run_id)
+    if run.info.lifecycle_stage != "active":
+        raise InputError(f"{parameter}={run_id!r} is deleted: restore it, or leave it out")
+    return run
 
 
 @contextmanager
-def artifact(run_id: str, path: str, client: MlflowClient | None = None) -> Iterator[Path]:
-    """An artifact of a run, a file or folder, on this machine for the time being.
+def reading(wrong: str) -> Iterator[None]:
+    """What cannot be read is refused in one line: what is `wrong`, and why.
 
     Raises:
-        MlflowException, OSError, ImportError: there is none, or it cannot be read.
+        InputError: it is not there, or is something else.
+        ExperimentError: the store does not answer, whatever was asked.
     """
+    try:
+        yield
+    except InputError:
+        raise
+    except (*FAILURES, ValueError) as error:
+        if isinstance(error, FAILURES) and not is_refusal(error):
+            down = f"MLflow {store.NO_ANSWER}, it cannot be read: {in_short(error)}"
+            raise ExperimentError(down) from None
+        raise InputError(f"{wrong} ({first_line(error)})") from None
+
+
+@contextmanager
+def artifact(run_id: str, path: str) -> Iterator[Path]:
+    """An artifact of a run, a file or folder, on this machine for the time being."""
     with tempfile.TemporaryDirectory(prefix="pruneflow-") as folder:
-        yield Path((client or MlflowClient()).download_artifacts(run_id, path, folder))
+        yield Path(MlflowClient().download_artifacts(run_id, path, folder))
 
 
 def text_of(run_id: str, path: str) -> str:
-    """The text of an artifact.
-
-    Raises:
-        MlflowException, OSError, ImportError, ValueError: as `artifact`, or it is no text.
-    """
-    with artifact(run_id, path) as place:
-        return place.read_text("utf-8")
+    """The text of an artifact; FAILURES where it is not there, ValueError where it is no text."""
+    with artifact(run_id, path) as file:
+        return file.read_text("utf-8")
 
 
 def checkpoint_path(level: int) -> str:
@@ -113,15 +116,15 @@ def read_levels(run_id: str) -> tuple[list[Level], list[Layer]]:
     """The levels and layers of a run as its tables have them, here or in MLflow; what is whole."""
 
     def text(path: str) -> str:
-        place = journal.folder_of(run_id) / "artifacts" / path
-        return place.read_text("utf-8") if place.exists() else text_of(run_id, path)
+        local = journal.folder_of(run_id) / "artifacts" / path
+        return local.read_text("utf-8") if local.exists() else text_of(run_id, path)
 
     try:
-        found = tables.from_csv(text("levels.csv"), Level)
+        levels = tables.from_csv(text("levels.csv"), Level)
         layers = tables.from_csv(text("layers.csv"), Layer)
     except (*FAILURES, ValueError):
         return [], []  # no level was recorded, or what there is is torn
     complete = {layer.level for layer in layers}
-    found = [level for level in found if level.level in complete]
-    last = found[-1].level if found else -1
-    return found, [layer for layer in layers if layer.level <= last]
+    levels = [level for level in levels if level.level in complete]
+    last = levels[-1].level if levels else -1
+    return levels, [layer for layer in layers if layer.level <= last]

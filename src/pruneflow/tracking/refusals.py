@@ -19,23 +19,18 @@ from pruneflow.tracking import store
 _PASSING_STATUS = {408, 409, 425, 429, 499}  # the only ones of 4xx where trying again may help
 _LASTING_STATUS = {501, 507}  # and of 5xx where it does not
 _STATUS_IN_TEXT = re.compile(r"failed with error code (\d{3})")
-_PASSING_ERRNO = {
-    errno.EAGAIN,
-    errno.EBUSY,
-    errno.EHOSTDOWN,
-    errno.EHOSTUNREACH,
-    errno.EINTR,
-    errno.ENETDOWN,
-    errno.ENETRESET,
-    errno.ENETUNREACH,
-    errno.ESTALE,
-}
+_PASSING_ERRNO = "EAGAIN EBUSY EHOSTDOWN EHOSTUNREACH EINTR ENETDOWN ENETRESET ENETUNREACH ESTALE"
 _LASTING_TEXT = re.compile(  # of databases and drivers that say it in words alone
     "readonly database|read-only|disk is full|disk full|no such table|malformed|"
     "(permission|access) ?denied|not authorized|credential|"
     "authentication failed|could not find a registered artifact repository",
     re.IGNORECASE,
 )
+_NETWORK = (
+    *(requests.RequestException, urllib3.exceptions.HTTPError, ssl.SSLError),
+    *(ConnectionError, TimeoutError, socket.gaierror),
+)
+_WRONG = (ImportError, AttributeError, LookupError, NotImplementedError, TypeError, ValueError)
 
 
 class TakenOverError(Exception):
@@ -65,17 +60,15 @@ def _verdict(error: BaseException) -> bool | None:
         return status >= 400 and status not in _PASSING_STATUS
     if status in _LASTING_STATUS:
         return True
-    network = (requests.RequestException, urllib3.exceptions.HTTPError, ssl.SSLError)
-    if isinstance(error, (*network, ConnectionError, TimeoutError, socket.gaierror)):
+    if isinstance(error, _NETWORK):
         return False
     if isinstance(error, MlflowException) and (error.__cause__ or error.__context__):
         return None  # its text is that of its cause, with addresses in it
     if _LASTING_TEXT.search(str(error)) or isinstance(error, TakenOverError | InputError):
         return True
     if isinstance(error, OSError):
-        return error.errno not in _PASSING_ERRNO
-    wrong = (ImportError, AttributeError, LookupError, NotImplementedError, TypeError, ValueError)
-    if isinstance(error, wrong) and type(error).__module__ == "builtins":
+        return errno.errorcode.get(error.errno or 0) not in _PASSING_ERRNO.split()
+    if isinstance(error, _WRONG) and type(error).__module__ == "builtins":
         return True
     return None
 
@@ -85,20 +78,15 @@ def _status(error: BaseException) -> int | None:
     if isinstance(error, MlflowException):
         if error.error_code == "INVALID_STATE":  # 500 for MLflow
             return 400
-        found = _STATUS_IN_TEXT.search(str(error))
-        return int(found[1]) if found else int(error.get_http_status_code())
+        match = _STATUS_IN_TEXT.search(str(error))
+        return int(match[1]) if match else int(error.get_http_status_code())
     response = getattr(error, "response", None)
     if isinstance(response, Mapping):  # botocore's
-        return _number(response.get("ResponseMetadata", {}).get("HTTPStatusCode"))
-    for holder, name in ((response, "status_code"), (error, "status_code"), (error, "code")):
-        number = _number(getattr(holder, name, None))
-        if number is not None:
-            return number
-    return None
-
-
-def _number(value: object) -> int | None:
-    return int(value) if isinstance(value, int) and 100 <= value < 600 else None
+        numbers = [response.get("ResponseMetadata", {}).get("HTTPStatusCode")]
+    else:
+        holders = ((response, "status_code"), (error, "status_code"), (error, "code"))
+        numbers = [getattr(holder, name, None) for holder, name in holders]
+    return next((n for n in numbers if isinstance(n, int) and 100 <= n < 600), None)
 
 
 @contextmanager

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import shutil
 import signal
 import sys
@@ -26,39 +25,25 @@ from mlflow.tracking import MlflowClient
 
 from pruneflow.config import Config
 from pruneflow.errors import ExperimentError, InputError, first_line
-from pruneflow.tracking import (
-    checkpoints,
-    environment,
-    journal,
-    latencies,
-    reader,
-    refusals,
-    store,
-    tables,
-    writers,
-)
+from pruneflow.tracking import checkpoints, environment, latencies, reader, store, tables, writers
 from pruneflow.tracking.checkpoints import Checkpoint
-from pruneflow.tracking.journal import Entry, Journal
+from pruneflow.tracking.journal import Entry, Journal, replace_whole
 from pruneflow.tracking.latencies import Latency, LayerLatency
 from pruneflow.tracking.levels import METRICS, TAG_LIMIT, Layer, Level
-from pruneflow.tracking.publish import LEVELS, Publisher, fail_soon
+from pruneflow.tracking.publish import LEVELS, Publisher
+from pruneflow.tracking.refusals import in_a_line
 from pruneflow.workloads.training import Snapshot
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# what is the store's or the machine's, and told in a line
-_ENDINGS = (MlflowException, OSError, ImportError, MemoryError, torch.OutOfMemoryError)
+# Failures of the store or the machine, which end an experiment with one line.
+_FAILURES = (MlflowException, OSError, ImportError, MemoryError, torch.OutOfMemoryError)
 
 
 @dataclass(frozen=True)
 class Ended:
-    """A run that has ended, as its stage tells of it.
-
-    Attributes:
-        id, experiment_id: of the run.
-        levels, latencies: it recorded.
-    """
+    """A run that has ended, with the levels and latencies that it recorded."""
 
     id: str
     experiment_id: str
@@ -72,50 +57,29 @@ class Ended:
 
 
 class Run:
-    """A run that is open. Everything is logged through it, by the names of the run contract."""
+    """A run that is open. Everything is logged through it, by the names of the run contract.
 
-    def __init__(self, client: MlflowClient, records: Journal) -> None:
+    Whatever publishes raises ExperimentError where MLflow has refused something, or another
+    process has taken the run over.
+    """
+
+    def __init__(self, records: Journal) -> None:
         self.id = records.owner.run_id
         self.experiment_id = records.owner.experiment_id
-        self._client = client
+        self.levels: list[Level] = []  # recorded so far, like the lists below
+        self.layers: list[Layer] = []
+        self.latencies: list[Latency] = []
+        self.profile: list[LayerLatency] = []
         self._journal = records
-        self._publisher = Publisher(client, records)
-        self._levels: list[Level] = []
-        self._layers: list[Layer] = []
-        self._latencies: list[Latency] = []
-        self._profile: list[LayerLatency] = []
-
-    @property
-    def levels(self) -> list[Level]:
-        """The levels recorded so far."""
-        return list(self._levels)
-
-    @property
-    def layers(self) -> list[Layer]:
-        """The layers of all levels recorded so far."""
-        return list(self._layers)
-
-    @property
-    def latencies(self) -> list[Latency]:
-        """The times recorded so far."""
-        return list(self._latencies)
-
-    @property
-    def profile(self) -> list[LayerLatency]:
-        """The layers whose times were recorded so far."""
-        return list(self._profile)
+        self._publisher = Publisher(records)
 
     @property
     def ended(self) -> Ended:
-        """What its stage tells of it in the end."""
+        """The run, as its stage returns it in the end."""
         return Ended(self.id, self.experiment_id, self.levels, self.latencies)
 
     def publish(self, *, every: float = 0.0) -> None:
-        """Send what MLflow does not have yet, if the last time is `every` seconds ago.
-
-        Raises:
-            ExperimentError: MLflow has refused something, or the run was taken over.
-        """
+        """Send what MLflow does not have yet, if the last time is `every` seconds ago."""
         self._publisher.publish(every=every)
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
@@ -127,11 +91,8 @@ class Run:
     ) -> None:
         """Log metrics of one step, all with the same time.
 
-        Args:
-            values: by key.
-            step: of all of them.
-            part: of the run that they are the whole of ("epoch 3"); logged once, however often the
-                run is interrupted and goes on.
+        `part` names what of the run they complete ("epoch 3"): that is logged once, however often
+        the run is interrupted and goes on.
         """
         self._journal.append(Entry(metrics=_metrics(values, step), part=part))
         self.publish()
@@ -153,15 +114,8 @@ class Run:
 
     def log_text(self, path: str, text: str) -> None:
         """Write an artifact."""
-        self._write_text(path, text)
+        self._write(path, text)
         self.publish()
-
-    def _write_text(self, path: str, text: str) -> None:
-        self._write(path, lambda place: place.write_text(text, "utf-8"))
-
-    def _write(self, path: str, make: Callable[[Path], object]) -> None:
-        self._journal.stage(path, make)
-        self._journal.append(Entry(artifact=path))
 
     def log_folder(self, folder: Path, names: Sequence[str]) -> None:
         """Write files and folders of a folder as artifacts, under their own names."""
@@ -172,19 +126,21 @@ class Run:
         """Write a figure as an artifact."""
         self._write(path, lambda place: figure.savefig(place, format=path.rpartition(".")[2]))
 
+    def _write(self, path: str, content: str | Callable[[Path], object]) -> None:
+        """Write an artifact: a text, or what a function writes to a path."""
+        text = content if isinstance(content, str) else ""
+        make = content if callable(content) else lambda place: place.write_text(text, "utf-8")
+        self._journal.stage(path, make)
+        self._journal.append(Entry(artifact=path))
+
     def log_checkpoint(self, level: int, checkpoint: Checkpoint, tokenizer: Any = None) -> int:
         """Write a level's checkpoint and return its size in bytes."""
         path = reader.checkpoint_path(level)
-        sizes: list[int] = []
-
-        def make(place: Path) -> None:
-            sizes.append(checkpoints.save(place, checkpoint, tokenizer))
-
-        self._write(path, make)
+        self._write(path, lambda place: checkpoints.save(place, checkpoint, tokenizer))
         # the one before is kept here too, in case this one should be damaged
-        if level >= 2 and not journal.is_offline(self._journal.folder):
+        if level >= 2 and not self._journal.owner.offline:
             self._journal.forget(reader.checkpoint_path(level - 2))
-        return sizes[0]
+        return checkpoints.size_bytes(self._journal.artifact(path))
 
     def record(
         self,
@@ -193,28 +149,21 @@ class Run:
         checkpoint: Checkpoint | None = None,
         tokenizer: Any = None,
     ) -> None:
-        """Record a level: checkpoint, metrics, tables and curves, complete as of this level.
-
-        Args:
-            level: the level; its `size_bytes` becomes the checkpoint's.
-            layers: its layers.
-            checkpoint: its model.
-            tokenizer: of an encoder.
-        """
+        """Record a level: checkpoint, metrics, tables and curves, complete as of this level."""
         if checkpoint is not None:
             size = self.log_checkpoint(level.level, checkpoint, tokenizer)
             level = replace(level, size_bytes=size)
-        self._levels.append(level)
-        self._layers.extend(layers)
+        self.levels.append(level)
+        self.layers.extend(layers)
+        # the tables first: a level that they have has its metrics logged when the run goes on
         self._write_levels()
-        # The tables first: a level that they have has its numbers logged when the run goes on.
         self._log_level(level)
         shutil.rmtree(self._training(level.level), ignore_errors=True)
         self.publish()
 
     def _write_levels(self) -> None:
-        self._write_text("layers.csv", tables.to_csv(self._layers, Layer))
-        self._write_text(LEVELS, tables.to_csv(self._levels, Level))
+        self._write("layers.csv", tables.to_csv(self.layers, Layer))
+        self._write(LEVELS, tables.to_csv(self.levels, Level))
 
     def _log_level(self, level: Level) -> None:
         values = {key: getattr(level, field) for field, key in METRICS.items()}
@@ -232,15 +181,12 @@ class Run:
     ) -> None:
         """Record the times of a level: metrics and tables, complete as of this level.
 
-        Args:
-            level: the level.
-            rows, profile: its records.
-            first: device and threads whose metrics have the plain names.
+        `first` is the device and the threads whose metrics have the plain names.
         """
-        self._latencies.extend(rows)
-        self._profile.extend(profile)
-        self._write_text("latency.csv", tables.to_csv(self._latencies, Latency))
-        self._write_text("profile.csv", tables.to_csv(self._profile, LayerLatency))
+        self.latencies.extend(rows)
+        self.profile.extend(profile)
+        self._write("latency.csv", tables.to_csv(self.latencies, Latency))
+        self._write("profile.csv", tables.to_csv(self.profile, LayerLatency))
         self.log_metrics(latencies.metrics(rows, first), step=level)
 
     def go_on(self) -> Checkpoint | None:
@@ -248,64 +194,58 @@ class Run:
 
         Levels after it are done again.
         """
-        self._levels, self._layers = reader.read_levels(self.id)
-        checkpoint, count = None, len(self._levels)
-        while self._levels and checkpoint is None:
-            number = self._levels[-1].level
+        self.levels, self.layers = reader.read_levels(self.id)
+        checkpoint, count = None, len(self.levels)
+        while self.levels and checkpoint is None:
+            number = self.levels[-1].level
             try:
-                checkpoint = checkpoints.load(self._local(reader.checkpoint_path(number)))
+                checkpoint = self._read_checkpoint(number)
             except (InputError, *reader.FAILURES) as error:
-                print(
-                    f"pruneflow: level {number} is done again: {first_line(error)}", file=sys.stderr
-                )
-                self._levels.pop()
-                self._layers = [layer for layer in self._layers if layer.level < number]
-        where = f"level {self._levels[-1].level}" if self._levels else "its beginning"
+                _warn(f"level {number} is done again: {first_line(error)}")
+                self.levels.pop()
+                self.layers = [layer for layer in self.layers if layer.level < number]
+        where = f"level {self.levels[-1].level}" if self.levels else "its beginning"
         tags = {"pruneflow.resumed_from": where, writers.FAILURE: None}
         self._journal.append(Entry(tags=tags, status="RUNNING"))
-        if 0 < len(self._levels) < count:
+        if 0 < len(self.levels) < count:
             self._write_levels()
-        published = self._published_levels()
-        for level in self._levels:
-            if level.level not in published:
-                self._log_level(level)
+        if not {f"level {level.level}" for level in self.levels} <= self._journal.parts:
+            # they were recorded on another machine, or not at all
+            history = MlflowClient().get_metric_history(self.id, METRICS["sparsity"])
+            self._journal.parts.update(f"level {metric.step}" for metric in history)
+        for level in self.levels:
+            self._log_level(level)
         self.publish()
         return checkpoint
 
-    def _published_levels(self) -> set[int]:
-        """The levels whose metrics are recorded here, or in MLflow from another machine."""
-        here = {v.level for v in self._levels if self._journal.has(f"level {v.level}")}
-        if len(here) == len(self._levels):
-            return here
-        history = self._client.get_metric_history(self.id, METRICS["sparsity"])
-        return here | {metric.step for metric in history}
-
-    def _local(self, path: str) -> Path:
-        """An artifact of this run, from MLflow if it is not here any more."""
-        place = self._journal.artifact(path)
-        if not place.exists():
+    def _read_checkpoint(self, level: int) -> Checkpoint:
+        """A level's checkpoint, from MLflow if it is not here any more."""
+        path = reader.checkpoint_path(level)
+        if not self._journal.artifact(path).exists():
             with reader.artifact(self.id, path) as local:
                 self._journal.stage(path, functools.partial(_copy, local))
-        return place
+        return checkpoints.load(self._journal.artifact(path))
 
     def save_training(self, level: int, snapshot: Snapshot) -> None:
         """Save where the training of a level stands; on this machine alone, until it is through."""
         make = functools.partial(checkpoints.save_training, snapshot=snapshot)
-        journal.replace_whole(self._training(level), make)
+        replace_whole(self._training(level), make)
 
     def saved_training(self, level: int) -> Snapshot | None:
         """Where the training of a level stood when it was saved, if it was and is whole."""
-        saved = self._training(level)
-        if not saved.exists():
-            return None
+        folder = self._training(level)
         try:
-            return checkpoints.load_training(saved)
+            return checkpoints.load_training(folder) if folder.exists() else None
         except InputError as error:
-            print(f"pruneflow: the training begins anew: {error}", file=sys.stderr)
+            _warn(f"the training begins anew: {error}")
             return None
 
     def _training(self, level: int) -> Path:
         return self._journal.folder / "training" / f"level_{level:02d}"
+
+
+def _warn(text: str) -> None:
+    print(f"pruneflow: {text}", file=sys.stderr)
 
 
 def _metrics(values: Mapping[str, float], step: int) -> tuple[tuple[str, float, int, int], ...]:
@@ -333,66 +273,44 @@ def open_run(
     """Open a run and end it: FINISHED, or FAILED or KILLED with the reason in a tag.
 
     A run handed over by `mlflow run` (MLFLOW_RUN_ID) is taken over by the first one opened;
-    otherwise a new one is made, in `experiment_id` or MLflow's current experiment.
-
-    Args:
-        stage, config, name, tags: of the run.
-        experiment_id: makes a new run there, and leaves one that was handed over.
-        interrupted: id of a run to go on with, instead of another.
+    otherwise a new one is made, in `experiment_id` or MLflow's current experiment. `interrupted`
+    is the id of a run to go on with instead.
 
     Raises:
         InputError: no journal can be kept, or another process has that run.
         ExperimentError: the experiment or MLflow gave up; the run says why.
     """
-    run = _opened(stage, name, tags, experiment_id, interrupted)
+    with in_a_line("no run can be made: "):
+        fingerprint = tags.get("pruneflow.fingerprint", "")
+        run = Run(writers.take(stage, name, fingerprint, experiment_id, interrupted))
     try:
         if interrupted is None:
             run.set_tags({"pruneflow.stage": stage, **tags})
             values = config.model_dump(mode="json")
             params = {f"cfg/{key}": store.shown(value) for key, value in values.items()}
             run._journal.append(Entry(params=params))
-            run._write_text("config.json", json.dumps({"stage": stage, **values}, indent=1))
-            run._write_text("environment.json", json.dumps(environment.describe(), indent=1))
+            run._write("config.json", json.dumps({"stage": stage, **values}, indent=1))
+            run._write("environment.json", json.dumps(environment.describe(), indent=1))
             run.publish()
         yield run
     except BaseException as error:
         killed = isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit)
         what = "terminated" if killed else type(error).__name__
-        with _undisturbed():
+        with _signals_ignored():
             run._publisher.end("KILLED" if killed else "FAILED", f"{what}: {first_line(error)}")
-        if isinstance(error, _ENDINGS):
+        if isinstance(error, _FAILURES):
             raise ExperimentError(f"run {run.id} failed: {first_line(error)}") from error
         raise
     run._publisher.end("FINISHED")
     run._publisher.check()
 
 
-def _opened(
-    stage: str,
-    name: str,
-    tags: Mapping[str, str],
-    experiment_id: str | None,
-    interrupted: str | None,
-) -> Run:
-    """The run that was handed over, was interrupted, or a new one; nothing is logged yet."""
-    fail_soon()
-    client = MlflowClient()
-    handed_over = os.environ.pop("MLFLOW_RUN_ID", None) if experiment_id is None else None
-    with refusals.in_a_line("no run can be made: "):
-        if handed_over is not None and interrupted is None:
-            theirs = client.get_run(handed_over)
-            writers.check_handed_over(theirs, tags.get("pruneflow.fingerprint", ""), stage)
-        ids = writers.identify(client, handed_over, interrupted, name, experiment_id)
-        return Run(client, writers.take(client, *ids, name, stage))
-
-
 @contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Ctrl-C and SIGTERM, which have been heard, are not heard again while a run is ended."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (2, 15)}
+def _signals_ignored() -> Iterator[None]:
+    """Ctrl-C and SIGTERM, of which one may have ended the run, do not stop the ending of it."""
+    main = threading.current_thread() is threading.main_thread()
+    numbers = (signal.SIGINT, signal.SIGTERM) if main else ()
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
     try:
         yield
     finally:

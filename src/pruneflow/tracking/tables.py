@@ -1,61 +1,50 @@
-"""Tables: records of a dataclass as CSV, and read back with the types of its fields."""
+"""Tables: records of a dataclass as CSV, read back with the types of its fields, as DataFrames."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping
-from dataclasses import astuple, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
 from typing import Any, TypeVar
 
+import numpy as np
 import pandas as pd
 
 _DTYPES = {"int": "Int64", "float": "float64", "str": "string"}
-_UNFIT = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
+_MALFORMED = (TypeError, ValueError, LookupError, ArithmeticError, AttributeError)
 R = TypeVar("R")
 
 
-def dtypes(kind: type[Any]) -> dict[str, str]:
-    """Field of a dataclass -> pandas' type of its column; each can be missing."""
-    return {f.name: _DTYPES[str(f.type).removesuffix(" | None")] for f in fields(kind)}
+def _types(kind: type[Any]) -> dict[str, str]:
+    return {field.name: str(field.type).removesuffix(" | None") for field in fields(kind)}
 
 
-def to_csv(rows: Iterable[Any], kind: type[Any]) -> str:
-    """Records of a dataclass as CSV text, the fields' names as its header."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(field.name for field in fields(kind))
-    writer.writerows(astuple(row) for row in rows)
-    return out.getvalue()
+def _value(cell: Any, type_: str) -> int | float | str | None:
+    if cell is None or (cell == "" and type_ != "str"):
+        return None
+    if type_ == "int":  # through text, which takes no fraction
+        return int(np.int64(str(cell)))
+    return float(cell) if type_ == "float" else str(cell)
 
 
-def cells(text: str) -> pd.DataFrame:
-    """The columns of CSV text of records, as text; NA where a cell is empty.
+def records(columns: Mapping[str, Sequence[Any]], kind: type[R]) -> list[R]:
+    """Records of a dataclass, from columns of numbers or of text; None in those that are missing.
 
     Raises:
-        ValueError: text that is something else, or torn.
-    """
-    widths = {len(row) for row in csv.reader(io.StringIO(text))}
-    if len(widths) != 1 or not text.endswith("\n"):
-        raise ValueError("a row is torn")
-    # as text: pandas' own parser of numbers rounds some in their last digit
-    table = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)
-    return table.mask(table == "")
-
-
-def frame(table: Mapping[str, Any] | pd.DataFrame, kind: type[Any]) -> pd.DataFrame:
-    """Columns of a record with the types of its fields; what the table lacks is missing.
-
-    Raises:
-        ValueError: values that are not of their fields' types, or a row without its level.
+        ValueError: columns of unequal length, without levels, or of other types than the fields'.
     """
     try:
-        found = pd.DataFrame(table).reindex(columns=list(dtypes(kind))).astype(dtypes(kind))
-    except _UNFIT as error:
+        if any(level in (None, "") for level in columns["level"]):
+            raise ValueError("a row has no level")
+        missing = [None] * len(columns["level"])
+        table = [
+            [_value(cell, type_) for cell in columns.get(name, missing)]
+            for name, type_ in _types(kind).items()
+        ]
+        return [kind(*row) for row in zip(*table, strict=True)]
+    except _MALFORMED as error:
         raise ValueError(f"no {kind.__name__} records: {error}") from None
-    if found["level"].isna().any():
-        raise ValueError(f"no {kind.__name__} records: a row has no level")
-    return found
 
 
 def from_csv(text: str, kind: type[R]) -> list[R]:
@@ -64,8 +53,25 @@ def from_csv(text: str, kind: type[R]) -> list[R]:
     Raises:
         ValueError: text that is something else, or torn.
     """
-    found = frame(cells(text), kind)
-    strings = [f.name for f in fields(kind) if str(f.type) == "str"]  # type: ignore[arg-type]
-    found[strings] = found[strings].fillna("")
-    plain = found.astype(object).where(found.notna(), None)
-    return [kind(*row) for row in plain.itertuples(index=False)]
+    try:
+        header, *lines = csv.reader(io.StringIO(text))
+    except (csv.Error, ValueError) as error:
+        raise ValueError(f"a table is torn: {error}") from None
+    if any(len(line) != len(header) for line in lines) or not text.endswith("\n"):
+        raise ValueError("a table is torn")
+    return records({name: [line[i] for line in lines] for i, name in enumerate(header)}, kind)
+
+
+def to_csv(rows: Iterable[Any], kind: type[Any]) -> str:
+    """Records as CSV text, the fields' names as its header."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(_types(kind))
+    writer.writerows(vars(row).values() for row in rows)
+    return out.getvalue()
+
+
+def frame(rows: Iterable[Any], kind: type[Any]) -> pd.DataFrame:
+    """Records as a DataFrame with the types of their fields, each of which can be missing."""
+    dtypes = {name: _DTYPES[type_] for name, type_ in _types(kind).items()}
+    return pd.DataFrame(list(map(vars, rows)), columns=list(dtypes), dtype=object).astype(dtypes)

@@ -6,9 +6,10 @@ Files and folders that an editor, an archive or a system left there are never da
 from __future__ import annotations
 
 import filecmp
+import itertools
 import os
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,22 +19,18 @@ _CLUTTER = {
     *("__macosx", "__pycache__", "thumbs.db", "ehthumbs.db", "desktop.ini", "lost+found"),
     *("@eadir", "$recycle.bin", "system volume information"),
 }
-SPLITS = ("train", "validation", "test")
 # The keywords of Hugging Face data sets (datasets.data_files): `eval` is a test set there.
-_SPLIT_WORD = re.compile(
-    r"((?P<train>train|training)|(?P<validation>val|valid|validation|dev)|"
-    r"(?P<test>test|testing|eval|evaluation))(set|data|split)?"
-)
-_LONG = 150
+_SPLITS = {
+    "train": re.compile("(train|training)(set|data|split)?"),
+    "validation": re.compile("(val|valid|validation|dev)(set|data|split)?"),
+    "test": re.compile("(test|testing|eval|evaluation)(set|data|split)?"),
+}
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+_LONG = 150
 
 
 def existing(data_dir: str) -> Path:
-    """The folder that `data_dir` names.
-
-    Raises:
-        InputError: it does not exist, or is a file.
-    """
+    """The folder that `data_dir` names."""
     folder = user_path("data_dir", data_dir)
     if not folder.exists():
         raise InputError(f"data_dir={data_dir!r} does not exist (looked at {folder.resolve()})")
@@ -55,42 +52,33 @@ class Listing:
 
     def left_out(self, read: Iterable[Path]) -> list[str]:
         """A note on how many files were not read, and of which endings; none if all were."""
-        unread = set(self.visible) - set(read)
         notes = []
-        if unread:
+        if unread := set(self.visible) - set(read):
             endings = sorted({path.suffix.lower() or "no ending" for path in unread})
             notes.append(f"{count(len(unread), 'file')} ({listed(endings)})")
         if self.hidden:
-            names = listed(sorted(set(self.hidden)), most=3)
-            notes.append(f"{len(self.hidden)} hidden ({names})")
+            notes.append(f"{len(self.hidden)} hidden ({listed(sorted(set(self.hidden)), 3)})")
         return [f"left out: {', '.join(notes)}"] if notes else []
 
 
 def list_files(folder: Path) -> Listing:
-    """Every file below a folder, links followed; a hidden folder counts once and is not entered.
+    """Every file below a folder, links followed; a hidden folder counts once and is not entered."""
 
-    Raises:
-        InputError: a folder that cannot be opened, or a link to nothing.
-    """
+    def refuse(error: OSError) -> None:
+        raise InputError(f"{error.filename} cannot be read: {error.strerror}")
+
     visible: list[Path] = []
     hidden: list[str] = []
-    for root, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
-        above = {os.path.realpath(parent) for parent in Path(root).parents}
-        if os.path.realpath(root) in above:  # a link to where it lies in
-            folders.clear()
+    for root, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        if os.path.realpath(root) in map(os.path.realpath, Path(root).parents):
+            folders.clear()  # a link to where it lies in
             continue
         hidden += [name for name in (*folders, *names) if is_hidden(name)]
         folders[:] = [name for name in folders if not is_hidden(name)]
         visible += [Path(root, name) for name in names if not is_hidden(name)]
     if dangling := [path for path in visible if not path.exists()]:
-        raise InputError(
-            f"data_dir={str(folder)!r} has links to nothing: {_shown(dangling, folder)}"
-        )
+        raise _refusal(folder, "has links to nothing", dangling)
     return Listing(sorted(visible), hidden)
-
-
-def _refuse(error: OSError) -> None:
-    raise InputError(f"{error.filename} cannot be read: {error.strerror}")
 
 
 def is_hidden(name: str) -> bool:
@@ -103,73 +91,69 @@ def split_words(name: str) -> dict[str, str]:
 
     Words are runs of letters, also those of a camelCase name, in capitals or not.
     """
-    words = {}
+    words: dict[str, str] = {}
     for run in re.findall(r"[^\W\d_]+", name):
-        for word in [run] if _SPLIT_WORD.fullmatch(run.lower()) else _CAMEL.split(run):
-            if match := _SPLIT_WORD.fullmatch(word.lower()):
-                words[next(split for split in SPLITS if match[split])] = word.lower()
+        for word in (run, *_CAMEL.split(run)):
+            for split, pattern in _SPLITS.items():
+                if pattern.fullmatch(word.lower()):
+                    words.setdefault(split, word.lower())
     return words
 
 
-def by_split(paths: Iterable[Path], folder: Path) -> dict[str, list[Path]]:
+def by_split(paths: Sequence[Path], folder: Path) -> dict[str, list[Path]]:
     """Files by the split that their name, or a folder's between them and `folder`, speaks of.
 
-    Those of no split are `all`.
-
-    Raises:
-        InputError: a name or path of two splits, two words for one split, files of which some say
-            their split and some do not, or the same file twice.
+    Those of no split are `all`. A name of two splits, two names for one split, files of which some
+    say their split and some do not, and the same file twice are refused.
     """
-    paths = list(paths)
     splits: dict[str, list[Path]] = {}
-    used: dict[str, dict[str, Path]] = {}
+    examples: dict[str, dict[str, Path]] = {}  # of the words that are used for each split
     unclear = []
     for path in paths:
-        *above, own = (split_words(name) for name in _names(path, folder))
-        clear = [words for words in (*above, own) if len(words) == 1]
+        names = (*path.relative_to(folder).parts[:-1], path.stem)
+        spoken = [words for words in map(split_words, names) if words]
+        clear = [words for words in spoken if len(words) == 1]
         named = {split for words in clear for split in words}
-        several = len(own) > 1 or (not named and any(above))
-        if len(named) > 1 or several:
+        if len(split_words(path.stem)) > 1 or (spoken and len(named) != 1):
             unclear.append(path)
             continue
         split = named.pop() if named else "all"
         splits.setdefault(split, []).append(path)
         if clear:
-            used.setdefault(split, {}).setdefault(clear[-1][split], path)
+            examples.setdefault(split, {}).setdefault(clear[-1][split], path)
     if unclear:
-        raise InputError(
-            f"data_dir={str(folder)!r}: these files are named after more than one of train, "
-            f"validation and test: {_shown(unclear, folder)}"
-        )
-    _check_names(splits, used, folder)
-    if copies := _copies(paths):
-        raise InputError(
-            f"data_dir={str(folder)!r} has the same table twice: {_shown(copies, folder)}; keep "
-            "one of them"
-        )
+        problem = "has files named after more than one of train, validation and test"
+        raise _refusal(folder, problem, unclear)
+    for split, files in examples.items():
+        if len(files) > 1:
+            problem = f"has more than one {split} set"
+            raise _refusal(folder, problem, files.values(), "keep one, or name them alike")
+    unnamed = splits.get("all", [])
+    if unnamed and examples:
+        problem = "has files that say which set they are, and files that do not"
+        raise _refusal(folder, problem, unnamed, "name them all train* or test*, or none")
+    if glued := glued_train([str(path.relative_to(folder)) for path in unnamed]):
+        problem = "has files of which it cannot be told whether they are the training set"
+        way_out = "write the word apart from others (reviews_train.csv)"
+        raise _refusal(folder, problem, [folder / name for name in glued], way_out)
+    _check_copies(paths, folder)
     return splits
 
 
-def _check_names(
-    splits: Mapping[str, Sequence[Path]], used: Mapping[str, Mapping[str, Path]], folder: Path
-) -> None:
-    """Refuse sets that are named in two ways, or of which only some files say what they are."""
-    for split, words in used.items():
-        if len(words) > 1:
-            raise InputError(
-                f"data_dir={str(folder)!r} has more than one {split} set: "
-                f"{_shown(words.values(), folder)}; keep one, or name them alike"
-            )
-    if "all" in splits and len(splits) > 1:
-        raise InputError(
-            f"data_dir={str(folder)!r} has files that say which set they are, and files that do "
-            f"not: {_shown(splits['all'], folder)}; name them all train* or test*, or none"
-        )
-    if glued := glued_train([str(path.relative_to(folder)) for path in splits.get("all", [])]):
-        raise InputError(
-            f"data_dir={str(folder)!r}: whether these files are the training set cannot be told: "
-            f"{listed(glued)}; write the word apart from others (reviews_train.csv)"
-        )
+def _refusal(folder: Path, problem: str, paths: Iterable[Path], way_out: str = "") -> InputError:
+    files = listed([str(path.relative_to(folder)) for path in paths])
+    return InputError(f"data_dir={str(folder)!r} {problem}: {files}{way_out and f'; {way_out}'}")
+
+
+def _check_copies(paths: Sequence[Path], folder: Path) -> None:
+    """Refuse two files of one name but for its ending, or of the same bytes."""
+    names = [str(path.with_suffix("")).lower() for path in paths]
+    sizes = [path.stat().st_size for path in paths]
+    for a, b in itertools.combinations(range(len(paths)), 2):
+        same_bytes = sizes[a] == sizes[b] and filecmp.cmp(paths[a], paths[b], shallow=False)
+        if names[a] == names[b] or same_bytes:
+            copies = (paths[a], paths[b])
+            raise _refusal(folder, "has the same table twice", copies, "keep one of them")
 
 
 def glued_train(names: Collection[str]) -> list[str]:
@@ -183,47 +167,17 @@ def roles(splits: Collection[str]) -> dict[str, str]:
 
     A set of no split is the training set; a validation set is the test set where there is no other.
     """
-    names = {
-        split: name
-        for name in splits
-        for split, word in split_words(name).items()
-        if word == name.lower()
-    }
-    if "all" in splits:
-        names["train"] = "all"
+    named = {name: split_words(name) for name in splits}
+    names = {s: name for name, words in named.items() for s in words if words[s] == name.lower()}
+    names |= {"train": "all"} if "all" in splits else {}
     if "test" not in names and "validation" in names:
         names["test"] = names.pop("validation")
-    return {split: names[split] for split in SPLITS if split in names}
+    return {split: names[split] for split in _SPLITS if split in names}
 
 
 def titled(part: str, split: str) -> str:
     """`test`, or `test (validation)` where another split is read as that part."""
     return part if split in (part, "all") else f"{part} ({split})"
-
-
-def _copies(paths: Iterable[Path]) -> tuple[Path, Path] | None:
-    """Two files of one name but for its ending, or of the same bytes."""
-    seen: dict[str | int, list[Path]] = {}
-    for path in paths:
-        name, size = str(path.with_suffix("")).lower(), path.stat().st_size
-        for other in seen.setdefault(size, []):
-            if filecmp.cmp(other, path, shallow=False):
-                return other, path
-        if name in seen:
-            return seen[name][0], path
-        seen[name] = [path]
-        seen[size].append(path)
-    return None
-
-
-def _names(path: Path, folder: Path) -> list[str]:
-    """Names of the folders on the way to a file, and its own without its ending."""
-    relative = path.relative_to(folder)
-    return [*relative.parts[:-1], relative.stem]
-
-
-def _shown(paths: Iterable[Path], folder: Path) -> str:
-    return listed([str(path.relative_to(folder)) for path in paths])
 
 
 def listed(names: Collection[str], most: int = 10) -> str:

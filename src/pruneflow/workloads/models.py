@@ -1,6 +1,6 @@
-"""Models: torchvision's classifiers, with a head sized to the data set.
+"""Models: torchvision's classifiers by their names, with a head sized to the data set.
 
-Every torchvision classifier works by its name; the study's four are listed for the help text.
+What is true of every model is here too: its logits, its head, its state, and looking at it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import os
 import random
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,91 +38,202 @@ def names() -> list[str]:
 def build(name: str, classes: int, *, weights: str = "none", load: bool = True) -> nn.Module:
     """A classifier with `classes` outputs, images (N, 3, H, W) in, logits (N, classes) out.
 
-    Args:
-        name: a torchvision classifier.
-        classes: outputs of the head.
-        weights: `none` (torchvision's initialisation, from torch's global generator),
-            `pretrained` (ImageNet, downloaded by torchvision on first use; the head is new),
-            or a safetensors file. Of a file whose head has another number of outputs, all but
-            the head is taken.
-        load: False for the same architecture with new weights.
-
-    Raises:
-        InputError: an unknown name, a download that fails, a file that does not fit.
+    `weights` is `none` (torchvision's initialisation, from torch's global generator), `pretrained`
+    (ImageNet, downloaded by torchvision on first use; the head is new), or a safetensors file, of
+    which all but the head is taken if that has another number of outputs. Without `load`, the
+    architecture is the same and the weights are new.
     """
     if name not in names():
         raise unknown("model", name, names())
-    if weights == "pretrained":
-        return _published(name, classes) if load else _new(name, classes, _published_options(name))
-    model = _new(name, classes, {})
-    if weights != "none" and load:
+    published = weights == "pretrained"
+    model = _new(name, classes, _published_options(name) if published else {})
+    if published and load:
+        _take(model, _published(name), f"the ImageNet weights of {name}")
+    elif weights != "none" and load:
         path = user_path("weights", weights)
-        _load(model, _read(path), path)
+        _take(model, _read(path), f"weights={str(path)!r}")
     return model
 
 
+def describe(model: nn.Module) -> dict[str, object]:
+    """What `rebuild` needs of a classifier beside its name and classes, as JSON values."""
+    values = {name: getattr(model, name, usual) for name, usual in _OPTIONS.items()}
+    options = {name: value for name, value in values.items() if value != _OPTIONS[name]}
+    return {"builder": "torchvision"} | ({"options": options} if options else {})
+
+
+def rebuild(structure: Mapping[str, Any]) -> nn.Module:
+    """A dense model as a checkpoint's structure describes it, with new weights, or a ValueError."""
+    if structure.get("builder") == "transformers":
+        from pruneflow.workloads import encoders
+
+        return encoders.rebuild(structure)
+    if structure.get("builder") != "torchvision":
+        raise ValueError(f"the builder {structure.get('builder')!r} is not known")
+    name, options = str(structure["model"]), dict(structure.get("options", {}))
+    if name not in names():
+        raise unknown("model", name, names())
+    if strange := options.keys() - _OPTIONS.keys():
+        raise ValueError(f"the option {min(strange)!r} is not known")
+    return _new(name, int(structure["classes"]), options)
+
+
 def _new(name: str, classes: int, options: Mapping[str, Any]) -> nn.Module:
-    """A model with new weights."""
-    fixed: dict[str, Any] = {}
-    if name in _WITH_AUXILIARY_HEADS:
-        fixed = {"aux_logits": False, "init_weights": True}
+    fixed = {"aux_logits": False, "init_weights": True} if name in _WITH_AUXILIARY_HEADS else {}
     model: nn.Module = torchvision.models.get_model(
         name, weights=None, num_classes=classes, **fixed, **options
     )
     return model
 
 
-def _published(name: str, classes: int) -> nn.Module:
-    """A model as torchvision's builder makes it with its ImageNet weights, and a new head."""
+def _published_options(name: str) -> dict[str, Any]:
+    """What torchvision's builder sets for its ImageNet weights, without fetching them."""
+    if name.startswith("vit_"):
+        weights = torchvision.models.get_model_weights(name).DEFAULT
+        return {"image_size": weights.meta["min_size"][0]}
+    return {"transform_input": True} if name in _WITH_AUXILIARY_HEADS else {}
+
+
+def _published(name: str) -> dict[str, Tensor]:
+    """ImageNet weights as torchvision's builder loads them, without those of any head."""
+    forced = os.environ.get(_FORCE_SAFE)
+    os.environ[_FORCE_SAFE] = "1"  # torch.load reads tensors alone, also where a builder calls it
     try:
-        with _no_pickles():
-            model: nn.Module = torchvision.models.get_model(name, weights="DEFAULT")
+        model = torchvision.models.get_model(name, weights="DEFAULT")
     except Exception as error:  # torch.hub raises what network, disk or the file's bytes lead it to
         folder = Path(torch.hub.get_dir()) / "checkpoints"
         raise InputError(
             f"the ImageNet weights of {name} could not be downloaded ({first_line(error)}): "
             f"pass weights=none, weights=<file>, or put torchvision's file into {folder}"
         ) from None
-    if name in _WITH_AUXILIARY_HEADS:
-        model.aux_logits = False  # type: ignore[assignment]
-        for head in ("AuxLogits", "aux1", "aux2"):
-            if hasattr(model, head):
-                setattr(model, head, None)
-    _replace(model, head_name(model), classes)
-    return model
-
-
-def _published_options(name: str) -> dict[str, Any]:
-    """What torchvision's builder sets for its ImageNet weights, without fetching them."""
-    if name in _WITH_AUXILIARY_HEADS:
-        return {"transform_input": True}
-    if name.startswith("vit_"):
-        size: int = torchvision.models.get_model_weights(name).DEFAULT.meta["min_size"][0]
-        return {"image_size": size}
-    return {}
-
-
-@contextmanager
-def _no_pickles() -> Iterator[None]:
-    """Make torch.load read tensors alone, also where a library's builder calls it."""
-    before = os.environ.get(_FORCE_SAFE)
-    os.environ[_FORCE_SAFE] = "1"
-    try:
-        yield
     finally:
-        if before is None:
-            del os.environ[_FORCE_SAFE]
-        else:
-            os.environ[_FORCE_SAFE] = before
+        del os.environ[_FORCE_SAFE]
+        if forced is not None:
+            os.environ[_FORCE_SAFE] = forced
+    heads = (f"{head_name(model)}.", "AuxLogits.", "aux1.", "aux2.")
+    return {k: tensor for k, tensor in model.state_dict().items() if not k.startswith(heads)}
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    weights = f"weights={str(path)!r}"
+    if not path.is_file():
+        raise InputError(f"{weights} is not a file: pass none, pretrained, or a safetensors file")
+    try:
+        state: dict[str, Tensor] = load_file(path)
+    except (SafetensorError, OSError) as error:
+        hint = (
+            "; only safetensors files are read, no pickles: safetensors.torch.save_file("
+            "torch.load(<file>, weights_only=True), <new file>) makes one of a state dict"
+        )
+        hint = hint if path.suffix != ".safetensors" else ""
+        raise InputError(f"{weights} cannot be read: {first_line(error)}{hint}") from None
+    if any(name.endswith(".kept") for name in state):
+        problem = "is the checkpoint of a pruned level, whose tensors are packed"
+        raise InputError(f"{weights} {problem}: pass dense weights")
+    return state
+
+
+def _take(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Load weights whole, but for a head of another number of outputs."""
+    wanted, head = model.state_dict(), f"{head_name(model)}."
+    for name, tensor in wanted.items():
+        given = state.get(name)
+        if given is not None and given.shape == tensor.shape:
+            if given.is_floating_point() and not given.isfinite().all():
+                raise InputError(f"{source}: {name} holds NaN or infinite values")
+            wanted[name] = given
+        elif not name.startswith(head):
+            shape = "missing" if given is None else f"of shape {tuple(given.shape)}"
+            raise InputError(
+                f"{source} do not fit the model: {name} is {shape}, it should be of shape "
+                f"{tuple(tensor.shape)}"
+            )
+    if extra := sorted(state.keys() - wanted.keys()):
+        raise InputError(f"{source} do not fit the model: it has no {extra[0]}")
+    load_state(model, wanted)
+
+
+def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Load a state dict of this very kind of model, whole.
+
+    Tensors from a file do not say in which version of its class a module wrote them, and PyTorch
+    then takes them for the first and converts them (MNASNet: to another stem). They are of the
+    version that the model has. A RuntimeError says that they do not fit.
+    """
+    versioned = OrderedDict(state)
+    versioned._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]
+    model.load_state_dict(versioned)
+
+
+def head_name(model: nn.Module) -> str:
+    """Name of the layer that makes the logits: the last linear layer, or convolution.
+
+    Of an encoder the last of its head: some list the head before the body.
+    """
+    linear = [str(n) for n, m in model.named_modules() if isinstance(m, nn.Linear)]
+    body = f"{getattr(model, 'base_model_prefix', '')}."
+    linear = [name for name in linear if not name.startswith(body)] or linear
+    return (linear or [str(n) for n, m in model.named_modules() if isinstance(m, nn.Conv2d)])[-1]
 
 
 def logits(model: nn.Module, inputs: Tensor | Mapping[str, Tensor]) -> Tensor:
     """Logits (N, classes) of a batch: images as one tensor, texts as an encoder's named ones."""
-    if isinstance(inputs, Tensor):
-        result: Tensor = model(inputs)
-    else:
-        result = model(**inputs).logits
+    result: Tensor = model(inputs) if isinstance(inputs, Tensor) else model(**inputs).logits
     return result
+
+
+def check_image_size(model: nn.Module, name: str, size: int) -> Tensor:
+    """One blank input (1, 3, size, size) that the model is seen to accept."""
+    try:
+        sample = torch.zeros(1, 3, size, size, device=next(model.parameters()).device)
+        with looking(model), torch.inference_mode():
+            model(sample)
+    except (RuntimeError, ValueError, AssertionError, MemoryError) as error:
+        reason = first_line(error)
+        raise InputError(f"image_size={size} does not work with {name}: {reason}") from None
+    return sample
+
+
+def random_inputs(
+    structure: Mapping[str, Any], batch: int, *, size: int, device: str
+) -> Tensor | dict[str, Tensor]:
+    """A batch of noise for a model as a checkpoint's structure describes it, the same every time.
+
+    Images are (batch, 3, size, size), channels_last as in training; texts are `input_ids` and
+    `attention_mask`, both (batch, size).
+    """
+    generator = torch.Generator().manual_seed(0)
+    if structure.get("builder") != "transformers":
+        images = torch.randn(batch, 3, size, size, generator=generator)
+        return images.to(device, memory_format=torch.channels_last)
+    config = structure["config"]
+    ids = torch.randint(config.get("vocab_size", 1_000), (batch, size), generator=generator)
+    # as real texts have them: no padding, and one end, where models look for their summary
+    special = [config.get(f"{name}_token_id") for name in ("pad", "eos")]
+    plain = next(number for number in range(3) if number not in special)
+    for number in special:
+        if isinstance(number, int):
+            ids[ids == number] = plain
+    if isinstance(special[1], int):
+        ids[:, -1] = special[1]
+    return {"input_ids": ids.to(device), "attention_mask": torch.ones_like(ids).to(device)}
+
+
+# -------------------------------------------------------------------------------------- looking
+
+
+@contextmanager
+def looking(*observed: nn.Module) -> Iterator[None]:
+    """Put models into eval mode, to look at them; afterwards they are as they were.
+
+    So are the mode of every submodule, buffers, `requires_grad`, and the global random generators.
+    Whatever runs, traces, exports, counts or times a model does so in here. Weights are not kept
+    twice: nothing that only runs a model writes to them.
+    """
+    with same_random_state(), same_modes(*observed), _same_tensors(*observed):
+        for model in observed:
+            model.eval()
+        yield
 
 
 @contextmanager
@@ -140,9 +251,9 @@ def same_random_state() -> Iterator[None]:
 
 
 @contextmanager
-def same_modes(model: nn.Module) -> Iterator[None]:
+def same_modes(*observed: nn.Module) -> Iterator[None]:
     """Leave every submodule in training or eval mode, as it was; they need not be alike."""
-    modes = [(module, module.training) for module in model.modules()]
+    modes = [(module, module.training) for model in observed for module in model.modules()]
     try:
         yield
     finally:
@@ -151,27 +262,11 @@ def same_modes(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def looking(*observed: nn.Module) -> Iterator[None]:
-    """Put models into eval mode, to look at them; afterwards they are as they were.
-
-    So are the mode of every submodule, buffers, `requires_grad`, and the global random generators.
-    Whatever runs, traces, exports, counts or times a model does so in here. Weights are not kept
-    twice: nothing that only runs a model writes to them.
-    """
-    with ExitStack() as stack:
-        stack.enter_context(same_random_state())
-        for model in observed:
-            stack.enter_context(same_modes(model))
-            stack.enter_context(_same_tensors(model))
-            model.eval()
-        yield
-
-
-@contextmanager
-def _same_tensors(model: nn.Module) -> Iterator[None]:
-    gradients = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+def _same_tensors(*observed: nn.Module) -> Iterator[None]:
+    gradients = [(p, p.requires_grad) for model in observed for p in model.parameters()]
     buffers = [
         (module, name, buffer, buffer.clone())
+        for model in observed
         for module in model.modules()
         for name, buffer in module._buffers.items()
         if buffer is not None and buffer.layout == torch.strided
@@ -187,167 +282,3 @@ def _same_tensors(model: nn.Module) -> Iterator[None]:
             if not torch.equal(buffer, value):
                 with torch.no_grad():
                     buffer.copy_(value)
-
-
-def random_inputs(
-    structure: Mapping[str, Any], batch: int, *, size: int, device: str
-) -> Tensor | dict[str, Tensor]:
-    """A batch of noise for a model as a checkpoint's structure describes it, the same every time.
-
-    Args:
-        structure: of the checkpoint.
-        batch: samples.
-        size: side of the images in pixels, or tokens of every text.
-        device: where they are to be.
-
-    Returns:
-        Images (batch, 3, size, size), channels_last as in training; or of texts `input_ids` and
-        `attention_mask` (batch, size).
-    """
-    generator = torch.Generator().manual_seed(0)
-    if structure.get("builder") == "transformers":
-        config = structure["config"]
-        ids = torch.randint(config.get("vocab_size", 1_000), (batch, size), generator=generator)
-        # as real texts have them: no padding, and one end, where models look for their summary
-        special = [config.get(f"{name}_token_id") for name in ("pad", "eos")]
-        plain = next(number for number in range(3) if number not in special)
-        for number in special:
-            if isinstance(number, int):
-                ids[ids == number] = plain
-        if isinstance(special[1], int):
-            ids[:, -1] = special[1]
-        mask = torch.ones_like(ids)
-        return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
-    images = torch.randn(batch, 3, size, size, generator=generator)
-    return images.to(device, memory_format=torch.channels_last)
-
-
-def describe(model: nn.Module) -> dict[str, object]:
-    """What `rebuild` needs of a classifier beside its name and classes, as JSON values."""
-    options = {
-        name: getattr(model, name)
-        for name, usual in _OPTIONS.items()
-        if getattr(model, name, usual) != usual
-    }
-    return {"builder": "torchvision"} | ({"options": options} if options else {})
-
-
-def rebuild(structure: Mapping[str, Any]) -> nn.Module:
-    """A dense model of the kind that a checkpoint's structure describes; its weights are new.
-
-    Raises:
-        ValueError: a structure of another kind.
-    """
-    if structure.get("builder") == "transformers":
-        from pruneflow.workloads import encoders
-
-        return encoders.rebuild(structure)
-    if structure.get("builder") != "torchvision":
-        raise ValueError(f"the builder {structure.get('builder')!r} is not known")
-    name, options = str(structure["model"]), dict(structure.get("options", {}))
-    if name not in names():
-        raise unknown("model", name, names())
-    if strange := options.keys() - _OPTIONS.keys():
-        raise ValueError(f"the option {min(strange)!r} is not known")
-    return _new(name, int(structure["classes"]), options)
-
-
-def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Load a state dict of this very kind of model, whole.
-
-    Tensors from a file do not say in which version of its class a module wrote them, and PyTorch
-    then takes them for the first and converts them (MNASNet: to another stem). They are of the
-    version that the model has.
-
-    Raises:
-        RuntimeError: tensors that do not fit.
-    """
-    versioned = OrderedDict(state)
-    versioned._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]
-    model.load_state_dict(versioned)
-
-
-def check_image_size(model: nn.Module, name: str, size: int) -> Tensor:
-    """One blank input (1, 3, size, size) that the model is seen to accept.
-
-    Raises:
-        InputError: an image size that the model cannot take.
-    """
-    try:
-        sample = torch.zeros(1, 3, size, size, device=next(model.parameters()).device)
-        with looking(model), torch.inference_mode():
-            model(sample)
-    except (RuntimeError, ValueError, AssertionError, MemoryError) as error:
-        reason = first_line(error)
-        raise InputError(f"image_size={size} does not work with {name}: {reason}") from None
-    return sample
-
-
-def head_name(model: nn.Module) -> str:
-    """Name of the layer that makes the logits: the last linear layer, or convolution.
-
-    Of an encoder the last of its head: some list the head before the body.
-    """
-    linear = [str(n) for n, m in model.named_modules() if isinstance(m, nn.Linear)]
-    body = f"{getattr(model, 'base_model_prefix', '')}."
-    linear = [name for name in linear if not name.startswith(body)] or linear
-    return (linear or [str(n) for n, m in model.named_modules() if isinstance(m, nn.Conv2d)])[-1]
-
-
-def _replace(model: nn.Module, name: str, classes: int) -> None:
-    old = model.get_submodule(name)
-    new: nn.Module
-    has_bias = getattr(old, "bias", None) is not None
-    if isinstance(old, nn.Conv2d):
-        new = nn.Conv2d(old.in_channels, classes, old.kernel_size, bias=has_bias)  # type: ignore[arg-type]
-    else:
-        assert isinstance(old, nn.Linear)
-        new = nn.Linear(old.in_features, classes, bias=has_bias)
-    parent, _, attribute = name.rpartition(".")
-    setattr(model.get_submodule(parent), attribute, new)
-
-
-def _read(path: Path) -> Mapping[str, Tensor]:
-    if not path.is_file():
-        raise InputError(
-            f"weights={str(path)!r} is not a file: pass none, pretrained, or a safetensors file"
-        )
-    try:
-        state: Mapping[str, Tensor] = load_file(path)
-    except (SafetensorError, OSError) as error:
-        reason = first_line(error)
-        if path.suffix != ".safetensors":
-            reason += (
-                "; only safetensors files are read, no pickles: safetensors.torch.save_file("
-                "torch.load(<file>, weights_only=True), <new file>) makes one of a state dict"
-            )
-        raise InputError(f"weights={str(path)!r} cannot be read: {reason}") from None
-    return state
-
-
-def _load(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
-    if any(name.endswith(".kept") for name in state):
-        raise InputError(
-            f"weights={str(path)!r} is the checkpoint of a pruned level, whose tensors are packed: "
-            "pass dense weights"
-        )
-    own = model.state_dict()
-    head = head_name(model) + "."
-    taken = {}
-    for name, tensor in own.items():
-        given = state.get(name)
-        if given is not None and given.shape == tensor.shape:
-            taken[name] = given
-        elif not name.startswith(head):
-            has = "missing" if given is None else f"of shape {tuple(given.shape)}"
-            raise InputError(
-                f"weights={str(path)!r} do not fit the model: {name} is {has}, "
-                f"it should be of shape {tuple(tensor.shape)}"
-            )
-    extra = sorted(state.keys() - own.keys())
-    if extra:
-        raise InputError(f"weights={str(path)!r} do not fit the model: it has no {extra[0]}")
-    for name, tensor in taken.items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise InputError(f"weights={str(path)!r}: {name} holds NaN or infinite values")
-    load_state(model, own | taken)

@@ -22,11 +22,7 @@ def to_rgb(picture: Image.Image) -> Image.Image:
     """The first frame as RGB of 8 bits, upright by its EXIF orientation, transparency over white.
 
     Grey of 16 bits is scaled from its range. Where a mode has no known range (32 bits, floats) or
-    no conversion (LAB), the picture is refused rather than guessed at.
-
-    Raises:
-        ValueError: a picture that is refused; the text says why.
-        Exception: whatever Pillow raises on bytes that it cannot decode.
+    no conversion (LAB), a ValueError says so; Pillow raises its own on bytes it cannot decode.
     """
     from PIL import Image
 
@@ -52,27 +48,23 @@ def to_rgb(picture: Image.Image) -> Image.Image:
 
 
 def _converted(picture: Image.Image) -> Image.Image:
+    from PIL import Image
+
     if picture.mode.startswith("I"):
         return _from_16_bits(picture)
     if _SIGNED in getattr(picture, "tag_v2", {}).get(_SAMPLE_FORMAT, ()):
         raise ValueError("its values have a sign, and so no known range: save it without")
     if picture.mode == "La":  # Pillow converts it to LA alone
-        return _over_white(picture.convert("LA"))
+        picture = picture.convert("LA")
     if picture.mode in _WITH_ALPHA or (picture.mode in _DIRECT and picture.has_transparency_data):
-        return _over_white(picture)
+        white = Image.new("RGBA", picture.size, "white")
+        return Image.alpha_composite(white, picture.convert("RGBA")).convert("RGB")
     if picture.mode in _DIRECT:
         return picture.convert("RGB")
     raise ValueError(
         f"its mode is {picture.mode}, which has no known range in RGB: save it as grey or RGB of "
         "8 or 16 bits"
     )
-
-
-def _over_white(picture: Image.Image) -> Image.Image:
-    from PIL import Image
-
-    white = Image.new("RGBA", picture.size, "white")
-    return Image.alpha_composite(white, picture.convert("RGBA")).convert("RGB")
 
 
 def _from_16_bits(picture: Image.Image) -> Image.Image:
@@ -83,9 +75,8 @@ def _from_16_bits(picture: Image.Image) -> Image.Image:
     if picture.mode == "I" and picture.format not in ("PNG", "PPM"):
         raise ValueError("its mode is I (integers of 32 bits), whose range is not known")
     tags = getattr(picture, "tag_v2", {})
-    bits = tags.get(_BITS, (16,))[0]
     values = np.asarray(picture).astype(np.int64)
-    highest = 2**bits - 1
+    highest = 2 ** tags.get(_BITS, (16,))[0] - 1
     grey = (values * 255 + highest // 2) // highest
     if tags.get(_PHOTOMETRIC) == 0:  # white is zero; Pillow turns it around for 8 bits only
         grey = 255 - grey

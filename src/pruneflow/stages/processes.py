@@ -1,0 +1,207 @@
+"""Processes: what runs each job of a sweep in a process of its own, with a run made for it.
+
+What another executor has to offer `sweep` is the same: `run` a job to its end, and `close`.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from pruneflow import config as configs
+from pruneflow.config import BenchmarkConfig, FinetuneConfig
+from pruneflow.errors import ExperimentError, first_line
+from pruneflow.stages import benchmark
+from pruneflow.stages.study import Job
+from pruneflow.tracking import finished, journal, publish, resume, store, writers
+from pruneflow.tracking.fingerprints import benchmark_fingerprint, fingerprint, workload_fingerprint
+from pruneflow.tracking.refusals import in_short, is_refusal
+from pruneflow.workloads import datasets
+
+_PATIENCE_SECONDS = 10.0  # that a process gets to end itself
+_OUTAGE_SECONDS = 900.0  # that jobs wait for MLflow before they are started
+_PAUSE_SECONDS = 2.0  # between two tries
+_TRIES = 3  # of a process that finds no store
+
+
+class Processes:
+    """Runs jobs, each in a process of its own, and waits while MLflow does not answer."""
+
+    def __init__(self, study: str, experiment_id: str, say: Callable[[str], None]) -> None:
+        self._study, self._experiment_id, self._say = study, experiment_id, say
+        self._processes: list[subprocess.Popen[str]] = []
+        self._stopping = threading.Event()
+        self._silent_since: float | None = None  # when the first call failed that was not answered
+
+    def run(self, job: Job) -> None:
+        """Run a job to its end, and keep in it what has become of it."""
+        needs, start = job.needs, time.monotonic()
+        if needs is not None and needs.state != "finished":
+            job.state, job.failure = "skipped", f"{needs.name} {needs.state}"
+            return
+        try:
+            for _ in range(_TRIES):
+                self._patiently(lambda: self._hand_over(job))
+                if job.state == "finished":
+                    job.failure = ""
+                    return
+                code = self._process(job)
+                if code == 0 or store.NO_ANSWER not in job.failure:
+                    break
+            job.seconds = time.monotonic() - start
+            _conclude(job, code)
+        except Exception as error:  # of this job alone: the others go on
+            job.state, job.failure = "failed", first_line(error)
+
+    def _hand_over(self, job: Job) -> None:
+        """Find or make the run that a job's process is to fill, once what it needs is in MLflow."""
+        if job.needs is not None:
+            _send(job.needs)
+            job.needs.run_id = finished.stands_for(job.needs.run_id)
+            if isinstance(job.config, BenchmarkConfig):
+                job.given["run"] = job.needs.run_id
+        known = planned_fingerprint(job)
+        before = resume.earlier(resume.AUTO, known, self._experiment_id) if known else None
+        if before is None:
+            tags = {"pruneflow.study": self._study, "pruneflow.stage": job.stage}
+            run_id = writers.hand_over(job.name, tags)
+        else:  # it was interrupted, and goes on, or was finished meanwhile
+            run_id = before.id
+            finished.adopt(run_id, self._study)
+            job.state = "finished" if before.finished else job.state
+        if job.run_id not in ("", run_id):  # of a process that found no store
+            writers.dismiss(job.run_id, run_id)
+        job.run_id = run_id
+
+    def _process(self, job: Job) -> int:
+        """Run a job's process, and keep what it prints and what it says last; its exit code."""
+        handed_over = {"MLFLOW_RUN_ID": job.run_id, "MLFLOW_EXPERIMENT_ID": self._experiment_id}
+        command = [sys.executable, "-m", "pruneflow", job.stage]
+        command += [f"--{name}={value}" for name, value in job.given.items()]
+        with tempfile.TemporaryFile("w+", encoding="utf-8") as file:
+            process = subprocess.Popen(
+                command, env=os.environ | handed_over, stdout=file, stderr=file, text=True
+            )
+            self._processes.append(process)
+            if self._stopping.is_set():
+                process.terminate()
+            code = process.wait()
+            file.seek(0)
+            job.output = file.read()
+        job.failure = (job.output.strip().splitlines() or [""])[-1]
+        return code
+
+    def _patiently(self, call: Callable[[], object]) -> None:
+        """Make a call to MLflow, again and again while MLflow does not answer.
+
+        Raises:
+            ExperimentError: it has not answered for too long, or the sweep is ended.
+        """
+        while not self._stopping.is_set():
+            try:
+                call()
+            except Exception as error:  # whatever a store, a driver or a network has to say
+                if is_refusal(error):
+                    raise
+                if self._silent_since is None:
+                    self._silent_since = time.monotonic()
+                    self._say(f"  MLflow does not answer ({in_short(error)}): waiting")
+                if time.monotonic() - self._silent_since >= _OUTAGE_SECONDS:
+                    silence = f"MLflow did not answer for {_OUTAGE_SECONDS:.0f} s"
+                    raise ExperimentError(f"{silence}: {in_short(error)}") from error
+                self._stopping.wait(_PAUSE_SECONDS)
+            else:
+                self._silent_since = None
+                return
+        raise ExperimentError("the sweep was ended")
+
+    def adopt(self, jobs: Sequence[Job]) -> None:
+        """Tag what was finished before as of this study, too."""
+        for job in jobs:
+            if job.state == "finished":
+                self._patiently(functools.partial(finished.adopt, job.run_id, self._study))
+
+    def send_rest(self, jobs: Sequence[Job]) -> None:
+        """Send what the processes could not, or say where it is."""
+        for job in jobs:
+            try:
+                _send(job)
+            except Exception as error:  # whatever a store, a driver or a network has to say
+                self._say(
+                    f"{job.name} is finished, but MLflow has not all of it ({in_short(error)}): "
+                    f"send it later with: pruneflow sync {journal.folder_of(job.run_id)}"
+                )
+
+    def close(self) -> None:
+        """End all that are running."""
+        self._stopping.set()
+        for process in self._processes:
+            process.terminate()
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        for process in self._processes:
+            try:
+                process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def _send(job: Job) -> None:
+    """Send what a job's process could not."""
+    if job.unsent:
+        publish.publish_folder(journal.folder_of(job.run_id))
+        job.unsent = False
+
+
+def _conclude(job: Job, code: int) -> None:
+    """What has become of a job, as its run says or, in an outage, its records."""
+    status = ""
+    try:
+        if code != 0:
+            reason = f"its process ended with code {code}: {job.failure}"
+            writers.end_deserted(job.run_id, reason)
+        job.run_id = finished.stands_for(job.run_id)
+        run = finished.outcome(job.run_id)
+        status, job.failure, job.metrics = run.status, run.failure or job.failure, run.metrics
+    except Exception as error:  # whatever a store, a driver or a network has to say
+        if is_refusal(error):
+            raise
+    unsent = journal.unsent_metrics(job.run_id)
+    if unsent is not None:
+        job.unsent, job.metrics = True, unsent
+    well = code == 0 and (job.unsent or status in ("", "FINISHED"))
+    job.state, job.failure = ("finished", "") if well else ("failed", job.failure)
+
+
+def planned_fingerprint(job: Job) -> str | None:
+    """The fingerprint of the run that a job makes; None while what it needs is not there."""
+    config = job.config
+    if isinstance(config, BenchmarkConfig):
+        if job.needs is None or job.needs.state != "finished":
+            return None
+        pruned = finished.fingerprint_of(job.needs.run_id)
+        return benchmark_fingerprint(benchmark.settled(config), pruned)
+    names = ("dataset", "data_dir", "image_size", "train_limit", "seed")
+    digest = _digest(**{name: getattr(config, name) for name in names})
+    if isinstance(config, FinetuneConfig):
+        return fingerprint(job.stage, config, digest, None)
+    base, run_id = configs.base_config(config), config.named_base
+    if run_id is not None:
+        config = config.resolved(weights=finished.base_weights(run_id))
+    elif config.base_run == configs.NEWEST:
+        wanted = {name: getattr(base, name) for name in configs.given_for_base(config)}
+        run_id = finished.newest_base(workload_fingerprint(config, digest), wanted)
+    exact = fingerprint("finetune", base, digest, None)
+    of_base = exact if run_id is None else finished.fingerprint_of(run_id)
+    return fingerprint(job.stage, config, digest, of_base)
+
+
+@functools.cache
+def _digest(dataset: str, **options: Any) -> str:
+    return datasets.load(dataset, **options).digest

@@ -1,0 +1,76 @@
+"""Batches of samples: the order in which they come, and what a model is given of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from pruneflow.workloads.machine import Machine
+from pruneflow.workloads.splits import Samples, Tokens
+
+# ImageNet's channel means and deviations, for every data set: what pretrained weights expect,
+# and from scratch as good as the data's own.
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+_BUCKET_BATCHES = 50  # batches of texts that are sorted by length together
+
+
+def slices(samples: int, size: int) -> list[slice]:
+    """Slices of at most `size`; a last sample alone joins the batch before (BatchNorm needs 2)."""
+    starts = list(range(0, samples, size))
+    if len(starts) > 1 and samples - starts[-1] == 1:
+        starts.pop()
+    return [slice(a, b) for a, b in zip(starts, [*starts[1:], samples], strict=True)]
+
+
+def shuffled(data: Samples, size: int, generator: torch.Generator) -> Iterator[NDArray[np.int64]]:
+    """Batches of sample numbers in a random order, each sample once.
+
+    Texts are sorted by length within stretches of many batches, so that those of one batch are
+    alike in length and little of it is padding; the batches then come in a random order.
+    """
+    order = torch.randperm(len(data), generator=generator).numpy()
+    batches = slices(len(data), size)
+    if isinstance(data, Tokens):
+        stretch = size * _BUCKET_BATCHES
+        for start in range(0, len(order), stretch):
+            part = order[start : start + stretch]
+            order[start : start + stretch] = part[np.argsort(-data.lengths[part], kind="stable")]
+        batches = [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+    yield from (order[batch] for batch in batches)
+
+
+def to_model(
+    data: Samples, index: NDArray[np.int64], image_size: int | None, machine: Machine
+) -> tuple[Tensor | dict[str, Tensor], Tensor]:
+    """A batch as the model takes it, and its labels (N,)."""
+    labels = torch.from_numpy(data.labels[index]).to(machine.device)
+    if isinstance(data, Tokens):
+        return tokens_to_model(data, index, machine), labels
+    assert image_size is not None
+    return _pixels(data.samples[index], image_size, machine), labels
+
+
+def tokens_to_model(data: Tokens, index: NDArray[np.int64], machine: Machine) -> dict[str, Tensor]:
+    """Texts as an encoder takes them: `input_ids` and `attention_mask`, both (N, longest)."""
+    ids, mask = (torch.from_numpy(array).to(machine.device) for array in data.padded(index))
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def _pixels(images: NDArray[np.uint8], size: int, machine: Machine) -> Tensor:
+    """Images as the model takes them: (N, 3, size, size), float32, channels_last, normalised."""
+    uint8 = torch.from_numpy(np.ascontiguousarray(images)).to(machine.device)
+    mean = torch.tensor(MEAN, device=machine.device) * 255
+    scale = 1 / (torch.tensor(STD, device=machine.device) * 255)
+    pixels = ((uint8 - mean) * scale).permute(0, 3, 1, 2)
+    if pixels.shape[2:] != (size, size):
+        shrinks = pixels.shape[2] > size or pixels.shape[3] > size
+        pixels = functional.interpolate(
+            pixels, (size, size), mode="bilinear", align_corners=False, antialias=shrinks
+        )
+    return pixels.contiguous(memory_format=torch.channels_last)
