@@ -28,7 +28,15 @@ from pydantic import (
 from pruneflow.errors import InputError, unknown
 from pruneflow.inference import EAGER, ENGINES, FORMS
 from pruneflow.pruning import TARGETS, schedule
-from pruneflow.pruning.criteria import CRITERIA
+from pruneflow.pruning.criteria import (
+    CRITERIA,
+    OF_CHANNELS,
+    OF_OUTPUTS,
+    OF_SAMPLES,
+    SCALE,
+    needs,
+)
+from pruneflow.pruning.densities import SCOPES
 from pruneflow.workloads.datasets import DATASETS, IMAGES, TEXTS
 
 PRESET = "preset"  # what MLproject passes for a parameter that was not given
@@ -180,8 +188,13 @@ class PruneConfig(Settings):
     criterion: Annotated[str, _among("criterion", CRITERIA)] = Field(
         description=f"scores of what to keep: {', '.join(CRITERIA)}"
     )
-    scope: Literal["global", "layer"]
-    """where scores compete: global (channels: those of one target), or layer (all lose the same)"""
+    calibration_samples: Count = 1024
+    """training samples that a criterion sees gradients or activations of, drawn by the seed"""
+    scope: Annotated[str, _among("scope", SCOPES)]
+    """how the kept share is spread: global (all compete; channels: those of one target), layer (all
+    lose the same), row (every output of every layer does), erk or lamp"""
+    max_layer_sparsity: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """no layer (channels: group) is pruned further than this, in (0, 1]; the others are instead"""
     coupling: Literal["group", "independent"] | None
     """channels: group (tied layers lose the same) or independent (Conv2d by Conv2d, weight only)"""
     targets: Annotated[Names, _among("target", TARGETS)] = Field(
@@ -221,8 +234,19 @@ class PruneConfig(Settings):
         else:
             reason = "has no effect with granularity=channel, whose biases coupling decides on"
             self._refuse(["prune_bias"], reason)
+        seen = set(needs(CRITERIA[self.criterion]))
+        if self.granularity == "weight" and seen & {*OF_CHANNELS}:
+            self._refuse(["criterion"], "scores whole channels: pass granularity=channel")
+        if not seen & {*OF_SAMPLES}:
+            reason = f"has no effect with criterion={self.criterion}, which sees no samples"
+            self._refuse(["calibration_samples"], f"{reason}: leave it out")
+        if self.granularity == "channel" and SCOPES[self.scope].single_weights:
+            self._refuse(["scope"], "spreads single weights: pass scope=global, layer or lamp")
+        if self.coupling == "independent" and seen & {SCALE, *OF_OUTPUTS}:
+            reason = "needs the layers that are tied to a filter: pass coupling=group"
+            self._refuse(["criterion"], reason)
         alone = "does not go with coupling=independent, which prunes every Conv2d by itself"
-        if self.coupling == "independent" and self.scope == "global":
+        if self.coupling == "independent" and self.scope != "layer":
             self._refuse(["scope"], f"{alone}: pass scope=layer")
         if self.coupling == "independent" and self.targets not in ((), ("conv",)):
             self._refuse(["targets"], f"{alone}: pass coupling=group")

@@ -33,6 +33,11 @@ Criterion: TypeAlias = "Callable[..., Tensor]"
 # Statistics that a pass over calibration samples collects.
 GRADIENT, SQUARED_GRADIENT, FLOW_GRADIENT = "gradient", "squared_gradient", "flow_gradient"
 INPUT_NORM, OUTPUT_VARIANCE, OUTPUT_ZEROS = "input_norm", "output_variance", "output_zeros"
+OF_OUTPUTS = (OUTPUT_VARIANCE, OUTPUT_ZEROS)
+OF_SAMPLES = (GRADIENT, SQUARED_GRADIENT, INPUT_NORM, *OF_OUTPUTS)
+# What others see.
+SCALE, GENERATOR = "scale", "generator"
+OF_CHANNELS = ("channel_values", SCALE, *OF_OUTPUTS)
 
 
 def l1(values: Tensor) -> Tensor:

@@ -94,6 +94,23 @@ def kept_by(model: nn.Module, group: Group, masks: Mapping[str, Tensor]) -> Tens
     return mask.flatten(1).any(1).cpu()[rows].any(1)
 
 
+def scales(model: nn.Module, group: Group) -> Tensor | None:
+    """Weights of the normalisation of each unit, (units, layers); None where it has none."""
+    layers = [(tie, model.get_submodule(tie.layer)) for tie in group.ties if tie.side == "out"]
+    scales = [
+        layer.weight.detach()[tie.index.to(layer.weight.device)]
+        for tie, layer in layers
+        if isinstance(layer, BATCH_NORMS) and layer.affine
+    ]
+    return torch.cat(scales, dim=1) if scales else None
+
+
+def readers(model: nn.Module, group: Group) -> dict[str, Tensor]:
+    """The weights that read the units -> columns, (units, columns of one)."""
+    ties = [tie for tie in group.ties if tie.side == "in"]
+    return {f"{tie.layer}.weight": tie.index for tie in ties if entries(model, tie)}
+
+
 def gather(model: nn.Module, group: Group, tensors: Mapping[str, Tensor]) -> Tensor:
     """Of tensors like the weights, what makes each unit: (units, entries of one)."""
     weights = ((tensors[f"{layer}.weight"], rows) for layer, rows in group.makers(model).items())
@@ -101,15 +118,10 @@ def gather(model: nn.Module, group: Group, tensors: Mapping[str, Tensor]) -> Ten
 
 
 def compete(scores: Tensor, kept: Tensor) -> Tensor:
-    """Scores (units,) that can stand beside another group's: their mean over kept units is 1.
-
-    The best `FLOOR` units get infinity, which selection never prunes.
-    """
+    """Scores (units,) that can stand beside another group's: their mean over kept units is 1."""
     scores = scores.to(torch.float64)
-    mean = scores[kept].mean()
-    scaled = scores / mean if mean > 0 else scores
-    best = torch.where(kept, scaled, -1.0).topk(min(FLOOR, len(scores))).indices
-    return scaled.to(torch.float32).index_fill(0, best, torch.inf)
+    mean = scores[kept].abs().mean()
+    return (scores / mean if mean > 0 else scores).to(torch.float32)
 
 
 def filters(model: nn.Module, *, outputs: Sequence[str]) -> list[Group]:

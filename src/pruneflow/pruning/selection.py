@@ -10,36 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pruneflow.pruning.densities import SCOPES
 from pruneflow.pruning.masks import Masks
 
 # Scores of a tensor's entries, flat: asked for a slice, gives float32 or what converts to it.
 Scores: TypeAlias = Callable[[slice], Tensor]
-# Names that compete with each other, and how many of their entries go.
-Shares: TypeAlias = list[tuple[Sequence[str], int]]
 
 _CHUNK = 1 << 18  # a piece and what is made of it fit into a core's cache
 _CHUNK_OF_GPU = 1 << 24
 _GATHERED = 1 << 22  # scores that are looked at exactly, 48 MiB with their positions
 _LOWEST, _HIGHEST = -0x7F800000, 0x7F7FFFFF  # ranks of -infinity and the largest finite float32
-
-
-def global_scope(
-    kept: Mapping[str, int], pools: Sequence[Sequence[str]], fraction: float
-) -> Shares:
-    """All of a pool compete, as in `torch.nn.utils.prune.global_unstructured`."""
-    return [(pool, round(fraction * sum(kept[name] for name in pool))) for pool in pools]
-
-
-def layer_scope(kept: Mapping[str, int], pools: Sequence[Sequence[str]], fraction: float) -> Shares:
-    """Every tensor loses the same fraction, as by `l1_unstructured` on each."""
-    return [([name], round(fraction * number)) for name, number in kept.items()]
-
-
-# How the kept share is spread: from the kept entries by name, pools of names and the fraction.
-SCOPES: dict[str, Callable[[Mapping[str, int], Sequence[Sequence[str]], float], Shares]] = {
-    "global": global_scope,
-    "layer": layer_scope,
-}
 
 
 def select(
@@ -49,6 +29,7 @@ def select(
     fraction: float,
     scope: str,
     pools: Sequence[Sequence[str]] | None = None,
+    least: Mapping[str, int] | None = None,
 ) -> Masks:
     """Masks without the lowest-scored `fraction` of what the given ones keep.
 
@@ -60,21 +41,59 @@ def select(
         scores: name -> scores of that mask's entries, asked for a piece at a time and a few
             times over, with the same result each time, so that no copy of the model is ever held.
         fraction: of what is kept, in [0, 1).
-        scope: a name in SCOPES.
-        pools: names that compete with each other in scope `global`; by default all.
+        scope: a name in SCOPES, which says how it is spread.
+        pools: names that may compete with each other; by default all.
+        least: entries that are kept of a name in any case; what it does not lose, others do.
 
     Raises:
         ValueError: scores that are NaN or not as many as entries, or a scope that does not exist.
     """
     if scope not in SCOPES:
         raise ValueError(f"scope {scope!r} is none of {', '.join(SCOPES)}")
-    kept = {name: _count(_array(mask)) for name, mask in masks.items()}
+    spread, rescale = SCOPES[scope].spread, SCOPES[scope].rescale
+    final = scores if rescale is None else _rescaled(masks, scores, rescale)
     selected: dict[str, Tensor] = {}
-    for names, count in SCOPES[scope](kept, pools or [list(masks)], fraction):
+    for names, count in spread(masks, pools or [list(masks)], fraction):
         if count:
-            competing = {name: masks[name] for name in names}
-            selected |= _without_lowest(competing, scores, count, sum(kept[n] for n in names))
+            selected |= _among({n: masks[n] for n in names}, final, count, least or {})
     return Masks(masks, {n: selected[n] if n in selected else m.clone() for n, m in masks.items()})
+
+
+def _rescaled(
+    masks: Mapping[str, Tensor],
+    scores: Callable[[str], Scores],
+    rescale: Callable[[Tensor, Tensor], Tensor],
+) -> Callable[[str], Scores]:
+    """Scores that are compared within their layer first; one layer at a time is held."""
+
+    def of_layer(name: str) -> Scores:
+        layer = scores(name)(slice(0, masks[name].numel()))
+        return rescale(layer, masks[name].to(layer.device)).__getitem__
+
+    return of_layer
+
+
+def _among(
+    masks: Mapping[str, Tensor],
+    scores: Callable[[str], Scores],
+    count: int,
+    least: Mapping[str, int],
+) -> dict[str, Tensor]:
+    """Masks without the `count` lowest-scored, but for the least that each name keeps."""
+    competing, selected = dict(masks), {}
+    kept = {name: _count(_array(mask)) for name, mask in masks.items()}
+    while competing and count > 0:
+        chosen = _without_lowest(competing, scores, count, sum(kept[n] for n in competing))
+        short = [n for n in competing if _count(_array(chosen[n])) < min(kept[n], least.get(n, 0))]
+        if not short:
+            return selected | chosen
+        for name in short:  # loses what it may, and no longer competes
+            loses = max(0, kept[name] - least[name])
+            alone = {name: competing.pop(name)}
+            selected |= _without_lowest(alone, scores, loses, kept[name]) if loses else alone
+            count -= loses
+        count = min(count, sum(kept[n] for n in competing))
+    return selected | {name: mask.clone() for name, mask in competing.items()}
 
 
 def _without_lowest(

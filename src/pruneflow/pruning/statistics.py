@@ -21,13 +21,13 @@ from pruneflow.pruning.criteria import (
     FLOW_GRADIENT,
     GRADIENT,
     INPUT_NORM,
+    OF_OUTPUTS,
     OUTPUT_VARIANCE,
-    OUTPUT_ZEROS,
     SQUARED_GRADIENT,
 )
 from pruneflow.workloads import models
 
-_OF_COLUMNS = frozenset({INPUT_NORM, OUTPUT_VARIANCE, OUTPUT_ZEROS})
+_OF_COLUMNS = frozenset({INPUT_NORM, *OF_OUTPUTS})
 Inputs: TypeAlias = "Tensor | Mapping[str, Tensor]"
 Batch: TypeAlias = tuple[Inputs, Tensor]  # what the model takes, and labels (N,)
 
@@ -94,6 +94,12 @@ class Statistics:
     squared_gradient: dict[str, Tensor] = field(default_factory=dict)
     flow_gradient: dict[str, Tensor] = field(default_factory=dict)
     columns: dict[str, Columns] = field(default_factory=dict)
+
+    def of_columns(self, statistic: str, weight: str) -> Tensor:
+        """A statistic of what flows into each column of a weight, float32, (columns,)."""
+        columns = self.columns[weight]
+        values = columns.variance if statistic == OUTPUT_VARIANCE else columns.zero_share
+        return values.float()
 
 
 def collect(
@@ -315,6 +321,20 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             nothing = torch.zeros(values.shape[channel], dtype=torch.float64, device=values.device)
             self._columns[name] = Columns(axis, 0, nothing, nothing, nothing)
         self._columns[name].add(values, channel)
+
+
+def of_weight(statistic: str, name: str, weight: Tensor, collected: Statistics) -> Tensor:
+    """A statistic of every entry of a weight, of its shape; no copy is made of what is shared."""
+    if statistic.endswith("values"):
+        return weight
+    if statistic != INPUT_NORM:
+        gradients: dict[str, Tensor] = getattr(collected, statistic)
+        # what no output depends on has no gradient
+        return gradients[name] if name in gradients else weight.new_zeros(()).expand(weight.shape)
+    columns = collected.columns.get(name)
+    if columns is None:  # it multiplies nothing, as biases and embeddings do
+        return weight.new_ones(()).expand(weight.shape)
+    return over_entries(columns.norm.to(weight.dtype), weight, columns.axis)
 
 
 def over_entries(columns: Tensor, weight: Tensor, axis: int) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
@@ -19,12 +20,20 @@ from torch import Tensor, nn
 from pruneflow.errors import InputError
 from pruneflow.pruning import compaction, cost, groups, tracing
 from pruneflow.pruning.compaction import Forward
-from pruneflow.pruning.criteria import Criterion, needs
+from pruneflow.pruning.criteria import (
+    CRITERIA,
+    GENERATOR,
+    OF_OUTPUTS,
+    SCALE,
+    Criterion,
+    needs,
+)
 from pruneflow.pruning.groups import Group
 from pruneflow.pruning.keeper import Keeper
 from pruneflow.pruning.masks import Masks
 from pruneflow.pruning.prunable import prunable_groups, prunable_parameters
 from pruneflow.pruning.selection import Scores
+from pruneflow.pruning.statistics import Statistics, of_weight
 from pruneflow.workloads import models
 
 
@@ -37,6 +46,7 @@ class Units(ABC):
         self.model = model
         # boolean by name, an entry a unit; entries are lost by `apply` and by nothing ever gained
         self.masks = masks
+        self._numbers = {name: mask.numel() for name, mask in masks.items()}
         # of the unpruned model: entries of every parameter, names of those that units own entries
         # of, and group -> boolean (units,), False = physically gone
         self.sizes = {name: p.numel() for name, p in model.named_parameters()}
@@ -52,8 +62,21 @@ class Units(ABC):
         """Names that compete with each other in scope `global`; each pool loses the fraction."""
 
     @abstractmethod
-    def scores(self, criterion: Criterion, *seed: object) -> Callable[[str], Scores]:
-        """What gives a criterion's scores of the units of a name; the same at every call."""
+    def scores(
+        self, criterion: Criterion, statistics: Statistics, *seed: object
+    ) -> Callable[[str], Scores]:
+        """What gives a criterion's scores of the units of a name; the same at every call.
+
+        Raises:
+            InputError: units that lack what the criterion sees.
+        """
+
+    def least(self, share: float) -> dict[str, int]:
+        """Units that each name keeps in any case: this share of all that it had, rounded up."""
+        return {name: math.ceil(share * n) for name, n in self._numbers.items()}
+
+    def check(self, name: str) -> None:  # noqa: B027
+        """See that a criterion finds what it needs in all units; an InputError if it does not."""
 
     @abstractmethod
     def parameter_masks(self) -> Masks:
@@ -113,11 +136,6 @@ class Units(ABC):
         models.load_state(self.model, state)
         self.apply(self._over_units(masks))
 
-    def _statistics(self, criterion: Criterion) -> dict[str, Mapping[str, Tensor]]:
-        """What a criterion needs: statistic -> parameter -> a tensor of the parameter's shape."""
-        known = {"values": {name: p.detach() for name, p in self.model.named_parameters()}}
-        return {name: known[name] for name in needs(criterion) if name in known}
-
     def _shrink(self, kept: Mapping[str, Tensor]) -> None:
         raise ValueError("single weights cannot be removed")
 
@@ -143,13 +161,28 @@ class Weights(Units):
     def pools(self) -> list[list[str]]:
         return [list(self.masks)]
 
-    def scores(self, criterion: Criterion, *seed: object) -> Callable[[str], Scores]:
-        statistics = self._statistics(criterion)
+    def scores(
+        self, criterion: Criterion, statistics: Statistics, *seed: object
+    ) -> Callable[[str], Scores]:
+        parameters = {n: p.detach() for n, p in self.model.named_parameters() if n in self.masks}
+
+        def seen(name: str) -> dict[str, Tensor]:
+            return {
+                need: of_weight(need, name, parameters[name], statistics)
+                for need in needs(criterion)
+                if need != GENERATOR
+            }
 
         def scores(name: str, entries: slice) -> Tensor:
-            some = {n: _entries(of[name], entries)[:, None] for n, of in statistics.items()}
+            some = {need: _entries(of, entries)[:, None] for need, of in seen(name).items()}
             return _score(criterion, some, *seed, name, entries.start, entries.step)
 
+        def compared(name: str) -> Scores:
+            every = {need: of.reshape(-1, 1) for need, of in seen(name).items()}
+            return _score(criterion, every, *seed, name).__getitem__
+
+        if "layer_values" in needs(criterion):
+            return compared
         return lambda name: functools.partial(scores, name)
 
     def parameter_masks(self) -> Masks:
@@ -194,6 +227,10 @@ class Channels(Units):
         self._coupled = coupled
         self._totals = self._kept()
 
+    def least(self, share: float) -> dict[str, int]:
+        least = super().least(share)
+        return {n: max(groups.FLOOR, k) for n, k in least.items()} if self._coupled else least
+
     def pools(self) -> list[list[str]]:
         """Units of one target compete: a head is no match for a hidden unit.
 
@@ -202,12 +239,42 @@ class Channels(Units):
         targets = dict.fromkeys(group.target for group in self.groups.values())
         return [[n for n, g in self.groups.items() if g.target == target] for target in targets]
 
-    def scores(self, criterion: Criterion, *seed: object) -> Callable[[str], Scores]:
-        statistics = self._statistics(criterion)
+    def check(self, name: str) -> None:
+        for group in self.groups.values():
+            for need in needs(CRITERIA[name]):
+                if need == SCALE and groups.scales(self.model, group) is None:
+                    raise InputError(
+                        f"criterion={name} scores channels by their BatchNorm, and those of "
+                        f"{group.name} have none: pass another criterion, or exclude={group.name}"
+                    )
+                if need in OF_OUTPUTS and not groups.readers(self.model, group):
+                    raise InputError(
+                        f"criterion={name} scores channels by what the next layers read of them, "
+                        f"and nothing reads those of {group.name} alone: pass another criterion, "
+                        f"or exclude={group.name}"
+                    )
+
+    def scores(
+        self, criterion: Criterion, statistics: Statistics, *seed: object
+    ) -> Callable[[str], Scores]:
+        parameters = {n: p.detach() for n, p in self.model.named_parameters()}
+
+        def seen(need: str, group: Group) -> Tensor:
+            if need == SCALE:
+                scales = groups.scales(self.model, group)
+                assert scales is not None  # `check` has seen to it
+                return scales
+            if need in OF_OUTPUTS:
+                readers = groups.readers(self.model, group)
+                columns = [statistics.of_columns(need, n)[k] for n, k in readers.items()]
+                return torch.cat(columns, dim=1).mean(1)
+            weights = [f"{layer}.weight" for layer in group.makers(self.model)]
+            tensors = {n: of_weight(need, n, parameters[n], statistics) for n in weights}
+            return groups.gather(self.model, group, tensors)
 
         def scores(name: str) -> Scores:
             group = self.groups[name]
-            every = {n: groups.gather(self.model, group, of) for n, of in statistics.items()}
+            every = {n: seen(n, group) for n in needs(criterion) if n != GENERATOR}
             units = _score(criterion, every, *seed, name).cpu()
             units = groups.compete(units, self.masks[name]) if self._coupled else units
             return units.__getitem__
@@ -316,7 +383,7 @@ def from_text(units: Mapping[str, str]) -> dict[str, Tensor]:
 
 def _score(criterion: Criterion, statistics: Mapping[str, Tensor], *seed: object) -> Tensor:
     """Scores of units by a criterion, from its statistics and random numbers of this seed."""
-    if "generator" not in needs(criterion):
+    if GENERATOR not in needs(criterion):
         return criterion(**statistics)
     # seeded by the run, the level and the name, so that scores can be drawn again
     digest = hashlib.sha256(repr(seed).encode()).digest()[:8]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar, cast
 
@@ -12,9 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pruneflow.config import Settings, reads_texts
+from pruneflow.config import PruneConfig, Settings, reads_texts
 from pruneflow.errors import InputError, unknown
-from pruneflow.pruning import cost
+from pruneflow.pruning import cost, statistics
+from pruneflow.pruning.statistics import Batch, Statistics
+from pruneflow.pruning.units import Units
 from pruneflow.stages.progress import Reporter
 from pruneflow.tracking import resume
 from pruneflow.tracking.resume import Earlier
@@ -119,6 +121,23 @@ class Experiment(Generic[C]):
         if getattr(self.config, "recalibrate_bn", False):
             recipe = self.recipe(0, level=level)
             training.recalibrate(model, self.data.train, recipe, self.machine)
+
+    def calibrate(
+        self: Experiment[PruneConfig], units: Units, needs: Collection[str]
+    ) -> Statistics:
+        """What a criterion needs, of `calibration_samples` of the training set and of no others.
+
+        They have an equal share of each class, and are the same all through a run.
+        """
+        config, train = self.config, self.data.train
+        subset, _ = balanced(train.labels, config.calibration_samples, config.seed, shares=True)
+        order = np.random.default_rng(config.seed).permutation(subset)
+
+        def samples() -> Iterator[Batch]:
+            for batch in batches.slices(len(order), config.batch_size):
+                yield batches.to_model(train, order[batch], config.image_size, self.machine)
+
+        return statistics.collect(units.model, units.prunable, samples, needs)
 
     def accuracy(self, model: nn.Module, split: Samples) -> float:
         """Accuracy of a model on one split; of the training set, on `train_eval_samples` of it.

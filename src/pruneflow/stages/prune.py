@@ -13,7 +13,7 @@ from torch import nn
 from pruneflow.config import PruneConfig, short_model
 from pruneflow.errors import InputError
 from pruneflow.pruning import schedule
-from pruneflow.pruning.criteria import CRITERIA
+from pruneflow.pruning.criteria import CRITERIA, needs
 from pruneflow.pruning.groups import BATCH_NORMS
 from pruneflow.pruning.schedule import Step
 from pruneflow.pruning.selection import select
@@ -104,7 +104,7 @@ def _units(experiment: Experiment[PruneConfig], model: nn.Module) -> Units:
             f"recalibrate_bn=True has no effect on {config.model}, which has no BatchNorm: leave "
             "it out"
         )
-    return find_units(
+    units = find_units(
         model,
         experiment.probe,
         head=experiment.head,
@@ -116,6 +116,8 @@ def _units(experiment: Experiment[PruneConfig], model: nn.Module) -> Units:
         biases=config.prune_bias,
         products=experiment.uses,
     )
+    units.check(config.criterion)
+    return units
 
 
 def _load(
@@ -173,9 +175,17 @@ def _level(
 def _remove_lowest(experiment: Experiment[PruneConfig], units: Units, step: Step) -> None:
     """Score the units that are left, select which of them stay, and prune the others."""
     config = experiment.config
-    scores = units.scores(CRITERIA[config.criterion], config.seed, step.level)
+    criterion = CRITERIA[config.criterion]
+    statistics = experiment.calibrate(units, needs(criterion))
+    scores = units.scores(criterion, statistics, config.seed, step.level)
+    least = units.least(1 - config.max_layer_sparsity)
     masks = select(
-        units.masks, scores, fraction=step.fraction, scope=config.scope, pools=units.pools()
+        units.masks,
+        scores,
+        fraction=step.fraction,
+        scope=config.scope,
+        pools=units.pools(),
+        least=least,
     )
     units.apply(masks)
     if config.form == "compact":
