@@ -110,8 +110,8 @@ def _tied(
         if not isinstance(maker, MAKERS) or maker not in graph.module2node:
             continue
         rows = [(name, "out", row) for row in range(len(maker.weight))]
-        for row in rows:
-            tied.add(row)
+        for channel in rows:
+            tied.add(channel)
         if name in outputs:
             fixed |= dict.fromkeys(rows, "it makes the outputs")
         try:
