@@ -274,7 +274,7 @@ PRUNE: list[tuple[dict[str, object], str]] = [
     ({"exclude": "*"}, "include and exclude leave nothing to prune"),
     ({"base_run": "0123"}, "base_run='0123' does not exist in sqlite:///"),
     ({"base_run": "x", "weights": "none"}, "weights=none has no effect with base_run"),
-    ({"resume": "0123"}, "resume='0123' is neither auto nor never nor the id of a run"),
+    ({"resume": "0123"}, "resume='0123' does not exist in sqlite:///"),
     ({"recalibrate_bn": "true"}, "recalibrate_bn=True has no effect on squeezenet1_1"),
     ({"recalibrate_bn": "perhaps"}, "recalibrate_bn='perhaps' is not valid"),
     ({"modle": "alexnet"}, "unknown parameter 'modle': did you mean model"),

@@ -16,11 +16,12 @@ import pytest
 import torch
 import torchvision
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from pruneflow.errors import InputError
 from pruneflow.workloads.models import (
     build,
+    channels_last,
     check_image_size,
     describe,
     head_name,
@@ -360,3 +361,26 @@ def test_weights_from_a_file_are_of_the_version_that_the_model_is(tmp_path: Path
     saved = build("mnasnet0_5", 4).state_dict()
     loaded = build("mnasnet0_5", 4, weights=str(write(saved, tmp_path / "w.safetensors")))
     assert_equal_states(loaded.state_dict(), saved)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 5, 7, 8, 20])
+@pytest.mark.parametrize(("kernel", "stride"), [(1, 1), (1, 2), (1, 3), (3, 2)])
+def test_gradients_of_few_channels_are_right_and_inside_their_memory(
+    channels: int, kernel: int, stride: int
+) -> None:
+    """oneDNN's AVX2 kernel for strided 1x1 convolutions wrote beyond it, and processes died."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, channels, 1), nn.Conv2d(channels, 16, kernel, stride))
+    exact = copy.deepcopy(model).double()
+    channels_last(channels_last(model))
+    for _ in range(10):
+        images = torch.randn(50, 3, 8, 8).to(memory_format=torch.channels_last)
+        model.zero_grad()
+        model(images).square().mean().backward()
+    exact(images.double()).square().mean().backward()
+    for ours, theirs in zip(model.parameters(), exact.parameters(), strict=True):
+        assert ours.grad is not None
+        assert theirs.grad is not None
+        torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=1e-3, atol=1e-5)
+    endangered = kernel == 1 and stride > 1 and channels < 8
+    assert len(model[1]._forward_pre_hooks) == endangered

@@ -176,10 +176,9 @@ def _split(
     low: int,
     high: int,
 ) -> Iterator[tuple[Any, Any, Any]]:
-    """Choose, of what masks keep, what is not below a bracket, piece by piece.
+    """Choose, of what masks keep, what is not below a bracket: by pieces, what is chosen of each.
 
-    Yields what is chosen of a piece, the positions in it of what is in the bracket, and the
-    scores of these.
+    With each, the positions in it of what is in the bracket, and the scores of these.
     """
     least, most = _score(low), _score(high)
     for name, mask in masks.items():

@@ -27,6 +27,7 @@ from pruneflow.pruning.groups import BATCH_NORMS, CONVOLUTIONS, Group, Tie, expa
 from pruneflow.workloads import models
 
 Side: TypeAlias = tuple[str, str]  # a layer, and `in` or `out`
+Channel: TypeAlias = tuple[str, str, int]  # and the number of a channel there
 
 _TOLERANCE = 1e-7  # relative, in float64
 _NOISE = 0.02  # what initial weights of common layers are about
@@ -95,14 +96,13 @@ def _units(
 
 def _tied(
     model: nn.Module, graph: _Graph, outputs: Sequence[str]
-) -> tuple[DisjointSet, dict[tuple[str, str, int], str]]:
+) -> tuple[DisjointSet, dict[Channel, str]]:
     """Sets of channels (layer, side, number) that go together; and those that stay, and why."""
     names = {module: name for name, module in model.named_modules()}
     tied = DisjointSet()
-    fixed: dict[tuple[str, str, int], str] = {}
+    fixed: dict[Channel, str] = {}
 
-    def tie(first: tuple[str, str, int], other: tuple[str, str, int]) -> None:
-        tied.add(first)
+    def tie(first: Channel, other: Channel) -> None:
         tied.add(other)
         tied.merge(first, other)
 
@@ -110,8 +110,8 @@ def _tied(
         if not isinstance(maker, MAKERS) or maker not in graph.module2node:
             continue
         rows = [(name, "out", row) for row in range(len(maker.weight))]
-        for row in rows:
-            tied.add(row)
+        for channel in rows:
+            tied.add(channel)
         if name in outputs:
             fixed |= dict.fromkeys(rows, "it makes the outputs")
         try:
@@ -126,9 +126,10 @@ def _tied(
             elif reason := _holds(module, names):
                 fixed |= {rows[row]: reason for _, row in pairs}
     for module, name in names.items():
-        for together in _wholes(name, module):
-            for channel in together:
-                tie(together[0], channel)
+        for first, *others in _wholes(name, module):
+            tied.add(first)
+            for other in others:
+                tie(first, other)
     return tied, fixed
 
 
@@ -144,7 +145,7 @@ def _holds(reached: Any, names: Mapping[nn.Module, str]) -> str:
     return f"{kind} mixes them"
 
 
-def _wholes(name: str, module: Any) -> Iterator[list[tuple[str, str, int]]]:
+def _wholes(name: str, module: Any) -> Iterator[list[Channel]]:
     """The channels of each group of a grouped convolution, and of each head of an attention."""
     if isinstance(module, CONVOLUTIONS) and module.groups > 1:
         for number in range(module.groups):
@@ -201,14 +202,7 @@ class _Graph(torch_pruning.DependencyGraph):  # type: ignore[misc]
         self._nodes, self.module2node = module2node, {}
 
     def follow(self, maker: nn.Module) -> dict[tuple[Any, str], set[tuple[int, int]]]:
-        """Where the rows of a layer go.
-
-        Returns:
-            (module or operation, side) -> pairs of a channel there and the row it is.
-
-        Raises:
-            _LostError: Torch-Pruning loses track of them.
-        """
+        """Where the rows of a layer go: (module or operation, side) -> pairs of channel and row."""
         handler = self.get_pruner_of_module(maker).prune_out_channels
         rows = tuple(_HybridIndex(row, row) for row in range(channels(maker)["out"]))
         reached: dict[tuple[Any, str], set[tuple[int, int]]] = {}

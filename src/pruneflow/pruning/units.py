@@ -141,8 +141,7 @@ class Units(ABC):
 
     def _without(self, kept: Mapping[str, Tensor]) -> nn.Module:
         """A smaller copy of the model, in the memory order that its convolutions like."""
-        smaller = compaction.compact(self.model, self._removable(), kept)
-        return smaller.to(memory_format=torch.channels_last)
+        return models.channels_last(compaction.compact(self.model, self._removable(), kept))
 
 
 class Weights(Units):

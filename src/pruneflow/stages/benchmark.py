@@ -231,8 +231,7 @@ def _pruned(subject: Subject, level: int, device: str) -> PrunedLevel:
     """A level's models on their device."""
 
     def moved(model: nn.Module) -> nn.Module:
-        there: nn.Module = model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return there.eval()
+        return models.channels_last(model.to(device)).eval()
 
     dense = moved(subject.dense)
     saved = finished.load_checkpoint(subject.run.id, level) if level else subject.checkpoint

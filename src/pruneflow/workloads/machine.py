@@ -53,7 +53,7 @@ class Machine:
 
     def move(self, model: nn.Module) -> nn.Module:
         """The model on the device, in the memory layout that its convolutions like."""
-        return model.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+        return models.channels_last(model.to(self.device))
 
 
 @contextmanager

@@ -27,6 +27,7 @@ _WITH_AUXILIARY_HEADS = ("googlenet", "inception_v3")
 # Arguments of torchvision's constructors that its builders set for some published weights, with
 # what they are otherwise: whether images are normalised anew, and the size of a vision transformer.
 _OPTIONS: dict[str, Any] = {"transform_input": False, "image_size": 224}
+_FEW_CHANNELS = 8
 _FORCE_SAFE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 
@@ -248,6 +249,29 @@ def same_random_state() -> Iterator[None]:
     finally:
         np.random.set_state(of_numpy)
         random.setstate(of_python)
+
+
+def channels_last(model: nn.Module) -> nn.Module:
+    """The model, in place, in the memory layout that its convolutions like.
+
+    Kernels of 1x1 with a stride that read fewer than 8 channels, as compact models come to have,
+    stay in PyTorch's own: in the other, oneDNN writes beyond the memory of their gradient on
+    processors with AVX2 and no AVX-512 (seen in PyTorch 2.14), and the process dies.
+    """
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    for module in model.modules():
+        if not isinstance(module, nn.Conv2d) or max(module.kernel_size) > 1:
+            continue
+        if max(module.stride) > 1 and module.in_channels // module.groups < _FEW_CHANNELS:
+            weight = module.weight.detach()  # a kernel of 1x1 is contiguous in both layouts
+            module.weight.data = weight.clone(memory_format=torch.contiguous_format)
+            if _contiguous not in module._forward_pre_hooks.values():
+                module.register_forward_pre_hook(_contiguous)
+    return model
+
+
+def _contiguous(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(values.clone(memory_format=torch.contiguous_format) for values in inputs)
 
 
 @contextmanager
