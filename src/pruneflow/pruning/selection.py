@@ -80,7 +80,8 @@ def _among(
     least: Mapping[str, int],
 ) -> dict[str, Tensor]:
     """Masks without the `count` lowest-scored, but for the least that each name keeps."""
-    competing, selected = dict(masks), {}
+    competing = dict(masks)
+    selected: dict[str, Tensor] = {}
     kept = {name: _count(_array(mask)) for name, mask in masks.items()}
     while competing and count > 0:
         chosen = _without_lowest(competing, scores, count, sum(kept[n] for n in competing))

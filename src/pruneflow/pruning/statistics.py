@@ -102,6 +102,9 @@ class Statistics:
         return values.float()
 
 
+NONE = Statistics()
+
+
 def collect(
     model: nn.Module,
     parameters: Collection[str],
@@ -270,7 +273,8 @@ def _each_gradient(
                 take(name, p.grad)
                 p.grad = None
 
-            hooks.append(parameter.register_post_accumulate_grad_hook(hand_over))
+            hook = parameter.register_post_accumulate_grad_hook(hand_over)  # type: ignore[no-untyped-call]
+            hooks.append(hook)
     try:
         with torch.enable_grad():
             yield

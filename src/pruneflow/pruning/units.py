@@ -33,7 +33,7 @@ from pruneflow.pruning.keeper import Keeper
 from pruneflow.pruning.masks import Masks
 from pruneflow.pruning.prunable import prunable_groups, prunable_parameters
 from pruneflow.pruning.selection import Scores
-from pruneflow.pruning.statistics import Statistics, of_weight
+from pruneflow.pruning.statistics import NONE, Statistics, of_weight
 from pruneflow.workloads import models
 
 
@@ -63,7 +63,7 @@ class Units(ABC):
 
     @abstractmethod
     def scores(
-        self, criterion: Criterion, statistics: Statistics, *seed: object
+        self, criterion: Criterion, *seed: object, statistics: Statistics = NONE
     ) -> Callable[[str], Scores]:
         """What gives a criterion's scores of the units of a name; the same at every call.
 
@@ -161,7 +161,7 @@ class Weights(Units):
         return [list(self.masks)]
 
     def scores(
-        self, criterion: Criterion, statistics: Statistics, *seed: object
+        self, criterion: Criterion, *seed: object, statistics: Statistics = NONE
     ) -> Callable[[str], Scores]:
         parameters = {n: p.detach() for n, p in self.model.named_parameters() if n in self.masks}
 
@@ -254,7 +254,7 @@ class Channels(Units):
                     )
 
     def scores(
-        self, criterion: Criterion, statistics: Statistics, *seed: object
+        self, criterion: Criterion, *seed: object, statistics: Statistics = NONE
     ) -> Callable[[str], Scores]:
         parameters = {n: p.detach() for n, p in self.model.named_parameters()}
 

@@ -177,7 +177,7 @@ def _remove_lowest(experiment: Experiment[PruneConfig], units: Units, step: Step
     config = experiment.config
     criterion = CRITERIA[config.criterion]
     statistics = experiment.calibrate(units, needs(criterion))
-    scores = units.scores(criterion, statistics, config.seed, step.level)
+    scores = units.scores(criterion, config.seed, step.level, statistics=statistics)
     least = units.least(1 - config.max_layer_sparsity)
     masks = select(
         units.masks,
