@@ -92,8 +92,8 @@ def run_entrypoint(stage: str) -> NoReturn:
 
 def _exit(target: click.Command) -> NoReturn:
     """Run a command to its end: the one place where an error becomes a line and an exit code."""
-    # PyTorch, torchvision and MLflow make half a million objects as they are imported: looked through
-    # again and again by Python's collector they take a third longer, and once more at the end
+    # Half a million objects are made as PyTorch, torchvision and MLflow are imported: that takes a
+    # third longer where Python's collector looks through them again and again, and at the end
     gc.set_threshold(200_000, 50, 100)
     atexit.register(gc.freeze)
     _outlive_readers()
