@@ -7,6 +7,8 @@ experiment as one line and exit code 1.
 
 from __future__ import annotations
 
+import atexit
+import gc
 import io
 import os
 import signal
@@ -90,6 +92,10 @@ def run_entrypoint(stage: str) -> NoReturn:
 
 def _exit(target: click.Command) -> NoReturn:
     """Run a command to its end: the one place where an error becomes a line and an exit code."""
+    # Half a million objects are made as PyTorch, torchvision and MLflow are imported: that takes a
+    # third longer where Python's collector looks through them again and again, and at the end
+    gc.set_threshold(200_000, 50, 100)
+    atexit.register(gc.freeze)
     _outlive_readers()
     for name in {"SIGTERM", "SIGHUP"} & set(dir(signal)):  # Windows has no SIGHUP
         signal.signal(getattr(signal, name), lambda number, _: sys.exit(128 + number))
