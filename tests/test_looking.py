@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pruneflow.inference import engines, forms, latency, profile, sparse
-from pruneflow.pruning import compaction, cost, tracing
+from pruneflow.pruning import compaction, cost, statistics, tracing
 from pruneflow.workloads import models, training
 from pruneflow.workloads.machine import Machine
 from pruneflow.workloads.splits import Split
@@ -105,6 +105,13 @@ def refused(model: nn.Module) -> None:
     handle.remove()
 
 
+def calibrated(model: nn.Module) -> None:
+    needs = ("gradient", "squared_gradient", "flow_gradient", "input_norm", "output_zeros")
+    labels = torch.zeros(len(IMAGE), dtype=torch.int64)
+    names = [name for name, _ in model.named_parameters()]
+    statistics.collect(model, names, lambda: [(IMAGE, labels)], needs)
+
+
 def recalibrated(model: nn.Module) -> None:
     training.recalibrate(copy.deepcopy(model), DATA, RECIPE, MACHINE)
 
@@ -130,6 +137,7 @@ LOOKS: dict[str, Callable[[Any], object]] = {
     "check_image_size": lambda model: models.check_image_size(model, "it", 8),
     "check_image_size that fails": refused,
     "accuracy": lambda model: training.accuracy(model, DATA, MACHINE, image_size=8, batch_size=4),
+    "calibrated": calibrated,
     "recalibrated copy": recalibrated,
 }
 

@@ -31,10 +31,8 @@ def test_a_pool_loses_its_fraction_whoever_it_is_of() -> None:
 
 def test_erk_by_hand() -> None:
     """Weights 10x10 and 10x40: sums 20 and 50; of 250 to keep 250 * 2/7 and 250 * 5/7."""
-    shares = dict(
-        (tuple(n), c) for n, c in erdos_renyi(masks(a=(10, 10), b=(10, 40)), [["a", "b"]], 0.5)
-    )
-    assert shares == {("a",): 100 - 71, ("b",): 400 - 179}
+    shares = erdos_renyi(masks(a=(10, 10), b=(10, 40)), [["a", "b"]], 0.5)
+    assert shares == [(["a"], 100 - 71), (["b"], 400 - 179)]
 
 
 def test_erk_leaves_small_layers_dense() -> None:

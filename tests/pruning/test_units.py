@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -13,8 +14,9 @@ from torch import Tensor, nn
 from pruneflow.errors import InputError
 from pruneflow.inference import forms
 from pruneflow.pruning import tracing
-from pruneflow.pruning.criteria import CRITERIA
+from pruneflow.pruning.criteria import CRITERIA, OF_CHANNELS, needs
 from pruneflow.pruning.selection import select
+from pruneflow.pruning.statistics import Batch, collect
 from pruneflow.pruning.units import Channels, Units, as_text, find_units, from_text
 from tests.pruning.networks import Residual, images, plain
 
@@ -196,3 +198,101 @@ def test_the_compact_form_has_the_units_that_were_recorded() -> None:
         compact({"2": torch.ones(6, dtype=torch.bool)})
     with pytest.raises(forms.NoFormError, match="older version"):
         compact({"4": torch.arange(6) < 2})
+
+
+def pictures() -> list[Batch]:
+    draws = torch.Generator().manual_seed(3)
+    return [
+        (torch.randn(6, 3, 8, 8, generator=draws), torch.randint(0, 3, (6,), generator=draws))
+        for _ in range(2)
+    ]
+
+
+def scores_of(units: Units, criterion: str) -> dict[str, Tensor]:
+    """Scores of all units by a criterion, flat, by name."""
+    score = CRITERIA[criterion]
+    statistics = collect(units.model, units.prunable, pictures, needs(score))
+    of = units.scores(score, 0, 1, statistics=statistics)
+    return {name: of(name)(slice(0, mask.numel())) for name, mask in units.masks.items()}
+
+
+OF_WEIGHTS = sorted(n for n in CRITERIA if not {*needs(CRITERIA[n])} & {*OF_CHANNELS})
+
+
+@pytest.mark.parametrize("criterion", OF_WEIGHTS)
+def test_weights_are_scored_alike_in_pieces_and_whole(criterion: str) -> None:
+    units = units_of(Residual().to(memory_format=torch.channels_last), "weight", "fc", biases=True)  # type: ignore[call-overload]
+    whole = scores_of(units, criterion)
+    score = CRITERIA[criterion]
+    statistics = collect(units.model, units.prunable, pictures, needs(score))
+    of = units.scores(score, 0, 1, statistics=statistics)
+    for name, expected in whole.items():
+        assert bool(expected.isfinite().all()), name
+        middle = slice(len(expected) // 3, len(expected))
+        if criterion != "random":  # which is drawn by the piece
+            torch.testing.assert_close(of(name)(middle), expected[middle], check_dtype=False)
+
+
+def test_first_order_scores_of_weights_are_gradients_times_weights() -> None:
+    model = plain()
+    units = units_of(model, "weight", "8")
+    gradient = {n: torch.zeros_like(p) for n, p in model.named_parameters()}
+    for batch, labels in pictures():
+        model.zero_grad()
+        nn.functional.cross_entropy(model(batch), labels).backward()  # type: ignore[no-untyped-call]
+        for name, p in model.named_parameters():
+            assert p.grad is not None
+            gradient[name] += p.grad / 2
+    for name, scores in scores_of(units, "taylor").items():
+        expected = (gradient[name] * model.get_parameter(name)).abs().flatten().detach()
+        torch.testing.assert_close(scores, expected)
+
+
+@pytest.mark.parametrize("criterion", sorted(set(CRITERIA) - {"bn_scale"}))
+@pytest.mark.parametrize("make", [plain, Residual])
+def test_channels_are_scored_by_every_criterion(
+    criterion: str, make: Callable[[], nn.Module]
+) -> None:
+    units = units_of(make(), "group", "8" if make is plain else "fc")
+    units.check(criterion)
+    for name, scores in scores_of(units, criterion).items():
+        assert scores.shape == units.masks[name].shape
+        assert bool((scores >= 0).all())
+        assert float(scores.mean()) == pytest.approx(1, rel=1e-4)
+
+
+def test_outputs_are_what_the_next_layer_reads() -> None:
+    model = plain().eval()
+    seen = torch.cat([model[:2](batch) for batch, _ in pictures()]).detach()
+    scores = scores_of(units_of(model, "group", "8"), "variance")["0"]
+    variance = seen.transpose(0, 1).flatten(1).var(1, correction=0)
+    torch.testing.assert_close(scores, variance / variance.mean())
+
+
+def test_bn_scale_wants_batch_norm() -> None:
+    with pytest.raises(InputError, match="criterion=bn_scale scores channels by their BatchNorm"):
+        units_of(plain(), "group", "8").check("bn_scale")
+    model = Residual()
+    units = units_of(model, "group", "fc", include=("inner.*",))
+    units.check("bn_scale")
+    with torch.no_grad():
+        model.inner_norm[0].weight.copy_(torch.tensor([1.0, -4, 2, 3, 5, 3]))  # type: ignore[operator]
+    assert scores_of(units, "bn_scale")["inner.0"].tolist() == pytest.approx(
+        [1 / 3, 4 / 3, 2 / 3, 1, 5 / 3, 1]
+    )
+
+
+@pytest.mark.parametrize("kind", ["weight", "group"])
+@pytest.mark.parametrize("scope", ["global", "layer", "lamp"])
+def test_no_layer_is_pruned_beyond_what_it_may_and_the_others_are_instead(
+    kind: str, scope: str
+) -> None:
+    units = units_of(plain(), kind, "8")
+    total = sum(mask.numel() for mask in units.masks.values())
+    scores = units.scores(CRITERIA["l2"])
+    masks = select(
+        units.masks, scores, fraction=0.6, scope=scope, pools=None, least=units.least(1 - 0.7)
+    )
+    assert all(int(mask.sum()) >= 0.3 * mask.numel() for mask in masks.values())
+    if scope != "layer":  # which rounds in each
+        assert sum(int(mask.sum()) for mask in masks.values()) == total - round(0.6 * total)

@@ -1,0 +1,36 @@
+"""Criteria that see data and densities, through whole runs: the same again, and what was asked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+import pytest
+
+import pruneflow
+from tests.stages.test_prune import SMALL, TIMES
+
+METHODS: list[dict[str, Any]] = [
+    {"criterion": "taylor"},
+    {"criterion": "wanda", "scope": "row"},
+    {"criterion": "synflow", "scope": "erk"},
+    {"criterion": "fisher", "scope": "lamp", "max_layer_sparsity": 0.8},
+    {"criterion": "apoz", "granularity": "channel", "form": "compact"},
+    {"criterion": "bn_scale", "granularity": "channel"},
+]
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: "-".join(map(str, method.values())))
+def test_a_method_prunes_what_is_asked_and_the_same_again(
+    folder: object, method: dict[str, Any]
+) -> None:
+    given = SMALL | {"iterations": 2, "fraction": 0.4, "finetune_epochs": 0} | method
+    if method["criterion"] in ("taylor", "wanda", "fisher", "apoz"):
+        given["calibration_samples"] = 60
+    levels = pruneflow.prune_iterative(**given).levels
+    again = pruneflow.prune_iterative(resume="never", **given).levels
+    pd.testing.assert_frame_equal(levels.drop(columns=TIMES), again.drop(columns=TIMES))
+    if "granularity" not in method:
+        assert levels["sparsity"].tolist() == pytest.approx([0, 0.4, 0.64], abs=2e-3)
+    else:
+        assert levels["channels_left"].tolist() == pytest.approx([1, 0.6, 0.36], abs=0.02)
