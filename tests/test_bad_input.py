@@ -234,7 +234,6 @@ PRUNE: list[tuple[dict[str, object], str]] = [
     ),
     ({"calibration_samples": "10"}, "has no effect with criterion=l1, which sees no samples"),
     ({"calibration_samples": "0", "criterion": "taylor"}, "calibration_samples='0' is not valid"),
-    ({"calibration_samples": "99999", "criterion": "taylor"}, "calibration_samples=99999 is not"),
     ({"scope": "all"}, "unknown scope 'all'"),
     ({"scope": "row", "granularity": "channel"}, "scope=row spreads single weights"),
     ({"scope": "erk", "granularity": "channel"}, "scope=erk spreads single weights"),

@@ -189,7 +189,7 @@ class PruneConfig(Settings):
         description=f"scores of what to keep: {', '.join(CRITERIA)}"
     )
     calibration_samples: Count = 1024
-    """training samples that a criterion sees gradients or activations of, drawn by the seed"""
+    """training samples, at the most, of which a criterion sees gradients or activations"""
     scope: Annotated[str, _among("scope", SCOPES)]
     """how the kept share is spread: global (all compete; channels: those of one target), layer (all
     lose the same), row (every output of every layer does), erk or lamp"""

@@ -22,7 +22,7 @@ from mlflow.tracking import MlflowClient
 
 import pruneflow
 from pruneflow import query
-from pruneflow.config import BenchmarkConfig, PruneConfig, resolve
+from pruneflow.config import BenchmarkConfig, PruneConfig, SweepConfig, resolve
 from pruneflow.errors import ExperimentError, InputError
 from pruneflow.stages import processes, sweep
 from pruneflow.stages.study import Job
@@ -292,3 +292,12 @@ def test_bad_input_is_refused_before_a_run_is_made(
         pruneflow.sweep(**given)
     assert said in str(refused.value)
     assert query.runs().empty
+
+
+def test_a_benchmark_is_not_another_run_that_has_no_fingerprint(folder: Path) -> None:
+    """Sweeps and reports have none, and a benchmark none yet while what it times is not there."""
+    run = MlflowClient().create_run("0", tags={"pruneflow.stage": "sweep"})
+    MlflowClient().set_terminated(run.info.run_id)
+    config = resolve(SweepConfig, {"study": "smoke"})
+    _, jobs = sweep._jobs(config)
+    assert {job.state for job in jobs} == {"to do"}

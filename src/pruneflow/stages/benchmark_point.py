@@ -159,6 +159,11 @@ class Point:
                 "no speed-up; end that work, or give this process processors of its own "
                 "(taskset -c 0,1 ...), and measure again"
             )
+        elif n < latency.LEAST_FOR_INTERVAL:
+            self.notes.append(
+                f"{self._where()}: {n} rounds count: an interval of the speed-up needs "
+                f"{latency.LEAST_FOR_INTERVAL}"
+            )
         if not rounds.watched:
             self.notes.append(
                 "this system does not say what other processes take of the processors: whether "

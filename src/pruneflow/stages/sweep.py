@@ -52,7 +52,10 @@ def sweep(config: SweepConfig, reporter: Reporter) -> list[Ended]:
 
         run.log_text("plan.csv", _plan(jobs).to_csv(index=False))
         processes.adopt(jobs)
-        _run_all(jobs, config.workers, processes, reporter.say, record)
+        try:
+            _run_all(jobs, config.workers, processes, reporter.say, record)
+        finally:
+            run.log_text("plan.csv", _plan(jobs).to_csv(index=False))
         processes.send_rest(jobs)
         reporter.console.print(_table(jobs))
         plan = _plan(jobs)[["name", "stage", "parameters", "state"]]
@@ -77,7 +80,7 @@ def _jobs(config: SweepConfig) -> tuple[str, list[Job]]:
     folder = None if config.data_dir is None else user_path("data_dir", config.data_dir)
     if folder is not None and not folder.is_dir():
         raise InputError(f"data_dir={config.data_dir!r} is not a folder")
-    # device and threads, settled once, so that all runs of the study agree in them
+    # device and threads, chosen once, so that all runs of the study agree in them
     given = {k: v for k, v in listed.settings.items() if k in ("device", "threads")}
     settings = resolve(FinetuneConfig, given)
     threads = settings.threads or max(1, available // workers)
@@ -85,7 +88,8 @@ def _jobs(config: SweepConfig) -> tuple[str, list[Job]]:
     jobs = study.jobs(listed, {"device": machine.device, "threads": machine.threads}, folder)
     known = finished.by_fingerprint(listed.name)
     for job in jobs:
-        job.run_id = known.get(planned_fingerprint(job) or "", "")
+        planned = planned_fingerprint(job)
+        job.run_id = "" if planned is None else known.get(planned, "")
         job.state = "finished" if job.run_id else "to do"
     return listed.name, jobs
 

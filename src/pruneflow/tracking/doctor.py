@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from packaging.requirements import Requirement
 
-from pruneflow.errors import ExperimentError, InputError
+from pruneflow.errors import ExperimentError, InputError, first_line
 from pruneflow.tracking import journal, reader, store, writers
 from pruneflow.tracking.checkpoints import size_bytes
 
@@ -45,18 +46,14 @@ def report() -> None:
 def examine() -> Iterator[Finding]:
     """Look at versions, disk, store, runs and journals; mark runs that are dead."""
     yield from _versions()
-    for what, place in (("journals", journal.made_state_folder()), ("this folder", Path.cwd())):
-        free = shutil.disk_usage(place).free
-        state = WRONG if free < _LITTLE_SPACE else FINE
-        advice = "make room, or set PRUNEFLOW_STATE to another disk" if state == WRONG else ""
-        yield Finding(state, f"{free / 2**30:.1f} GiB free for {what} ({place})", advice)
+    yield from _disk()
     try:
         store.check()
         yield Finding(FINE, f"the store {store.shown_uri()} answers")
         yield _artifacts()
         yield from _dead_runs()
-    except InputError as error:
-        yield Finding(WRONG, str(error), "the rest needs a store that answers")
+    except (InputError, ExperimentError, MlflowException) as error:
+        yield Finding(WRONG, first_line(error), "the rest needs a store that answers")
     yield from _journals()
 
 
@@ -77,6 +74,19 @@ def _versions() -> Iterator[Finding]:
     if fine:
         names = ("pruneflow", "mlflow", "torch")
         yield Finding(FINE, ", ".join(f"{name} {metadata.version(name)}" for name in names))
+
+
+def _disk() -> Iterator[Finding]:
+    try:
+        folders = {"journals": journal.made_state_folder(), "this folder": Path.cwd()}
+    except InputError as error:
+        yield Finding(WRONG, str(error), "set PRUNEFLOW_STATE to a folder that can be written to")
+        return
+    for what, folder in folders.items():
+        free = shutil.disk_usage(folder).free
+        state = WRONG if free < _LITTLE_SPACE else FINE
+        advice = "make room, or set PRUNEFLOW_STATE to another disk" if state == WRONG else ""
+        yield Finding(state, f"{free / 2**30:.1f} GiB free for {what} ({folder})", advice)
 
 
 def _artifacts() -> Finding:

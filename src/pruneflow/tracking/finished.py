@@ -168,7 +168,8 @@ def by_fingerprint(study: str) -> dict[str, str]:
     newest_first = reader.runs([current_experiment()], FINISHED, newest_first=True)
     ids: dict[str, str] = {}
     for run in sorted(newest_first, key=lambda run: in_study(run.data.tags, study), reverse=True):
-        ids.setdefault(run.data.tags.get("pruneflow.fingerprint", ""), str(run.info.run_id))
+        if fingerprint := run.data.tags.get("pruneflow.fingerprint"):
+            ids.setdefault(fingerprint, str(run.info.run_id))
     return ids
 
 

@@ -138,8 +138,11 @@ def unsent_metrics(run_id: str) -> dict[str, float] | None:
     """The last metrics of a run whose process left records here that MLflow has not; else None."""
     if not folder_of(run_id).exists():
         return None
-    with closing(Journal(folder_of(run_id))) as journal:
-        entries = journal.entries.values() if journal.pending() else None
+    try:
+        with closing(Journal(folder_of(run_id))) as journal:
+            entries = journal.entries.values() if journal.pending() else None
+    except InputError:  # no journal of a run, or one that is open elsewhere
+        return None
     return None if entries is None else {m[0]: m[1] for entry in entries for m in entry.metrics}
 
 

@@ -156,6 +156,8 @@ class Publisher:
             ExperimentError: it has refused something (the run was deleted, the disk is full), or
                 another process has taken the run over.
         """
+        if self.taken_over:
+            raise ExperimentError(f"the run is not written to any more: {self.refusal}")
         if self.refusal:
             raise ExperimentError(
                 f"MLflow refused what was logged: {self.refusal}; it is in {self._journal.folder}"

@@ -212,7 +212,8 @@ def _runs(
             matching = (run for run in reader.runs(experiments, given) if run.info.run_id in named)
         if study is not None:
             matching = (run for run in matching if reader.in_study(run.data.tags, study))
-    with reader.reading(f"filter_string={given!r} is not valid"):
+    wrong = f"filter_string={given!r} is not valid" if given else "runs cannot be read"
+    with reader.reading(wrong):
         return _frame(matching)
 
 

@@ -87,7 +87,7 @@ def reading(wrong: str) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except (*FAILURES, ValueError) as error:
+    except (*FAILURES, ValueError, TypeError) as error:
         if isinstance(error, FAILURES) and not is_refusal(error):
             down = f"MLflow {store.NO_ANSWER}, it cannot be read: {in_short(error)}"
             raise ExperimentError(down) from None

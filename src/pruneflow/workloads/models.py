@@ -258,7 +258,7 @@ def channels_last(model: nn.Module) -> nn.Module:
     stay in PyTorch's own: in the other, oneDNN writes beyond the memory of their gradient on
     processors with AVX2 and no AVX-512 (seen in PyTorch 2.14), and the process dies.
     """
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.to(memory_format=torch.channels_last)
     for module in model.modules():
         if not isinstance(module, nn.Conv2d) or max(module.kernel_size) > 1:
             continue
