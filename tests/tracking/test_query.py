@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -270,6 +271,18 @@ def test_latencies_say_what_was_timed(store: str) -> None:
         assert (row["run_id"], row["pruning_run"]) == (timed, pruned)
         assert (row["model"], row["seed"], row["stage"]) == ("resnet18", 2, "benchmark_latency")
         assert (row["p50_ms"], row["run_status"], row["status"]) == (5.0, "FINISHED", "ok")
+
+
+def test_times_say_what_machine_they_are_of_and_old_ones_what_their_run_says(store: str) -> None:
+    pruned = prune()
+    benchmark(pruned, [latency(0, "dense", 1, 5.0, machine="one"), latency(0, "dense", 4, 9.0)])
+    rows = [latency(0, "dense", 1, 5.0), latency(0, "dense", 1, 2.0, device="cuda")]
+    old = benchmark(pruned, rows)
+    client = MlflowClient()
+    table = pd.read_csv(client.download_artifacts(old, "latency.csv")).drop(columns="machine")
+    client.log_text(old, table.to_csv(index=False), "latency.csv")
+    client.log_text(old, json.dumps({"cpu": "old", "gpu": "GPU"}), "environment.json")
+    assert query.latencies()["machine"].tolist() == ["one", "a processor", "old", "GPU, old"]
 
 
 def test_query_is_reached_from_the_package() -> None:
