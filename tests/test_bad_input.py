@@ -227,7 +227,10 @@ PRUNE: list[tuple[dict[str, object], str]] = [
     ({"criterion": "l3"}, "unknown criterion 'l3': did you mean l2 or l1?"),
     ({"criterion": "apoz"}, "criterion=apoz scores whole channels: pass granularity=channel"),
     ({"criterion": "fpgm"}, "criterion=fpgm scores whole channels"),
-    ({"granularity": "channel", "criterion": "bn_scale"}, "by their BatchNorm, and those of"),
+    (
+        {"granularity": "channel", "criterion": "bn_scale"},
+        "criterion=bn_scale needs a BatchNorm, and",
+    ),
     (
         {"granularity": "channel", "criterion": "variance", "coupling": "independent"},
         "criterion=variance needs the layers that are tied to a filter",

@@ -15,27 +15,13 @@ from importlib import resources
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pruneflow.errors import InputError, unknown
 from pruneflow.inference import EAGER, ENGINES, FORMS
+from pruneflow.parameters import Count, Counts, Names, Numbers, Pixels, Positive, Text, among
 from pruneflow.pruning import TARGETS, schedule
-from pruneflow.pruning.criteria import (
-    CRITERIA,
-    OF_CHANNELS,
-    OF_OUTPUTS,
-    OF_SAMPLES,
-    SCALE,
-    needs,
-)
+from pruneflow.pruning.criteria import CRITERIA, OF_CHANNELS, OF_OUTPUTS, OF_SAMPLES, SCALE, needs
 from pruneflow.pruning.densities import SCOPES
 from pruneflow.workloads.datasets import DATASETS, IMAGES, TEXTS
 
@@ -63,32 +49,6 @@ def as_text(value: object) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def _among(kind: str, valid: Collection[str]) -> AfterValidator:
-    """Refuses names that are not valid, with the nearest that are."""
-
-    def check(value: Any) -> Any:
-        for name in value if isinstance(value, tuple) else (value,):
-            if name not in valid:
-                raise unknown(kind, name, valid)
-        return value
-
-    return AfterValidator(check)
-
-
-def _split(value: object) -> object:
-    """'a, b' -> ('a', 'b'); a number is a list of one; lists pass through."""
-    if isinstance(value, str):
-        return tuple(part.strip() for part in value.split(",") if part.strip())
-    return (value,) if isinstance(value, int) else value
-
-
-_SPLIT, _EACH_ONCE = BeforeValidator(_split), AfterValidator(lambda v: tuple(dict.fromkeys(v)))
-Text = Annotated[str, Field(min_length=1)]
-Count = Annotated[int, Field(ge=1)]
-Pixels = Annotated[int, Field(ge=1, le=4096)]
-Positive = Annotated[float, Field(gt=0)]
-Names = Annotated[tuple[str, ...], _SPLIT, _EACH_ONCE]
-Counts = Annotated[tuple[Count, ...], _SPLIT, _EACH_ONCE]
 C = TypeVar("C", bound="Config")
 
 
@@ -124,7 +84,7 @@ class Settings(Config):
 
     model: Text
     """alexnet, resnet18, any other torchvision classifier, bert, or hf:<hub id or folder>"""
-    dataset: Annotated[str, _among("data set", DATASETS)] = Field(
+    dataset: Annotated[str, among("data set", DATASETS)] = Field(
         description=f"images: {', '.join(IMAGES)}; texts: {', '.join(TEXTS)} (reviews: synthetic)"
     )
     data_dir: str | None = None
@@ -185,19 +145,19 @@ class PruneConfig(Settings):
 
     granularity: Literal["weight", "channel"]
     """what is removed: weight (single ones) or channel (filters, neurons, heads)"""
-    criterion: Annotated[str, _among("criterion", CRITERIA)] = Field(
+    criterion: Annotated[str, among("criterion", CRITERIA)] = Field(
         description=f"scores of what to keep: {', '.join(CRITERIA)}"
     )
     calibration_samples: Count = 1024
     """training samples, at the most, of which a criterion sees gradients or activations"""
-    scope: Annotated[str, _among("scope", SCOPES)]
+    scope: Annotated[str, among("scope", SCOPES)]
     """how the kept share is spread: global (all compete; channels: those of one target), layer (all
     lose the same), row (every output of every layer does), erk or lamp"""
     max_layer_sparsity: Annotated[float, Field(gt=0, le=1)] = 1.0
     """no layer (channels: group) is pruned further than this, in (0, 1]; the others are instead"""
     coupling: Literal["group", "independent"] | None
     """channels: group (tied layers lose the same) or independent (Conv2d by Conv2d, weight only)"""
-    targets: Annotated[Names, _among("target", TARGETS)] = Field(
+    targets: Annotated[Names, among("target", TARGETS)] = Field(
         (), description=f"channels of what: {', '.join(TARGETS)}; by default all the model has"
     )
     form: Literal["masked", "compact"]
@@ -292,18 +252,18 @@ class BenchmarkConfig(Config):
     """time the finished pruning runs of this study"""
     model: str | None = None
     """time the newest finished pruning run of this model"""
-    levels: Annotated[tuple[Annotated[int, Field(ge=0)], ...], _SPLIT, _EACH_ONCE] = ()
+    levels: Numbers = ()
     """levels to time (0,3,6); by default all"""
-    forms: Annotated[Names, _among("form", FORMS)] = Field(
+    forms: Annotated[Names, among("form", FORMS)] = Field(
         (), description=f"forms to time: {', '.join(FORMS)}; by default all that a level has"
     )
     batch_sizes: Annotated[Counts, Field(min_length=1)] = (1, 4, 16, 64, 256)
     """samples in a batch (1,16)"""
     threads: Counts = ()
     """numbers of CPU threads to time with (1,2); all cores when not given"""
-    device: Annotated[Names, _among("device", ("cpu", "cuda"))] = ()
+    device: Annotated[Names, among("device", ("cpu", "cuda"))] = ()
     """cpu, cuda or both (cpu,cuda); by default those that are there"""
-    engines: Annotated[Names, _among("engine", ENGINES)] = Field(
+    engines: Annotated[Names, among("engine", ENGINES)] = Field(
         (EAGER,), description=f"{', '.join(ENGINES)}; all but eager need pruneflow[engines]"
     )
     image_size: Pixels | None = None

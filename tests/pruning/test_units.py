@@ -270,7 +270,7 @@ def test_outputs_are_what_the_next_layer_reads() -> None:
 
 
 def test_bn_scale_wants_batch_norm() -> None:
-    with pytest.raises(InputError, match="criterion=bn_scale scores channels by their BatchNorm"):
+    with pytest.raises(InputError, match="criterion=bn_scale needs a BatchNorm, and"):
         units_of(plain(), "group", "8").check("bn_scale")
     model = Residual()
     units = units_of(model, "group", "fc", include=("inner.*",))

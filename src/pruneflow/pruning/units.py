@@ -20,14 +20,7 @@ from torch import Tensor, nn
 from pruneflow.errors import InputError
 from pruneflow.pruning import compaction, cost, groups, tracing
 from pruneflow.pruning.compaction import Forward
-from pruneflow.pruning.criteria import (
-    CRITERIA,
-    GENERATOR,
-    OF_OUTPUTS,
-    SCALE,
-    Criterion,
-    needs,
-)
+from pruneflow.pruning.criteria import CRITERIA, GENERATOR, OF_OUTPUTS, SCALE, Criterion, needs
 from pruneflow.pruning.groups import Group
 from pruneflow.pruning.keeper import Keeper
 from pruneflow.pruning.masks import Masks
@@ -241,16 +234,15 @@ class Channels(Units):
     def check(self, name: str) -> None:
         for group in self.groups.values():
             for need in needs(CRITERIA[name]):
+                lacks = ""
                 if need == SCALE and groups.scales(self.model, group) is None:
+                    lacks = "a BatchNorm"
+                elif need in OF_OUTPUTS and not groups.readers(self.model, group):
+                    lacks = "a layer that reads each"
+                if lacks:
                     raise InputError(
-                        f"criterion={name} scores channels by their BatchNorm, and those of "
-                        f"{group.name} have none: pass another criterion, or exclude={group.name}"
-                    )
-                if need in OF_OUTPUTS and not groups.readers(self.model, group):
-                    raise InputError(
-                        f"criterion={name} scores channels by what the next layers read of them, "
-                        f"and nothing reads those of {group.name} alone: pass another criterion, "
-                        f"or exclude={group.name}"
+                        f"criterion={name} needs {lacks}, and the channels of {group.name} have "
+                        f"none: pass another criterion, or exclude={group.name}"
                     )
 
     def scores(

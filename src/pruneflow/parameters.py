@@ -1,0 +1,39 @@
+"""Kinds of parameters: what text is taken for, and what is valid."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from pruneflow.errors import unknown
+
+
+def among(kind: str, valid: Collection[str]) -> AfterValidator:
+    """Refuses names that are not valid, with the nearest that are."""
+
+    def check(value: Any) -> Any:
+        for name in value if isinstance(value, tuple) else (value,):
+            if name not in valid:
+                raise unknown(kind, name, valid)
+        return value
+
+    return AfterValidator(check)
+
+
+def _split(value: object) -> object:
+    """'a, b' -> ('a', 'b'); a number is a list of one; lists pass through."""
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return (value,) if isinstance(value, int) else value
+
+
+_SPLIT, _EACH_ONCE = BeforeValidator(_split), AfterValidator(lambda v: tuple(dict.fromkeys(v)))
+Text = Annotated[str, Field(min_length=1)]
+Count = Annotated[int, Field(ge=1)]
+Pixels = Annotated[int, Field(ge=1, le=4096)]
+Positive = Annotated[float, Field(gt=0)]
+Names = Annotated[tuple[str, ...], _SPLIT, _EACH_ONCE]
+Counts = Annotated[tuple[Count, ...], _SPLIT, _EACH_ONCE]
+Numbers = Annotated[tuple[Annotated[int, Field(ge=0)], ...], _SPLIT, _EACH_ONCE]
