@@ -131,8 +131,8 @@ def latencies(experiment: Ids | None = None, **which: Unpack[Which]) -> pd.DataF
     about = [name for name in _ABOUT if name not in ("form", "status")]
     rows = _records(timed, Latency, "latency.csv", [*about, "run_status", "pruning_run"])
     lacking = rows["machine"].isna()  # of before there was that column: as their run says
-    for run_id, described in environments(rows.loc[lacking, "run_id"].unique().tolist()).items():
-        cpu, gpu = str(described.get("cpu")), str(described.get("gpu"))
+    for run_id, machine in environments(rows.loc[lacking, "run_id"].unique().tolist()).items():
+        cpu, gpu = str(machine.get("cpu")), str(machine.get("gpu"))
         names = rows["device"].map({"cpu": cpu, "cuda": f"{gpu}, {cpu}"})
         rows["machine"] = rows["machine"].mask(lacking & (rows["run_id"] == run_id), names)
     return rows
