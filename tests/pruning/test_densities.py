@@ -12,10 +12,10 @@ from pruneflow.pruning.criteria import lamp
 from pruneflow.pruning.densities import (
     SCOPES,
     erdos_renyi,
-    layer_adaptive,
     over_layers,
     over_pools,
     rank_in_row,
+    share_of_larger,
 )
 
 
@@ -78,13 +78,13 @@ def test_a_vector_is_one_row() -> None:
 def test_layer_adaptive_magnitudes_are_lamp() -> None:
     torch.manual_seed(0)
     values = torch.randn(40)
-    adapted = layer_adaptive(values.abs(), torch.ones(8, 5, dtype=torch.bool))
+    adapted = share_of_larger(values.abs(), torch.ones(8, 5, dtype=torch.bool))
     torch.testing.assert_close(adapted, lamp(values[:, None]), check_dtype=False)
 
 
 def test_what_is_pruned_counts_in_no_layers_sum() -> None:
     mask = torch.tensor([True, False, True])
-    assert layer_adaptive(torch.tensor([1.0, 5.0, 2.0]), mask)[[0, 2]].tolist() == [0.2, 1.0]
+    assert share_of_larger(torch.tensor([1.0, 5.0, 2.0]), mask)[[0, 2]].tolist() == [0.2, 1.0]
 
 
 @pytest.mark.parametrize("name", sorted(SCOPES))

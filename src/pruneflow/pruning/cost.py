@@ -123,21 +123,17 @@ def positions(model: nn.Module, sample: Tensor | Mapping[str, Tensor]) -> dict[s
         name of each parameter that multiplies something -> MACs of the sample / its entries: the
         number of output positions that it is applied at.
     """
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # one opaque operation, where it applies
-    try:
-        # recurrent layers are one operation in oneDNN and cuDNN, and products elsewhere
-        with (
-            warnings.catch_warnings(action="ignore"),
-            torch.backends.mkldnn.flags(enabled=False),
-            torch.backends.cudnn.flags(enabled=False),
-            models.looking(model),
-            torch.no_grad(),
-            _Uses(model) as uses,
-        ):
-            models.logits(model, sample)
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
+    # recurrent layers are one operation in oneDNN and cuDNN, and products elsewhere
+    with (
+        warnings.catch_warnings(action="ignore"),
+        torch.backends.mkldnn.flags(enabled=False),
+        torch.backends.cudnn.flags(enabled=False),
+        models.without_fused_attention(),
+        models.looking(model),
+        torch.no_grad(),
+        _Uses(model) as uses,
+    ):
+        models.logits(model, sample)
     return {name: macs / model.get_parameter(name).numel() for name, macs in uses.macs.items()}
 
 

@@ -95,12 +95,15 @@ def lamp(layer_values: Tensor) -> Tensor:
 
     Lee et al. 2021, https://arxiv.org/abs/2010.07611; of channels with their squared norms.
     """
-    squares = _sum(layer_values.square()).double()
+    return layer_adaptive(_sum(layer_values.square()).double())
+
+
+def layer_adaptive(squares: Tensor) -> Tensor:
+    """Each of a layer's squares (n,), float64, over the sum of those that are not smaller."""
     order = squares.argsort(stable=True)
-    not_smaller = squares[order].flip(0).cumsum(0).flip(0)
-    scores = squares.new_zeros(len(squares))
-    scores[order] = squares[order] / not_smaller.clamp_min(1e-300)
-    return scores
+    ordered = squares[order]
+    shares = ordered / ordered.flip(0).cumsum(0).flip(0).clamp_min(1e-300)
+    return squares.index_copy(0, order, shares)
 
 
 def fpgm(channel_values: Tensor) -> Tensor:

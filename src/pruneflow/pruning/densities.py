@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
+from pruneflow.pruning.criteria import layer_adaptive
+
 if TYPE_CHECKING:  # torch takes seconds to import; names and help must not wait for it
     from torch import Tensor
 
@@ -88,16 +90,12 @@ def rank_in_row(scores: Tensor, mask: Tensor) -> Tensor:
     return (ranks / rows.sum(1, keepdim=True).clamp_min(1)).flatten()
 
 
-def layer_adaptive(scores: Tensor, mask: Tensor) -> Tensor:
+def share_of_larger(scores: Tensor, mask: Tensor) -> Tensor:
     """Squared score over the sum of the squares in its layer that are not smaller.
 
     LAMP, of magnitudes: Lee et al. 2021, https://arxiv.org/abs/2010.07611.
     """
-    squares = scores.double().square().masked_fill(~mask.flatten(), 0.0)
-    order = squares.argsort(stable=True)
-    ordered = squares[order]
-    adapted = ordered / ordered.flip(0).cumsum(0).flip(0).clamp_min(1e-300)
-    return squares.index_copy(0, order, adapted)
+    return layer_adaptive(scores.double().square().masked_fill(~mask.flatten(), 0.0))
 
 
 def _kept(mask: Tensor) -> int:
@@ -109,5 +107,5 @@ SCOPES: dict[str, Scope] = {
     "layer": Scope(over_layers),
     "row": Scope(over_layers, rank_in_row, single_weights=True),
     "erk": Scope(erdos_renyi, single_weights=True),
-    "lamp": Scope(over_pools, layer_adaptive),
+    "lamp": Scope(over_pools, share_of_larger),
 }

@@ -116,7 +116,7 @@ def collect(
     Args:
         model: gives logits (N, classes); it is looked at in eval mode, in float32.
         parameters: names of those whose gradients count.
-        batches: calibration samples; asked for once, if anything needs them.
+        batches: calibration samples; gone through once, if anything needs them.
         needs: names of statistics.
     """
     statistics = Statistics()
@@ -130,7 +130,7 @@ def collect(
     with ExitStack() as stack:
         stack.enter_context(models.looking(model))
         watch = _Watch(model, statistics.columns)
-        stack.enter_context(_without_fused_attention())
+        stack.enter_context(models.without_fused_attention())
         if gradients:
             into = _Accumulator(statistics, gradients)
             stack.enter_context(_each_gradient(model, parameters, into))
@@ -220,17 +220,6 @@ def _ones(model: nn.Module, sample: Inputs) -> dict[str, Tensor]:
     return {"inputs_embeds": mask.new_ones((*mask.shape, width), dtype=torch.float32)} | {
         "attention_mask": mask
     }
-
-
-@contextmanager
-def _without_fused_attention() -> Iterator[None]:
-    """Attention without gradients is one operation, which hides its products."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
 
 
 @dataclass

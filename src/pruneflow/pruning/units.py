@@ -158,6 +158,7 @@ class Weights(Units):
     ) -> Callable[[str], Scores]:
         parameters = {n: p.detach() for n, p in self.model.named_parameters() if n in self.masks}
 
+        @functools.cache
         def seen(name: str) -> dict[str, Tensor]:
             return {
                 need: of_weight(need, name, parameters[name], statistics)

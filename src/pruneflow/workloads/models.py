@@ -275,6 +275,17 @@ def _contiguous(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, 
 
 
 @contextmanager
+def without_fused_attention() -> Iterator[None]:
+    """Attention without gradients is one operation where that applies, which hides its products."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+@contextmanager
 def same_modes(*observed: nn.Module) -> Iterator[None]:
     """Leave every submodule in training or eval mode, as it was; they need not be alike."""
     modes = [(module, module.training) for model in observed for module in model.modules()]
