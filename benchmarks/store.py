@@ -20,7 +20,8 @@ import sqlalchemy
 from mlflow.store.tracking.dbmodels import models as tables
 from mlflow.tracking import MlflowClient
 
-from pruneflow.config import PruneConfig, resolve
+from pruneflow.config import PruneConfig
+from pruneflow.resolution import resolve
 from pruneflow.tracking.levels import METRICS, Level, curves
 from pruneflow.tracking.store import shown
 

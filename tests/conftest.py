@@ -46,8 +46,13 @@ def _quiet_machine(tmp_path_factory: pytest.TempPathFactory) -> None:
 
     datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("datasets")
     os.environ["PRUNEFLOW_STATE"] = str(tmp_path_factory.mktemp("state"))
-    torch.set_num_threads(1)
     latency.Load = sparse.Load = Quiet  # type: ignore[misc]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """Sums are split up by threads, and a run in this process sets their number."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -9,8 +9,9 @@ from typing import Any
 import pandas as pd
 from records import LAYER, LEVELS
 
-from pruneflow.config import PruneConfig, resolve
+from pruneflow.config import PruneConfig
 from pruneflow.report.evidence import Evidence, gather
+from pruneflow.resolution import resolve
 from pruneflow.tracking.latencies import Latency
 from pruneflow.tracking.levels import Layer, Level
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pruneflow.config import BenchmarkConfig, PruneConfig, resolve
+from pruneflow.config import BenchmarkConfig, PruneConfig
+from pruneflow.resolution import resolve
 from pruneflow.tracking.latencies import Latency
 from pruneflow.tracking.levels import Layer, Level
 from pruneflow.tracking.run import open_run

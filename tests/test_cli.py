@@ -173,8 +173,9 @@ def test_a_password_in_an_address_is_in_no_record_of_a_run(
     from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
 
-    from pruneflow.config import FinetuneConfig, resolve
+    from pruneflow.config import FinetuneConfig
     from pruneflow.errors import ExperimentError
+    from pruneflow.resolution import resolve
     from pruneflow.tracking.run import open_run
 
     monkeypatch.setenv("PRUNEFLOW_STATE", str(tmp_path / "state"))

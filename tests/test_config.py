@@ -7,9 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from pruneflow.config import FinetuneConfig, PruneConfig, base_config, presets, resolve
+from pruneflow.config import FinetuneConfig, PruneConfig
 from pruneflow.errors import InputError
 from pruneflow.pruning import schedule
+from pruneflow.resolution import base_config, presets, resolve
 
 
 def test_caller_goes_before_model_goes_before_stage_goes_before_all() -> None:

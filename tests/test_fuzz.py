@@ -16,8 +16,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from pruneflow.config import resolve
 from pruneflow.errors import InputError
+from pruneflow.resolution import resolve
 from pruneflow.stages import STAGES, study
 from pruneflow.tracking import checkpoints, journal
 from pruneflow.tracking.checkpoints import Checkpoint

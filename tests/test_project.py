@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 
 from pruneflow import __version__
 from pruneflow.cli import command
-from pruneflow.config import PRESET
+from pruneflow.resolution import PRESET
 from pruneflow.stages import STAGES
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pruneflow.pruning.prunable import prunable_parameters
-from pruneflow.pruning.units import Weights
+from pruneflow.pruning.weights import Weights
 from pruneflow.workloads import models
 from pruneflow.workloads.machine import keep_large_buffers
 

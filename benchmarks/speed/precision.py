@@ -11,7 +11,8 @@ import numpy as np
 from measure import spread, tell
 
 import pruneflow
-from pruneflow.config import FinetuneConfig, resolve
+from pruneflow.config import FinetuneConfig
+from pruneflow.resolution import resolve
 from pruneflow.stages.experiment import prepare
 
 SEEDS = 3

@@ -17,10 +17,11 @@ from torch.nn.utils import prune
 
 import pruneflow
 from pruneflow.pruning import groups
+from pruneflow.pruning.channels import Channels
 from pruneflow.pruning.criteria import CRITERIA
 from pruneflow.pruning.prunable import prunable_parameters
 from pruneflow.pruning.selection import select
-from pruneflow.pruning.units import Channels, Units
+from pruneflow.pruning.units import Units
 
 MODELS = ("alexnet", "resnet50", "bert-base", "vgg16")
 IN_RUNS = ("alexnet", "resnet50", "vgg16")

@@ -19,8 +19,9 @@ from typing import Any, NoReturn
 import click
 
 from pruneflow import __version__
-from pruneflow.config import as_text, resolve
+from pruneflow.config import as_text
 from pruneflow.errors import ExperimentError, InputError, unknown
+from pruneflow.resolution import resolve
 from pruneflow.stages import STAGES, run
 from pruneflow.tracking.store import UI_PORT
 

@@ -1,23 +1,19 @@
 """The configuration of each stage: names, types, help and limits, in one place.
 
-A value comes from the caller, else from the preset, where a model's own settings go before the
-stage's and those before everyone's. Configurations are frozen; nothing is deleted or filled in
-later except what only the machine can tell (`device` left to `auto`, `threads` not given).
+Configurations are made by `resolution.resolve`, and frozen; nothing is deleted or filled in later
+except what only the machine can tell (`device` left to `auto`, `threads` not given).
 """
 
 from __future__ import annotations
 
-import functools
 import math
 import re
-from collections.abc import Collection, Mapping
-from importlib import resources
-from typing import Annotated, Any, Literal, Self, TypeVar
+from collections.abc import Collection
+from typing import Annotated, Any, Literal, Self
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from pruneflow.errors import InputError, unknown
+from pruneflow.errors import InputError
 from pruneflow.inference import EAGER, ENGINES, FORMS
 from pruneflow.parameters import Count, Counts, Names, Numbers, Pixels, Positive, Text, among
 from pruneflow.pruning import TARGETS, schedule
@@ -25,12 +21,7 @@ from pruneflow.pruning.criteria import CRITERIA, OF_CHANNELS, OF_OUTPUTS, OF_SAM
 from pruneflow.pruning.densities import SCOPES
 from pruneflow.workloads.datasets import DATASETS, IMAGES, TEXTS
 
-PRESET = "preset"  # what MLproject passes for a parameter that was not given
 NEWEST = "newest"  # of base_run, in place of an id
-_ALTERNATIVES = {  # parameters that mean the same, of which one can be given -> what they mean
-    ("target_sparsity", "fraction"): "how far to prune",
-    ("run", "study", "model"): "which runs to time",
-}
 
 
 def short_model(model: str) -> str:
@@ -47,9 +38,6 @@ def reads_texts(model: str) -> bool:
 def as_text(value: object) -> str:
     """A value as it is written on the command line."""
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
-C = TypeVar("C", bound="Config")
 
 
 class Config(BaseModel):
@@ -300,85 +288,3 @@ class SweepConfig(Config):
     """runs at a time, which share the CPU threads; benchmarks run alone"""
     dry_run: bool = False
     """show what would be run, and start nothing"""
-
-
-@functools.cache
-def presets() -> dict[str, list[dict[str, Any]]]:
-    """Name -> layers of the presets that the package carries."""
-    files = (resources.files("pruneflow") / "presets").iterdir()
-    return {f.name.removesuffix(".yaml"): yaml.safe_load(f.read_text("utf-8")) for f in files}
-
-
-def _preset_values(kind: type[Settings], given: Mapping[str, Any]) -> dict[str, Any]:
-    """The preset's values: of its layers, those that hold with what was given, the last first."""
-    name = str(given.get("preset", kind.model_fields["preset"].default))
-    if name not in presets():
-        raise unknown("preset", name, presets())
-    values: dict[str, Any] = {}
-    for layer in presets()[name]:
-        known = {**values, **given}
-        model, texts = str(known.get("model")), str(known.get("dataset")) in TEXTS
-        published = model == "bert" and given.get("weights", "none") != "none"
-        model = "hf" if published or model.startswith("hf:") else model
-        stage = "finetune" if kind is FinetuneConfig else "prune"
-        known |= {"stage": stage, "model": model, "texts": texts}
-        when = layer.get("when", {}).items()
-        if all(known.get(name) in (v if isinstance(v, list) else [v]) for name, v in when):
-            values |= layer
-    values.pop("when")
-    if kind is PruneConfig:
-        values["base_epochs"] = _preset_values(FinetuneConfig, given)["epochs"]
-    return values
-
-
-def resolve(kind: type[C], given: Mapping[str, Any]) -> C:
-    """The configuration of a stage from what the caller gave, completed from the preset.
-
-    A value that is None, empty or the word `preset` counts as not given.
-
-    Raises:
-        InputError: an unknown name, or a value that is not valid; the first one found.
-    """
-    known = kind.model_fields
-    for name in given:
-        if name not in known:
-            raise unknown("parameter", name, known, listed=40)
-    absent = (None, PRESET, "")
-    values = {k: v for k, v in given.items() if v not in absent or (k == "model" and v == "")}
-    for names, meaning in _ALTERNATIVES.items():
-        both = [f"{name}={values[name]}" for name in names if name in values]
-        if len(both) > 1:
-            raise InputError(f"{' and '.join(both[:2])} both say {meaning}: give one of them")
-    preset = _preset_values(kind, values) if issubclass(kind, Settings) else {}
-    try:
-        return kind.model_validate(preset | values, context=frozenset(values))
-    except ValidationError as error:
-        problem = error.errors()[0]
-        cause = problem.get("ctx", {}).get("error")
-        if isinstance(cause, InputError):
-            raise cause from None
-        name, reason = str(problem["loc"][0]), problem["msg"].removeprefix("Input should be ")
-        raise InputError(
-            f"{name}={problem['input']!r} is not valid: it should be {reason} "
-            f"(valid: {known[name].description})"
-        ) from None
-
-
-def given_for_base(config: PruneConfig) -> list[str]:
-    """Names of what the caller gave that the newest base run has to have been trained with."""
-    names = sorted(config.given & {"batch_size", "lr_schedule", "optimizer", "weight_decay"})
-    return [*names, "epochs"] if "base_epochs" in config.given else names
-
-
-def base_config(config: PruneConfig) -> FinetuneConfig:
-    """The finetune configuration of the base run that a pruning run starts when it finds none.
-
-    What the caller gave applies to it as well, except `learning_rate`, which is the pruning
-    run's own; the rest is the preset's for `finetune`.
-    """
-    shared = (config.given & FinetuneConfig.model_fields.keys()) - {"learning_rate", "resume"}
-    shared |= {"preset", "device", "precision", "threads"}
-    values = {name: getattr(config, name) for name in shared}
-    if config.resume == "never":
-        values["resume"] = "never"
-    return resolve(FinetuneConfig, values | {"epochs": config.base_epochs})

@@ -10,9 +10,10 @@ import pytest
 from frames import Frames
 from records import latency, level
 
-from pruneflow.config import BenchmarkConfig, PruneConfig, resolve
+from pruneflow.config import BenchmarkConfig, PruneConfig
 from pruneflow.paper import claims
 from pruneflow.report.page import Statement
+from pruneflow.resolution import resolve
 from pruneflow.tracking.latencies import Latency
 from pruneflow.tracking.levels import Layer, Level
 

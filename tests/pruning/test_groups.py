@@ -9,12 +9,12 @@ from torch.nn.utils import prune
 
 from pruneflow.errors import InputError
 from pruneflow.pruning import compaction, groups, tracing
+from pruneflow.pruning.channels import Channels
 from pruneflow.pruning.criteria import CRITERIA
 from pruneflow.pruning.groups import Group, Tie
 from pruneflow.pruning.masks import Masks
 from pruneflow.pruning.prunable import prunable_groups
 from pruneflow.pruning.selection import select
-from pruneflow.pruning.units import Channels
 from tests.pruning.networks import Residual, images, plain
 
 FORWARD = images()

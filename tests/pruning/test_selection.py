@@ -23,7 +23,7 @@ from pruneflow.pruning.criteria import CRITERIA
 from pruneflow.pruning.masks import Masks
 from pruneflow.pruning.prunable import prunable_parameters
 from pruneflow.pruning.selection import Scores, select
-from pruneflow.pruning.units import Weights
+from pruneflow.pruning.weights import Weights
 
 
 def flat(scores: Mapping[str, Tensor]) -> Callable[[str], Scores]:

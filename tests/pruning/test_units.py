@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from pruneflow.errors import InputError
 from pruneflow.inference import forms
 from pruneflow.pruning import tracing
+from pruneflow.pruning.channels import Channels
 from pruneflow.pruning.criteria import CRITERIA, OF_CHANNELS, needs
+from pruneflow.pruning.prunable import find_units
 from pruneflow.pruning.selection import select
 from pruneflow.pruning.statistics import Batch, collect
-from pruneflow.pruning.units import Channels, Units, as_text, find_units, from_text
+from pruneflow.pruning.units import Units, as_text, from_text
 from tests.pruning.networks import Residual, images, plain
 
 FORWARD = images()

@@ -22,8 +22,9 @@ from mlflow.tracking import MlflowClient
 
 import pruneflow
 from pruneflow import query
-from pruneflow.config import BenchmarkConfig, PruneConfig, SweepConfig, resolve
+from pruneflow.config import BenchmarkConfig, PruneConfig, SweepConfig
 from pruneflow.errors import ExperimentError, InputError
+from pruneflow.resolution import resolve
 from pruneflow.stages import processes, sweep
 from pruneflow.stages.study import Job
 from pruneflow.tracking import publish

@@ -10,8 +10,9 @@ from click.testing import CliRunner
 from mlflow.tracking import MlflowClient
 
 from pruneflow.cli import group
-from pruneflow.config import FinetuneConfig, resolve
+from pruneflow.config import FinetuneConfig
 from pruneflow.errors import ExperimentError
+from pruneflow.resolution import resolve
 from pruneflow.tracking import doctor, journal
 from pruneflow.tracking.doctor import FINE, WRONG, Finding
 from pruneflow.tracking.journal import Journal, Owner

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import pruneflow
-from pruneflow.config import BenchmarkConfig, FinetuneConfig, PruneConfig, Settings, resolve
+from pruneflow.config import BenchmarkConfig, FinetuneConfig, PruneConfig, Settings
+from pruneflow.resolution import resolve
 from pruneflow.tracking import environment, fingerprints
 
 

@@ -7,8 +7,9 @@ import time
 import pytest
 from mlflow.tracking import MlflowClient
 
-from pruneflow.config import FinetuneConfig, resolve
+from pruneflow.config import FinetuneConfig
 from pruneflow.errors import InputError
+from pruneflow.resolution import resolve
 from pruneflow.tracking import finished
 from pruneflow.tracking.run import open_run
 

@@ -24,8 +24,9 @@ from mlflow.protos.databricks_pb2 import (
 )
 from mlflow.tracking import MlflowClient
 
-from pruneflow.config import FinetuneConfig, resolve
+from pruneflow.config import FinetuneConfig
 from pruneflow.errors import ExperimentError
+from pruneflow.resolution import resolve
 from pruneflow.tracking import journal, publish, refusals, sync, writers
 from pruneflow.tracking.run import Run, open_run
 

@@ -23,8 +23,9 @@ from records import benchmark, latency, prune
 
 import pruneflow
 from pruneflow import query
-from pruneflow.config import FinetuneConfig, resolve
+from pruneflow.config import FinetuneConfig
 from pruneflow.errors import ExperimentError, InputError
+from pruneflow.resolution import resolve
 from pruneflow.tracking.latencies import Latency
 from pruneflow.tracking.levels import Layer, Level
 from pruneflow.tracking.query import IDENTITY

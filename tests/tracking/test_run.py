@@ -11,8 +11,9 @@ import torch
 from mlflow.tracking import MlflowClient
 from records import LAYER, LEVELS
 
-from pruneflow.config import FinetuneConfig, resolve
+from pruneflow.config import FinetuneConfig
 from pruneflow.errors import ExperimentError, InputError
+from pruneflow.resolution import resolve
 from pruneflow.tracking import store as stores
 from pruneflow.tracking import writers
 from pruneflow.tracking.checkpoints import Checkpoint

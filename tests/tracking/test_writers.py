@@ -14,8 +14,9 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 import pruneflow
-from pruneflow.config import FinetuneConfig, resolve
+from pruneflow.config import FinetuneConfig
 from pruneflow.errors import InputError
+from pruneflow.resolution import resolve
 from pruneflow.tracking import journal, resume, sync, writers
 from pruneflow.tracking.run import open_run
 from pruneflow.tracking.store import check
@@ -29,7 +30,8 @@ import sys, time
 from pathlib import Path
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
-from pruneflow.config import FinetuneConfig, resolve
+from pruneflow.config import FinetuneConfig
+from pruneflow.resolution import resolve
 from pruneflow.errors import ExperimentError
 from pruneflow.tracking import publish, run
 

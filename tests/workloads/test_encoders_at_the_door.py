@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import pruneflow
-from pruneflow.config import FinetuneConfig, resolve
+from pruneflow.config import FinetuneConfig
 from pruneflow.errors import InputError
+from pruneflow.resolution import resolve
 from pruneflow.stages.experiment import Experiment, prepare
 from pruneflow.workloads import batches, encoders, models
 from pruneflow.workloads.machine import Machine

@@ -1,20 +1,70 @@
-"""Prunable: which parameters and which groups of a model may be pruned, by kind and by name."""
+"""Prunable: which units of a model may be pruned, by kind and by name."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from torch import nn
 
 from pruneflow.errors import InputError
-from pruneflow.pruning import TARGETS
+from pruneflow.pruning import TARGETS, groups, tracing
+from pruneflow.pruning.channels import Channels
+from pruneflow.pruning.compaction import Forward
 from pruneflow.pruning.groups import Group
+from pruneflow.pruning.units import Units
+from pruneflow.pruning.weights import Weights
 
 PRUNABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, nn.MultiheadAttention)
 # Also, in a model that has embeddings of tokens: the 2020 study pruned all of BERT.
 PRUNABLE_WITH_TOKENS = (*PRUNABLE, nn.Embedding, nn.LayerNorm)
 _SHOWN = 8
+
+
+def find_units(
+    model: nn.Module,
+    forward: Forward,
+    *,
+    head: str,
+    granularity: str,
+    coupling: str | None,
+    targets: Sequence[str],
+    include: Sequence[str],
+    exclude: Sequence[str],
+    biases: bool,
+    products: Collection[str],
+) -> Units:
+    """The units of an unpruned model that may be pruned, by the names of a configuration.
+
+    `head` makes the outputs; `biases` and `products` are as for `prunable_parameters`.
+
+    Raises:
+        InputError: patterns, targets or a model that leave nothing to prune.
+    """
+
+    @functools.cache
+    def traced() -> tracing.Removable:
+        return tracing.find_groups(model, forward, outputs=[head])
+
+    if granularity == "weight":
+        parameters = prunable_parameters(
+            model, include=include, exclude=exclude, biases=biases, products=products
+        )
+        return Weights(model, parameters, lambda: traced().groups, forward)
+    coupled = coupling != "independent"
+    candidates = traced().groups if coupled else groups.filters(model, outputs=[head])
+    if not candidates and coupled:
+        reasons = "; ".join(sorted(set(traced().left_out.values()))) or "it has no such layers"
+        raise InputError(f"no channels can be removed from this model: {reasons}")
+    if not candidates:
+        raise InputError(
+            "coupling=independent prunes Conv2d filters, and this model has none to prune: pass "
+            "coupling=group"
+        )
+    chosen = prunable_groups(model, candidates, targets=targets, include=include, exclude=exclude)
+    found = traced()
+    return Channels(model, chosen, found.groups, found.left_out, head=head, coupled=coupled)
 
 
 def prunable_parameters(

@@ -14,9 +14,9 @@ from pruneflow.config import (
     PruneConfig,
     ReportConfig,
     SweepConfig,
-    resolve,
 )
 from pruneflow.errors import unknown
+from pruneflow.resolution import resolve
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from pruneflow.config import NEWEST, PruneConfig, base_config, given_for_base
+from pruneflow.config import NEWEST, PruneConfig
+from pruneflow.resolution import base_config, given_for_base
 from pruneflow.stages.experiment import Experiment, build
 from pruneflow.stages.finetune import train_base
 from pruneflow.stages.progress import Reporter

@@ -15,9 +15,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from pruneflow import config as configs
-from pruneflow.config import BenchmarkConfig, FinetuneConfig
+from pruneflow.config import NEWEST, BenchmarkConfig, FinetuneConfig
 from pruneflow.errors import ExperimentError, first_line
+from pruneflow.resolution import base_config, given_for_base
 from pruneflow.stages import benchmark
 from pruneflow.stages.study import Job
 from pruneflow.tracking import finished, journal, publish, resume, store, writers
@@ -191,11 +191,11 @@ def planned_fingerprint(job: Job) -> str | None:
     digest = _digest(**{name: getattr(config, name) for name in names})
     if isinstance(config, FinetuneConfig):
         return fingerprint(job.stage, config, digest, None)
-    base, run_id = configs.base_config(config), config.named_base
+    base, run_id = base_config(config), config.named_base
     if run_id is not None:
         config = config.resolved(weights=finished.base_weights(run_id))
-    elif config.base_run == configs.NEWEST:
-        wanted = {name: getattr(base, name) for name in configs.given_for_base(config)}
+    elif config.base_run == NEWEST:
+        wanted = {name: getattr(base, name) for name in given_for_base(config)}
         run_id = finished.newest_base(workload_fingerprint(config, digest), wanted)
     exact = fingerprint("finetune", base, digest, None)
     of_base = exact if run_id is None else finished.fingerprint_of(run_id)

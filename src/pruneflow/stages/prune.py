@@ -15,9 +15,10 @@ from pruneflow.errors import InputError
 from pruneflow.pruning import schedule
 from pruneflow.pruning.criteria import CRITERIA, needs
 from pruneflow.pruning.groups import BATCH_NORMS
+from pruneflow.pruning.prunable import find_units
 from pruneflow.pruning.schedule import Step
 from pruneflow.pruning.selection import select
-from pruneflow.pruning.units import Units, find_units
+from pruneflow.pruning.units import Units
 from pruneflow.report import charts, prose
 from pruneflow.report.figures import RUN_FIGURES
 from pruneflow.stages import base_run

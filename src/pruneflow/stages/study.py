@@ -28,15 +28,9 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from pruneflow.config import (
-    BenchmarkConfig,
-    FinetuneConfig,
-    PruneConfig,
-    as_text,
-    base_config,
-    resolve,
-)
+from pruneflow.config import BenchmarkConfig, FinetuneConfig, PruneConfig, as_text
 from pruneflow.errors import InputError, first_line, unknown, user_path
+from pruneflow.resolution import base_config, resolve
 from pruneflow.tracking.store import check_name
 from pruneflow.workloads.datasets import BUNDLED
 

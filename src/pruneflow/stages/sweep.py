@@ -15,8 +15,9 @@ from contextlib import closing
 import pandas as pd
 from rich.table import Table
 
-from pruneflow.config import BenchmarkConfig, FinetuneConfig, SweepConfig, resolve
+from pruneflow.config import BenchmarkConfig, FinetuneConfig, SweepConfig
 from pruneflow.errors import ExperimentError, InputError, user_path
+from pruneflow.resolution import resolve
 from pruneflow.stages import study
 from pruneflow.stages.experiment import ALIVE_SECONDS, cores
 from pruneflow.stages.processes import Processes, planned_fingerprint

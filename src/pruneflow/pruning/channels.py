@@ -1,0 +1,140 @@
+"""Channels: the units of structured pruning."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from pruneflow.errors import InputError
+from pruneflow.pruning import compaction, groups
+from pruneflow.pruning.criteria import CRITERIA, GENERATOR, OF_OUTPUTS, SCALE, Criterion, needs
+from pruneflow.pruning.groups import Group
+from pruneflow.pruning.masks import Masks
+from pruneflow.pruning.selection import Scores
+from pruneflow.pruning.statistics import NONE, Statistics, of_weight
+from pruneflow.pruning.units import Units, score
+
+
+class Channels(Units):
+    """Units of the chosen groups of channels (structured pruning).
+
+    Coupled, scores stand beside other groups' and no group is emptied; otherwise every group is a
+    Conv2d's filters, and pruned as `torch.nn.utils.prune.ln_structured` would do it.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        chosen: Sequence[Group],
+        removable: list[Group],
+        left_out: Mapping[str, str],
+        *,
+        head: str,
+        coupled: bool,
+    ) -> None:
+        self.groups = {group.name: group for group in chosen}
+        super().__init__(model, groups.keep_all(chosen), lambda: removable)
+        self.existing = dict(groups.keep_all(removable))
+        self.left_out = left_out
+        self._head = head
+        self._coupled = coupled
+        self._totals = self._kept()
+
+    def least(self, share: float) -> dict[str, int]:
+        least = super().least(share)
+        return {n: max(groups.FLOOR, k) for n, k in least.items()} if self._coupled else least
+
+    def pools(self) -> list[list[str]]:
+        """Units of one target compete: a head is no match for a hidden unit.
+
+        Norms over many weights hardly differ, those over few do: among all, heads would never go.
+        """
+        targets = dict.fromkeys(group.target for group in self.groups.values())
+        return [[n for n, g in self.groups.items() if g.target == target] for target in targets]
+
+    def check(self, name: str) -> None:
+        for group in self.groups.values():
+            for need in needs(CRITERIA[name]):
+                lacks = ""
+                if need == SCALE and groups.scales(self.model, group) is None:
+                    lacks = "a BatchNorm"
+                elif need in OF_OUTPUTS and not groups.readers(self.model, group):
+                    lacks = "a layer that reads each"
+                if lacks:
+                    raise InputError(
+                        f"criterion={name} needs {lacks}, and the channels of {group.name} have "
+                        f"none: pass another criterion, or exclude={group.name}"
+                    )
+
+    def scores(
+        self, criterion: Criterion, *seed: object, statistics: Statistics = NONE
+    ) -> Callable[[str], Scores]:
+        parameters = {n: p.detach() for n, p in self.model.named_parameters()}
+
+        def seen(need: str, group: Group) -> Tensor:
+            if need == SCALE:
+                scales = groups.scales(self.model, group)
+                assert scales is not None  # `check` has seen to it
+                return scales
+            if need in OF_OUTPUTS:
+                readers = groups.readers(self.model, group)
+                columns = [statistics.of_columns(need, n)[k] for n, k in readers.items()]
+                return torch.cat(columns, dim=1).mean(1)
+            weights = [f"{layer}.weight" for layer in group.makers(self.model)]
+            tensors = {n: of_weight(need, n, parameters[n], statistics) for n in weights}
+            return groups.gather(self.model, group, tensors)
+
+        def scores(name: str) -> Scores:
+            group = self.groups[name]
+            every = {n: seen(n, group) for n in needs(criterion) if n != GENERATOR}
+            units = score(criterion, every, *seed, name).cpu()
+            units = groups.compete(units, self.masks[name]) if self._coupled else units
+            return units.__getitem__
+
+        return scores
+
+    def parameter_masks(self) -> Masks:
+        return groups.expand(self.model, list(self.groups.values()), self.masks)
+
+    def pruned_shares(self) -> dict[str, float]:
+        return {target: 1 - kept / self._totals[target] for target, kept in self._kept().items()}
+
+    @property
+    def channels_left(self) -> float:
+        return sum(self._kept().values()) / sum(self._totals.values())
+
+    def _kept(self) -> dict[str, int]:
+        """Target -> number of its units that are kept."""
+        kept = dict.fromkeys((group.target for group in self.groups.values()), 0)
+        for name, group in self.groups.items():
+            kept[group.target] += int(self.masks[name].count_nonzero())
+        return kept
+
+    def in_compact(self) -> dict[str, Tensor]:
+        """Without the pruned units; of independent filters, without the union over tied layers."""
+        if self._coupled:
+            return dict(self.masks)
+        return compaction.without_empty_filters(self.model, self._removable())
+
+    def _shrink(self, kept: Mapping[str, Tensor]) -> None:
+        """Remove units from the model, and number those of the smaller model anew."""
+        before, masks = self._removable(), self.masks
+        self.model = self._without(kept)
+        after = groups.without(before, kept)
+        self._removable = lambda: after
+        candidates = after if self._coupled else groups.filters(self.model, outputs=[self._head])
+        self.groups = {group.name: group for group in candidates if group.name in self.groups}
+        self.masks = groups.keep_all(self.groups.values())
+        if not self._coupled:  # what is masked and could not be removed stays so
+            gone = groups.removed(before, kept)
+            for name, mask in self.masks.items():
+                stays = torch.ones(len(masks[name]), dtype=torch.bool)
+                stays[gone.get((name, "out"), [])] = False
+                mask.copy_(masks[name][stays])
+        for name, mask in kept.items():
+            self.existing[name][self.existing[name].clone()] = mask.cpu()
+
+    def _over_units(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {n: groups.kept_by(self.model, group, masks) for n, group in self.groups.items()}

@@ -1,0 +1,88 @@
+"""Weights: the units of unstructured pruning."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from pruneflow.pruning import compaction
+from pruneflow.pruning.compaction import Forward
+from pruneflow.pruning.criteria import GENERATOR, Criterion, needs
+from pruneflow.pruning.groups import Group
+from pruneflow.pruning.masks import Masks
+from pruneflow.pruning.selection import Scores
+from pruneflow.pruning.statistics import NONE, Statistics, of_weight
+from pruneflow.pruning.units import Units, score
+
+
+class Weights(Units):
+    """Every entry of every prunable parameter by itself (unstructured pruning)."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        parameters: Mapping[str, nn.Parameter],
+        removable: Callable[[], list[Group]],
+        forward: Forward,
+    ) -> None:
+        super().__init__(model, Masks.keep_all(parameters), removable)
+        self._forward = forward
+
+    def pools(self) -> list[list[str]]:
+        return [list(self.masks)]
+
+    def scores(
+        self, criterion: Criterion, *seed: object, statistics: Statistics = NONE
+    ) -> Callable[[str], Scores]:
+        parameters = {n: p.detach() for n, p in self.model.named_parameters() if n in self.masks}
+
+        @functools.cache
+        def seen(name: str) -> dict[str, Tensor]:
+            return {
+                need: of_weight(need, name, parameters[name], statistics)
+                for need in needs(criterion)
+                if need != GENERATOR
+            }
+
+        def scores(name: str, entries: slice) -> Tensor:
+            some = {need: _entries(of, entries)[:, None] for need, of in seen(name).items()}
+            return score(criterion, some, *seed, name, entries.start, entries.step)
+
+        def compared(name: str) -> Scores:
+            every = {need: of.reshape(-1, 1) for need, of in seen(name).items()}
+            return score(criterion, every, *seed, name).__getitem__
+
+        if "layer_values" in needs(criterion):
+            return compared
+        return lambda name: functools.partial(scores, name)
+
+    def parameter_masks(self) -> Masks:
+        return self.masks
+
+    def pruned_shares(self) -> dict[str, float]:
+        return {"weights": self.masks.sparsity}
+
+    def in_compact(self) -> dict[str, Tensor]:
+        """Without what zeros have emptied, which changes no output."""
+        if not compaction.has_empty_channels(self.model):
+            return {}
+        kept = compaction.emptied(self.model, self._removable(), self._forward)
+        return {name: units for name, units in kept.items() if not units.all()}
+
+    def _over_units(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: masks.get(name, kept) for name, kept in self.masks.items()}
+
+
+def _entries(weight: Tensor, entries: slice) -> Tensor:
+    """Entries of a weight in the order of its shape, whatever the order of its memory."""
+    if weight.is_contiguous():
+        return weight.view(-1)[entries]
+    if entries.step is not None:  # few of many
+        numbers = torch.arange(*entries.indices(weight.numel()), device=weight.device)
+        return weight[torch.unravel_index(numbers, weight.shape)]
+    row = weight[0].numel()
+    first, last = entries.start // row, -(-entries.stop // row)  # these are copied
+    return weight[first:last].reshape(-1)[entries.start - first * row : entries.stop - first * row]
