@@ -35,22 +35,32 @@ def test_a_pruned_unit_takes_its_rows_its_bias_and_the_columns_that_read_it() ->
     assert masks["6.weight"].all(0).logical_not().nonzero().flatten().tolist() == [4, 5, 6, 7]
 
 
-def test_values_are_the_rows_of_every_layer_that_makes_the_units() -> None:
+def test_members_are_all_weights_that_a_unit_has_a_part_of() -> None:
     model = Residual()
     stream = found(model, "fc")[0]
-    values = groups.gather(model, stream, dict(model.named_parameters()))
-    assert values.shape == (8, 3 * 9 + 6 * 9 + 6 * 9)
-    expected = torch.cat([model.stem.weight[3].flatten(), model.outer[0].weight[3].flatten()])  # type: ignore[union-attr, operator]
-    assert torch.equal(values[3, : len(expected)], expected.detach())
+    members = {m.weight: m for m in groups.members(model, stream)}
+    expected = {
+        name: dim
+        for tie in stream.ties
+        for name, dim in groups.entries(model, tie).items()
+        if name.endswith("weight")
+    }
+    assert {name: member.dim for name, member in members.items()} == expected
+    assert {0, 1} == set(expected.values())
+    for name, member in members.items():
+        weight = model.get_parameter(name)
+        parts = member.of(weight.detach())
+        assert torch.equal(parts[3], weight.select(member.dim, 3).flatten().detach())
+        assert member.normalises == (weight.dim() == 1)
 
 
-def test_competing_scores_have_mean_one() -> None:
+def test_relative_scores_have_mean_one() -> None:
     scores = torch.tensor([2.0, 100.0, 4.0, 6.0])
     kept = torch.tensor([True, False, True, True])  # 100 is of a unit that has gone
-    scaled = groups.compete(scores, kept)
+    scaled = groups.relative(scores, kept)
     assert scaled[[0, 2, 3]].tolist() == [0.5, 1.0, 1.5]
     assert torch.isfinite(scaled[1])
-    assert groups.compete(torch.zeros(3), torch.ones(3, dtype=torch.bool)).tolist() == [0, 0, 0]
+    assert groups.relative(torch.zeros(3), torch.ones(3, dtype=torch.bool)).tolist() == [0, 0, 0]
 
 
 def channels_of(model: nn.Module, chosen: list[Group], *, coupled: bool) -> Channels:

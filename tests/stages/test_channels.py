@@ -112,9 +112,11 @@ def test_layers_csv_counts_what_is_gone_against_the_unpruned_tensor(runs: Runs) 
     text = Path(
         MlflowClient().download_artifacts(runs["group", "compact"].run_id, "layers.csv")
     ).read_text()
-    rows = [row for row in csv.DictReader(text.splitlines()) if row["layer"] == "conv1.weight"]
+    rows = [
+        row for row in csv.DictReader(text.splitlines()) if row["layer"] == "layer1.0.conv1.weight"
+    ]
     first, _, last = rows
-    assert (first["shape"], last["params"]) == ("64x3x7x7", first["params"])
+    assert (first["shape"], last["params"]) == ("64x64x3x3", first["params"])
     channels = int(last["shape"].split("x")[0])
     assert channels < 64
     assert float(last["sparsity"]) == pytest.approx(1 - channels / 64, abs=1e-3)

@@ -9,8 +9,16 @@ from torch import Tensor, nn
 
 from pruneflow.errors import InputError
 from pruneflow.pruning import compaction, groups
-from pruneflow.pruning.criteria import CRITERIA, GENERATOR, OF_OUTPUTS, SCALE, Criterion, needs
-from pruneflow.pruning.groups import Group
+from pruneflow.pruning.criteria import (
+    CHANNEL_VALUES,
+    CRITERIA,
+    GENERATOR,
+    OF_OUTPUTS,
+    SCALE,
+    Criterion,
+    needs,
+)
+from pruneflow.pruning.groups import Group, Member
 from pruneflow.pruning.masks import Masks
 from pruneflow.pruning.selection import Scores
 from pruneflow.pruning.statistics import NONE, Statistics, of_weight
@@ -55,43 +63,55 @@ class Channels(Units):
         return [[n for n, g in self.groups.items() if g.target == target] for target in targets]
 
     def check(self, name: str) -> None:
+        criterion = CRITERIA[name]
         for group in self.groups.values():
-            for need in needs(CRITERIA[name]):
-                lacks = ""
-                if need == SCALE and groups.scales(self.model, group) is None:
-                    lacks = "a BatchNorm"
-                elif need in OF_OUTPUTS and not groups.readers(self.model, group):
-                    lacks = "a layer that reads each"
-                if lacks:
-                    raise InputError(
-                        f"criterion={name} needs {lacks}, and the channels of {group.name} have "
-                        f"none: pass another criterion, or exclude={group.name}"
-                    )
+            if not self._scored(criterion, group):
+                lacks = "a BatchNorm" if SCALE in needs(criterion) else "a layer that reads each"
+                raise InputError(
+                    f"criterion={name} needs {lacks}, and the channels of {group.name} have "
+                    f"none: pass another criterion, or exclude={group.name}"
+                )
+
+    def _scored(self, criterion: Criterion, group: Group) -> list[Member]:
+        """The weights of a group that a criterion looks at."""
+        members, seen = groups.members(self.model, group), set(needs(criterion))
+        if SCALE in seen:
+            return [member for member in members if member.normalises]
+        if seen & {*OF_OUTPUTS}:
+            return [member for member in members if member.dim == 1]
+        if CHANNEL_VALUES in seen:
+            return [member for member in members if not member.normalises]
+        return members[:1] if GENERATOR in seen else members  # chance is asked once a unit
 
     def scores(
         self, criterion: Criterion, *seed: object, statistics: Statistics = NONE
     ) -> Callable[[str], Scores]:
+        """Coupled, the sum over a group's weights of a unit's score in each, relative to its mean.
+
+        So a unit is worth as much as all that goes with it, the columns of the layers that read it
+        included, and weights of all scales count alike; a group that many layers share, such as a
+        residual stream, keeps more of its units than others. Measured on ResNet18 at equal MACs
+        this keeps more accuracy than the sum or mean of the members' scores, relative to the
+        group's mean, as Fang et al. 2023 (https://arxiv.org/abs/2301.12900) take it.
+        """
         parameters = {n: p.detach() for n, p in self.model.named_parameters()}
 
-        def seen(need: str, group: Group) -> Tensor:
-            if need == SCALE:
-                scales = groups.scales(self.model, group)
-                assert scales is not None  # `check` has seen to it
-                return scales
+        def seen(need: str, member: Member) -> Tensor:
             if need in OF_OUTPUTS:
-                readers = groups.readers(self.model, group)
-                columns = [statistics.of_columns(need, n)[k] for n, k in readers.items()]
-                return torch.cat(columns, dim=1).mean(1)
-            weights = [f"{layer}.weight" for layer in group.makers(self.model)]
-            tensors = {n: of_weight(need, n, parameters[n], statistics) for n in weights}
-            return groups.gather(self.model, group, tensors)
+                return statistics.of_columns(need, member.weight)[member.index].mean(1)
+            weight = parameters[member.weight]
+            return member.of(of_weight(need, member.weight, weight, statistics))
+
+        def of_member(name: str, member: Member) -> Tensor:
+            every = {n: seen(n, member) for n in needs(criterion) if n != GENERATOR}
+            return score(criterion, every, *seed, name).cpu()
 
         def scores(name: str) -> Scores:
-            group = self.groups[name]
-            every = {n: seen(n, group) for n in needs(criterion) if n != GENERATOR}
-            units = score(criterion, every, *seed, name).cpu()
-            units = groups.compete(units, self.masks[name]) if self._coupled else units
-            return units.__getitem__
+            each = [of_member(name, m) for m in self._scored(criterion, self.groups[name])]
+            if not self._coupled:
+                return each[0].__getitem__
+            units = torch.stack([groups.relative(s, self.masks[name]) for s in each]).sum(0)
+            return units.to(torch.float32).__getitem__
 
         return scores
 

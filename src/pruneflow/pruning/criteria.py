@@ -7,14 +7,14 @@ add one, write the function and its row in CRITERIA; nothing else needs to know.
 
     values            (n, k)  the weights
     layer_values      (n, k)  the same, of all units of a layer or group, for what compares them
-    channel_values    (n, k)  the same, of channels alone
+    channel_values    (n, k)  the same, of channels of convolutions and linear layers alone
     gradient          (n, k)  mean gradient of the loss over the calibration samples
     squared_gradient  (n, k)  mean over batches of the squared gradient of a batch's mean loss
     flow_gradient     (n, k)  gradient of the synaptic flow, which needs no samples
     input_norm        (n, k)  Euclidean norm of what is multiplied with the weight
     output_variance, output_zeros  (n,)  of a channel's output, as the layers that read it see it,
                               over samples and positions; zeros as a share of all
-    scale             (n, j)  of channels, the weights of their normalisation
+    scale             (n, j)  of channels, the weights of a BatchNorm
     generator                 draws random numbers, seeded by run, level and layer
 """
 
@@ -36,8 +36,8 @@ INPUT_NORM, OUTPUT_VARIANCE, OUTPUT_ZEROS = "input_norm", "output_variance", "ou
 OF_OUTPUTS = (OUTPUT_VARIANCE, OUTPUT_ZEROS)
 OF_SAMPLES = (GRADIENT, SQUARED_GRADIENT, INPUT_NORM, *OF_OUTPUTS)
 # What others see.
-SCALE, GENERATOR = "scale", "generator"
-OF_CHANNELS = ("channel_values", SCALE, *OF_OUTPUTS)
+SCALE, CHANNEL_VALUES, GENERATOR = "scale", "channel_values", "generator"
+OF_CHANNELS = (CHANNEL_VALUES, SCALE, *OF_OUTPUTS)
 
 
 def l1(values: Tensor) -> Tensor:

@@ -94,34 +94,38 @@ def kept_by(model: nn.Module, group: Group, masks: Mapping[str, Tensor]) -> Tens
     return mask.flatten(1).any(1).cpu()[rows].any(1)
 
 
-def scales(model: nn.Module, group: Group) -> Tensor | None:
-    """Weights of the normalisation of each unit, (units, layers); None where it has none."""
-    layers = [(tie, model.get_submodule(tie.layer)) for tie in group.ties if tie.side == "out"]
-    scales = [
-        layer.weight.detach()[tie.index.to(layer.weight.device)]
-        for tie, layer in layers
-        if isinstance(layer, BATCH_NORMS) and layer.affine
+@dataclass(frozen=True, eq=False)
+class Member:
+    """A weight that units of a group own entries of."""
+
+    weight: str  # name of the parameter
+    dim: int  # of it, along which the channels lie
+    index: Tensor  # channel numbers, (units, channels of a unit)
+    normalises: bool  # the weight of a BatchNorm
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """What each unit has of a tensor of the weight's shape: (units, entries of one)."""
+        return tensor.transpose(0, self.dim)[self.index.to(tensor.device)].flatten(1)
+
+
+def members(model: nn.Module, group: Group) -> list[Member]:
+    """The weights that change when a unit of the group is removed.
+
+    They are those of the layers that make it, normalise it, and read it.
+    """
+    return [
+        Member(name, dim, tie.index, isinstance(model.get_submodule(tie.layer), BATCH_NORMS))
+        for tie in group.ties
+        for name, dim in entries(model, tie).items()
+        if name == f"{tie.layer}.weight"
     ]
-    return torch.cat(scales, dim=1) if scales else None
 
 
-def readers(model: nn.Module, group: Group) -> dict[str, Tensor]:
-    """The weights that read the units -> columns, (units, columns of one)."""
-    ties = [tie for tie in group.ties if tie.side == "in"]
-    return {f"{tie.layer}.weight": tie.index for tie in ties if entries(model, tie)}
-
-
-def gather(model: nn.Module, group: Group, tensors: Mapping[str, Tensor]) -> Tensor:
-    """Of tensors like the weights, what makes each unit: (units, entries of one)."""
-    weights = ((tensors[f"{layer}.weight"], rows) for layer, rows in group.makers(model).items())
-    return torch.cat([w[rows.to(w.device)].flatten(1) for w, rows in weights], dim=1)
-
-
-def compete(scores: Tensor, kept: Tensor) -> Tensor:
-    """Scores (units,) that can stand beside another group's: their mean over kept units is 1."""
+def relative(scores: Tensor, kept: Tensor) -> Tensor:
+    """Scores (units,) by their mean over the kept units, float64: so that others can be added."""
     scores = scores.to(torch.float64)
     mean = scores[kept].abs().mean()
-    return (scores / mean if mean > 0 else scores).to(torch.float32)
+    return scores / mean if mean > 0 else scores
 
 
 def filters(model: nn.Module, *, outputs: Sequence[str]) -> list[Group]:

@@ -23,6 +23,7 @@ from pruneflow.pruning.criteria import (
     INPUT_NORM,
     OF_OUTPUTS,
     OUTPUT_VARIANCE,
+    SCALE,
     SQUARED_GRADIENT,
 )
 from pruneflow.workloads import models
@@ -318,7 +319,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def of_weight(statistic: str, name: str, weight: Tensor, collected: Statistics) -> Tensor:
     """A statistic of every entry of a weight, of its shape; no copy is made of what is shared."""
-    if statistic.endswith("values"):
+    if statistic == SCALE or statistic.endswith("values"):
         return weight
     if statistic != INPUT_NORM:
         gradients: dict[str, Tensor] = getattr(collected, statistic)
