@@ -11,12 +11,13 @@ import re
 from collections.abc import Collection
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from pruneflow.errors import InputError
 from pruneflow.inference import EAGER, ENGINES, FORMS
 from pruneflow.parameters import Count, Counts, Names, Numbers, Pixels, Positive, Text, among
 from pruneflow.pruning import TARGETS, schedule
+from pruneflow.pruning.budgets import Budget
 from pruneflow.pruning.criteria import CRITERIA, OF_CHANNELS, OF_OUTPUTS, OF_SAMPLES, SCALE, needs
 from pruneflow.pruning.densities import SCOPES
 from pruneflow.workloads.datasets import DATASETS, IMAGES, TEXTS
@@ -156,6 +157,12 @@ class PruneConfig(Settings):
     """number of levels; prune_direct goes to where they would end, in one level"""
     target_sparsity: Annotated[float, Field(gt=0, lt=1)] | None = None
     """sparsity of the last level, in (0, 1); given instead of fraction"""
+    budget: Annotated[str, AfterValidator(lambda text: str(Budget.parse(text)))] | None = Field(
+        None,
+        description="what the last level may cost, instead of fraction: params:, macs:, bytes: (of "
+        "the checkpoint) or latency: with a share of the unpruned model in (0, 1), as macs:0.5; "
+        "latency is timed here, and no other run need agree",
+    )
     finetune_epochs: Annotated[int, Field(ge=0)]
     """epochs of fine-tuning after each level; 0 is allowed"""
     base_epochs: Count
@@ -196,19 +203,28 @@ class PruneConfig(Settings):
         alone = "does not go with coupling=independent, which prunes every Conv2d by itself"
         if self.coupling == "independent" and self.scope != "layer":
             self._refuse(["scope"], f"{alone}: pass scope=layer")
+        if self.coupling == "independent":
+            self._refuse(["budget"], f"{alone}: pass coupling=group")
+        if self.granularity == "weight" and self.budget and self.budget.startswith("latency"):
+            self._refuse(["budget"], "times the compact form: pass granularity=channel")
         if self.coupling == "independent" and self.targets not in ((), ("conv",)):
             self._refuse(["targets"], f"{alone}: pass coupling=group")
         return self
 
     @model_validator(mode="after")
     def _fraction_of_target(self) -> Self:
-        """With a target sparsity, the fraction of a level follows from it and the iterations."""
-        fraction = self.target_sparsity
-        if fraction is None:
+        """With a target or budget, the fraction of a level follows from it and the iterations."""
+        if self.target_sparsity is None and self.budget is None:
             return self
+        fraction = self.final_sparsity
         if self.iterations > 1:  # one level takes the target as it is, to the last digit
             fraction = -math.expm1(math.log1p(-fraction) / self.iterations)
         return self.resolved(fraction=fraction)
+
+    @property
+    def cost_budget(self) -> Budget | None:
+        """What the last level may cost, if that is what the schedule goes by."""
+        return None if self.budget is None else Budget.parse(self.budget)
 
     @property
     def named_base(self) -> str | None:
@@ -226,7 +242,9 @@ class PruneConfig(Settings):
 
     @property
     def final_sparsity(self) -> float:
-        """Sparsity that the last level aims at."""
+        """Sparsity that the last level aims at; of a budget, the share of the cost that goes."""
+        if self.cost_budget is not None:
+            return 1 - self.cost_budget.share
         last = schedule.iterative(self.fraction, self.iterations)[-1]
         return last.target_sparsity if self.target_sparsity is None else self.target_sparsity
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -106,6 +107,7 @@ class Channels(Units):
             every = {n: seen(n, member) for n in needs(criterion) if n != GENERATOR}
             return score(criterion, every, *seed, name).cpu()
 
+        @functools.cache
         def scores(name: str) -> Scores:
             each = [of_member(name, m) for m in self._scored(criterion, self.groups[name])]
             if not self._coupled:
@@ -117,6 +119,9 @@ class Channels(Units):
 
     def parameter_masks(self) -> Masks:
         return groups.expand(self.model, list(self.groups.values()), self.masks)
+
+    def _kept_entries(self, masks: Mapping[str, Tensor]) -> dict[str, int]:
+        return groups.kept_entries(self.model, list(self.groups.values()), masks)
 
     def pruned_shares(self) -> dict[str, float]:
         return {target: 1 - kept / self._totals[target] for target, kept in self._kept().items()}
@@ -141,7 +146,7 @@ class Channels(Units):
     def _shrink(self, kept: Mapping[str, Tensor]) -> None:
         """Remove units from the model, and number those of the smaller model anew."""
         before, masks = self._removable(), self.masks
-        self.model = self._without(kept)
+        self.model = self.smaller(kept)
         after = groups.without(before, kept)
         self._removable = lambda: after
         candidates = after if self._coupled else groups.filters(self.model, outputs=[self._head])

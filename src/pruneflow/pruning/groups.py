@@ -83,6 +83,25 @@ def expand(model: nn.Module, groups: Sequence[Group], kept: Mapping[str, Tensor]
     return Masks(parameters, masks)
 
 
+def kept_entries(
+    model: nn.Module, groups: Iterable[Group], kept: Mapping[str, Tensor]
+) -> dict[str, int]:
+    """Parameter -> how many entries `expand` keeps of it, of those that groups own entries of."""
+    stay: dict[tuple[str, int], Tensor] = {}
+    for group in groups:
+        for tie in group.ties:
+            gone = tie.index[~kept[group.name].cpu()].flatten()
+            for name, dim in entries(model, tie).items():
+                size = model.get_parameter(name).shape[dim]
+                stay.setdefault((name, dim), torch.ones(size, dtype=torch.bool))[gone] = False
+    counts: dict[str, int] = {}
+    for (name, dim), mask in stay.items():  # rows and columns that stay, times each other
+        parameter = model.get_parameter(name)
+        before = counts.get(name, parameter.numel())
+        counts[name] = before // parameter.shape[dim] * int(mask.count_nonzero())
+    return counts
+
+
 def kept_by(model: nn.Module, group: Group, masks: Mapping[str, Tensor]) -> Tensor:
     """Which units masks over parameters keep, (units,): what `expand` does backwards.
 

@@ -72,6 +72,25 @@ class Units(ABC):
         """Masks over the entries of parameters."""
 
     @abstractmethod
+    def _kept_entries(self, masks: Mapping[str, Tensor]) -> dict[str, int]:
+        """As `kept_entries`, of the parameters that units own entries of."""
+
+    def kept_entries(self, masks: Mapping[str, Tensor]) -> dict[str, int]:
+        """Parameter of the model, pruned or not -> how many of its entries masks over units keep.
+
+        With `coupling=group` the compact form has just as many.
+        """
+        every = {name: p.numel() for name, p in self.model.named_parameters()}
+        return every | self._kept_entries(masks)
+
+    def fewest(self, share: float) -> Masks:
+        """Masks that keep of each name the `least` of this share, whichever these are."""
+        least, masks = self.least(share), Masks.keep_all(self.masks)
+        for name, mask in masks.items():
+            mask.view(-1)[least[name] :] = False
+        return masks
+
+    @abstractmethod
     def pruned_shares(self) -> dict[str, float]:
         """Kind of unit -> fraction of them that is pruned."""
 
@@ -103,7 +122,7 @@ class Units(ABC):
     def compact(self) -> tuple[nn.Module, dict[str, Tensor]]:
         """The compact form as a copy, where anything can be removed, and which units it has."""
         kept = self.in_compact()
-        return (self._without(kept) if kept else self.model), kept
+        return (self.smaller(kept) if kept else self.model), kept
 
     def remove(self) -> None:
         """Make `model` the compact form: what is pruned and can be removed is physically gone."""
@@ -128,8 +147,11 @@ class Units(ABC):
     def _shrink(self, kept: Mapping[str, Tensor]) -> None:
         raise ValueError("single weights cannot be removed")
 
-    def _without(self, kept: Mapping[str, Tensor]) -> nn.Module:
-        """A smaller copy of the model, in the memory order that its convolutions like."""
+    def smaller(self, kept: Mapping[str, Tensor]) -> nn.Module:
+        """The compact copy of the model that these units make: group -> boolean (units,).
+
+        It is in the memory order that its convolutions like.
+        """
         return models.channels_last(compaction.compact(self.model, self._removable(), kept))
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pruneflow.pruning import compaction
 from pruneflow.pruning.compaction import Forward
+from pruneflow.pruning.cost import nonzeros
 from pruneflow.pruning.criteria import GENERATOR, Criterion, needs
 from pruneflow.pruning.groups import Group
 from pruneflow.pruning.masks import Masks
@@ -61,6 +62,9 @@ class Weights(Units):
 
     def parameter_masks(self) -> Masks:
         return self.masks
+
+    def _kept_entries(self, masks: Mapping[str, Tensor]) -> dict[str, int]:
+        return {name: nonzeros(mask) for name, mask in masks.items()}
 
     def pruned_shares(self) -> dict[str, float]:
         return {"weights": self.masks.sparsity}

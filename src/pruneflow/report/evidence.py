@@ -36,8 +36,9 @@ class Evidence:
     runs: DataFrame  # all, of any status
     pruning: DataFrame  # finished pruning runs whose levels could be read
     # Levels of these, the newest of those that repeat a seed on one base. Besides the query's
-    # columns `gap` (train - test accuracy), `achieved` (share removed, of weights or channels) and
-    # `masks_left`, `removed_left`: parameters of convolutions by masks, and in the compact form.
+    # columns `gap` (train - test accuracy), `achieved` (share removed, of weights, channels or a
+    # budget's cost) and `masks_left`, `removed_left`: parameters of convolutions by masks, and in
+    # the compact form.
     levels: DataFrame
     layers: DataFrame
     latencies: DataFrame  # of finished benchmarks
@@ -104,10 +105,10 @@ def gather(
     levels = levels[levels["run_id"].isin(counted)].join(added, on="run_id")
     unpruned = levels[levels["level"] == 0].set_index("run_id")["conv_params_masked"]
     before = levels["run_id"].map(unpruned).astype(float)
-    kept = levels["channels_left"]
+    kept, cost = levels["channels_left"], levels["budget_achieved"]
     levels = levels.assign(
         gap=levels["train_after"] - levels["test_after"],
-        achieved=levels["sparsity"].where(kept.isna(), 1 - kept),
+        achieved=levels["sparsity"].where(kept.isna(), 1 - kept).where(cost.isna(), 1 - cost),
         masks_left=levels["conv_params_masked"].astype(float) / before,
         removed_left=levels["conv_params_compact"].astype(float) / before,
     )

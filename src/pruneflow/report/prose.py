@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
 from pruneflow.config import PruneConfig
+from pruneflow.pruning.budgets import CURRENCIES, MET
 from pruneflow.pruning.units import Units
 from pruneflow.tracking.levels import Layer, Level, to_markdown
 
@@ -16,7 +17,7 @@ _SHOWN = 5  # names in a list; of the others their number
 
 def method(config: PruneConfig) -> str:
     """How a run prunes, in a few words."""
-    words = [config.criterion, config.scope]
+    words = [config.criterion, config.scope, *filter(None, [config.budget])]
     if config.granularity == "channel":
         words += ["channels", str(config.coupling), config.form]
     return ", ".join(words)
@@ -24,9 +25,12 @@ def method(config: PruneConfig) -> str:
 
 def level_line(level: Level, levels: int) -> str:
     """How a level of so many went."""
+    budget = ""
+    if level.budget_target is not None and level.budget_achieved is not None:
+        budget = f"budget {level.budget_target:.4f}, achieved {level.budget_achieved:.4f}, "
     channels = "" if level.channels_left is None else f"channels left {level.channels_left:.4f}, "
     return (
-        f"level {level.level}/{levels}: {channels}sparsity {level.sparsity:.4f}, test "
+        f"level {level.level}/{levels}: {budget}{channels}sparsity {level.sparsity:.4f}, test "
         f"{level.test_before:.4f} -> {level.test_after:.4f}, train "
         f"{level.train_before:.4f} -> {level.train_after:.4f}"
     )
@@ -65,7 +69,9 @@ def warnings(
         more = f" and {len(emptied) - _SHOWN} more" if len(emptied) > _SHOWN else ""
         instead = "" if config.scope == "layer" else ", or prune by scope=layer"
         yield f"nothing is left of {', '.join(emptied[:_SHOWN])}{more}: exclude them{instead}"
-    for kind, pruned in units.pruned_shares().items():
+    yield from _off_budget(config, level)
+    shares = {} if config.budget else units.pruned_shares()
+    for kind, pruned in shares.items():
         if abs(pruned - level.target_sparsity) > _SHORTFALL:
             asked = f"asked to remove {level.target_sparsity:.4f} of {kind}"
             yield f"{asked}, removed {pruned:.4f}: {_why_short(config)}"
@@ -75,6 +81,16 @@ def warnings(
             f"{remaining} of the pruned filters cannot be removed from the model: they stay in it "
             "as zeros"
         )
+
+
+def _off_budget(config: PruneConfig, level: Level) -> Iterator[str]:
+    """Where a level costs more or less than its budget says, and why."""
+    budget, target, achieved = config.cost_budget, level.budget_target, level.budget_achieved
+    if budget is None or target is None or achieved is None:
+        return
+    if abs(achieved - target) > MET * target:
+        what = f"asked to leave {target:.4f} of the {CURRENCIES[budget.currency].of}"
+        yield f"{what}, left {achieved:.4f}: {_why_short(config)}"
 
 
 def _why_short(config: PruneConfig) -> str:

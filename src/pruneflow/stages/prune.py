@@ -15,13 +15,14 @@ from pruneflow.errors import InputError
 from pruneflow.pruning import schedule
 from pruneflow.pruning.criteria import CRITERIA, needs
 from pruneflow.pruning.groups import BATCH_NORMS
+from pruneflow.pruning.masks import Masks
 from pruneflow.pruning.prunable import find_units
 from pruneflow.pruning.schedule import Step
 from pruneflow.pruning.selection import select
 from pruneflow.pruning.units import Units
 from pruneflow.report import charts, prose
 from pruneflow.report.figures import RUN_FIGURES
-from pruneflow.stages import base_run
+from pruneflow.stages import base_run, budgets
 from pruneflow.stages.base_run import Base
 from pruneflow.stages.experiment import Experiment, prepare, report_finished
 from pruneflow.stages.progress import Reporter, levels_table
@@ -47,11 +48,12 @@ def prune_iterative(
 
 def prune_direct(config: PruneConfig, reporter: Reporter) -> Ended:
     """One level goes straight to where the iterative schedule would end."""
-    if {"iterations", "target_sparsity"} <= config.given:
-        raise InputError(
-            f"iterations={config.iterations} has no effect on prune_direct with target_sparsity, "
-            "which it goes straight to: leave it out"
-        )
+    for name in sorted({"budget", "target_sparsity"} & config.given):
+        if "iterations" in config.given:
+            raise InputError(
+                f"iterations={config.iterations} has no effect on prune_direct with {name}, which "
+                "it goes straight to: leave it out"
+            )
     return _prune("prune_direct", config, schedule.direct(config.final_sparsity), reporter)
 
 
@@ -69,6 +71,7 @@ def _prune(
     config, data = experiment.config, experiment.data
     reporter.say(data.summary)
     units = _units(experiment, model)
+    budgets.check(experiment, units)
     base = base_run.find_or_make(experiment, model, reporter)
     tags = {
         "pruneflow.workload": workload_fingerprint(config, data.digest),
@@ -158,7 +161,7 @@ def _level(
 
     if step.level:
         start = time.perf_counter()
-        _remove_lowest(experiment, units, step)
+        measured |= _remove_lowest(experiment, units, step)
         measured["score_seconds"] = time.perf_counter() - start
     measure("before", "test", "train")
     measured |= {f"{split}_after": measured[f"{split}_before"] for split in ("test", "train")}
@@ -173,25 +176,41 @@ def _level(
     return _record(experiment, units, step, run, measured)
 
 
-def _remove_lowest(experiment: Experiment[PruneConfig], units: Units, step: Step) -> None:
-    """Score the units that are left, select which of them stay, and prune the others."""
+def _remove_lowest(
+    experiment: Experiment[PruneConfig], units: Units, step: Step
+) -> dict[str, float]:
+    """Score the units that are left, select which of them stay, and prune the others.
+
+    With a budget, returns the share of its cost that is the level's target, and what is achieved.
+    """
     config = experiment.config
     criterion = CRITERIA[config.criterion]
     statistics = experiment.calibrate(units, needs(criterion))
     scores = units.scores(criterion, config.seed, step.level, statistics=statistics)
     least = units.least(1 - config.max_layer_sparsity)
-    masks = select(
-        units.masks,
-        scores,
-        fraction=step.fraction,
-        scope=config.scope,
-        pools=units.pools(),
-        least=least,
-    )
-    units.apply(masks)
+
+    def remaining(fraction: float) -> Masks:
+        return select(
+            units.masks,
+            scores,
+            fraction=fraction,
+            scope=config.scope,
+            pools=units.pools(),
+            least=least,
+        )
+
+    cost: dict[str, float] = {}
+    if config.cost_budget is None:
+        units.apply(remaining(step.fraction))
+    else:
+        target = 1 - step.target_sparsity
+        masks, achieved = budgets.within(experiment, units, remaining, target)
+        cost = {"budget_target": target, "budget_achieved": achieved}
+        units.apply(masks)
     if config.form == "compact":
         units.remove()
     experiment.recalibrate(units.model, step.level)
+    return cost
 
 
 def _record(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,16 +59,10 @@ def save(folder: Path, checkpoint: Checkpoint, tokenizer: Any = None) -> int:
     """
     stored: dict[str, Tensor] = {}
     packed: dict[str, list[int]] = {}
-    tied: dict[str, str] = {}
-    first: dict[tuple[object, ...], str] = {}  # tensor's place in memory -> name
     memories: set[int] = set()
-    # pruned ones first: of tied tensors the mask of one stands for all
-    for name in sorted(checkpoint.state, key=lambda name: name not in checkpoint.masks):
+    tied = _tied(checkpoint.state, checkpoint.masks)
+    for name in [name for name in checkpoint.state if name not in tied]:
         value = checkpoint.state[name].detach()
-        place = (value.device, value.data_ptr(), value.dtype, value.shape, value.stride())
-        if value.numel() and first.setdefault(place, name) != name:
-            tied[name] = first[place]
-            continue
         tensor, mask = value.cpu().contiguous(), checkpoint.masks.get(name)
         if mask is None or keeps_all(mask):
             # parts and views of one memory are stored each by itself
@@ -94,6 +88,48 @@ def save(folder: Path, checkpoint: Checkpoint, tokenizer: Any = None) -> int:
     if tokenizer is not None:
         tokenizer.save_pretrained(folder / "tokenizer")
     return size_bytes(folder)
+
+
+def _tied(state: Mapping[str, Tensor], pruned: Collection[str]) -> dict[str, str]:
+    """Tensors that are another one of a state dict -> that one, which stands for both."""
+    tied: dict[str, str] = {}
+    first: dict[tuple[object, ...], str] = {}  # tensor's place in memory -> name
+    # pruned ones first: of tied tensors the mask of one stands for all
+    for name in sorted(state, key=lambda name: name not in pruned):
+        value = state[name]
+        place = (value.device, value.data_ptr(), value.dtype, value.shape, value.stride())
+        if value.numel() and first.setdefault(place, name) != name:
+            tied[name] = first[place]
+    return tied
+
+
+def expected_bytes(state: Mapping[str, Tensor], entries: Mapping[str, int], *, packed: bool) -> int:
+    """Bytes that `save` takes for the tensors of a state dict, to a few bytes a tensor.
+
+    `entries`: name of a parameter -> how many of its entries are kept. The others are pruned by
+    masks (`packed`), or removed, and with them those of the statistics of a normalisation.
+    """
+    total, tied = 0, _tied(state, entries)
+    for name in [name for name in state if name not in tied]:
+        value, count = state[name], state[name].numel()
+        kept = entries.get(name, count)
+        if packed and kept < count:
+            bits = -(-count // 8)
+            total += bits + _header_bytes(name + _BITS, "U8", [bits])
+            total += len(json.dumps({name: list(value.shape)}, indent=1)) + len(value.shape) + 2
+        elif not packed and name not in entries:
+            weight = f"{name.rpartition('.')[0]}.weight"
+            if weight in entries and value.shape == state[weight].shape:
+                kept = entries[weight]
+        shape = [kept] if packed and kept < count else list(value.shape)
+        total += kept * value.element_size() + _header_bytes(name, "F32", shape)
+    return total
+
+
+def _header_bytes(name: str, dtype: str, shape: list[int]) -> int:
+    """What a tensor takes in the header of a safetensors file, as far as that is known before."""
+    entry = {"dtype": dtype, "shape": shape, "data_offsets": [10**6, 10**6]}
+    return len(json.dumps({name: entry}, separators=(",", ":"))) - 1
 
 
 def size_bytes(folder: Path) -> int:

@@ -22,6 +22,7 @@ _CODE = (  # the code that does, in the package
     "pruning/**/*.py",
     "workloads/**/*.py",
     "stages/base_run.py",
+    "stages/budgets.py",
     "stages/experiment.py",
     "stages/finetune.py",
     "stages/prune.py",
@@ -43,6 +44,8 @@ def fingerprint(stage: str, config: Settings, data_digest: str, base: str | None
         if stage == "prune_direct":
             deciding["fraction"], deciding["iterations"] = config.final_sparsity, 1
         del deciding["target_sparsity"]
+        if config.budget is not None and config.budget.startswith("latency"):
+            deciding["machine"] = environment.machine(config.device)
     libraries = ["torch", "transformers" if reads_texts(config.model) else "torchvision"]
     libraries += ["torch-pruning"] if stage.startswith("prune") else []
     versions = {name: metadata.version(name) for name in libraries}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:  # torch takes seconds to import; reading tables must not wait for it
@@ -18,8 +18,8 @@ if TYPE_CHECKING:  # torch takes seconds to import; reading tables must not wait
 TAG_LIMIT = 8_000  # characters that MLflow keeps of a tag
 
 
-def _metric(name: str) -> Any:
-    return field(metadata={"metric": name})
+def _metric(name: str, default: Any = MISSING) -> Any:
+    return field(default=default, metadata={"metric": name})
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,9 @@ class Level:
     macs_compact: int = _metric("cost/macs_compact")
     # where the compact form differs from what was fine-tuned (coupling=independent), else None
     test_compact: float | None = _metric("accuracy/test_compact")
+    # of a budget: shares of the unpruned model's cost, asked for and reached; else None
+    budget_target: float | None = _metric("prune/budget_target", None)
+    budget_achieved: float | None = _metric("prune/budget_achieved", None)
 
     @classmethod
     def of(
@@ -120,7 +123,7 @@ class Layer:
 _LEAST_TELLING = (
     "score_seconds", "evaluate_seconds", "finetune_seconds", "size_bytes", "macs", "params",
     "conv_params_masked", "conv_params_compact", "params_compact", "macs_compact",
-    "target_sparsity", "val_after", "train_before", "test_compact",
+    "target_sparsity", "val_after", "train_before", "test_compact", "budget_target",
 )  # fmt: skip
 
 
@@ -145,8 +148,9 @@ def _short(value: float | None) -> float | None:
 
 
 _READABLE = (
-    "level", "channels_left", "sparsity", "params_left", "macs_left", "test_before", "test_after",
-    "test_compact", "train_before", "train_after", "params_compact", "macs_compact",
+    "level", "budget_target", "budget_achieved", "channels_left", "sparsity", "params_left",
+    "macs_left", "test_before", "test_after", "test_compact", "train_before", "train_after",
+    "params_compact", "macs_compact",
 )  # fmt: skip
 
 
