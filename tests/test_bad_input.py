@@ -284,6 +284,7 @@ PRUNE: list[tuple[dict[str, object], str]] = [
     ({"precision": "fp16"}, "precision='fp16' is not valid"),
     ({"threads": "0"}, "threads='0' is not valid"),
     ({"threads": "9999"}, "threads=9999 is not valid: this process may use"),
+    ({"schedule": "cubical"}, "unknown schedule 'cubical': did you mean cubic"),
     ({"finetune_epochs": "-1"}, "finetune_epochs='-1' is not valid"),
     ({"base_epochs": "0"}, "base_epochs='0' is not valid"),
     ({"include": "conv9"}, "pattern 'conv9' matches no prunable layer; there are: features.0"),
@@ -352,6 +353,9 @@ TEXTS: list[tuple[dict[str, object], str]] = [
     ({"data_dir": "copied_csv"}, "has the same table twice: train (1).csv, train.csv"),
     ({"data_dir": "test_csv"}, "has test files but no training file"),
     ({"data_dir": "bad_parquet"}, "cannot be read"),
+]
+DIRECT: list[tuple[dict[str, object], str]] = [
+    ({"schedule": "cubic"}, "schedule=cubic has no effect on prune_direct, which has one level"),
 ]
 FINETUNE: list[tuple[dict[str, object], str]] = [
     ({"epochs": "0"}, "epochs='0' is not valid"),
@@ -462,6 +466,7 @@ TEXT = {"dataset": "textfolder", "model": "bert"}
 CASES = [
     (["prune_iterative"], SMALL, PRUNE),
     (["prune_direct"], TEXT, TEXTS),
+    (["prune_direct"], SMALL, DIRECT),
     (["finetune"], {}, FINETUNE),
     (["benchmark_latency"], {}, BENCHMARK),
     (["report"], {}, REPORT),

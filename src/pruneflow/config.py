@@ -19,6 +19,7 @@ from pruneflow.parameters import Count, Counts, Names, Numbers, Pixels, Positive
 from pruneflow.pruning import TARGETS, schedule
 from pruneflow.pruning.criteria import CRITERIA, OF_CHANNELS, OF_OUTPUTS, OF_SAMPLES, SCALE, needs
 from pruneflow.pruning.densities import SCOPES
+from pruneflow.pruning.schedule import SCHEDULES
 from pruneflow.workloads.datasets import DATASETS, IMAGES, TEXTS
 
 NEWEST = "newest"  # of base_run, in place of an id
@@ -156,6 +157,11 @@ class PruneConfig(Settings):
     """number of levels; prune_direct goes to where they would end, in one level"""
     target_sparsity: Annotated[float, Field(gt=0, lt=1)] | None = None
     """sparsity of the last level, in (0, 1); given instead of fraction"""
+    schedule: Annotated[str, among("schedule", SCHEDULES)] = Field(
+        "geometric",
+        description="how levels get there: geometric (each removes fraction of what is left), "
+        "linear or cubic (much at first, ever less)",
+    )
     finetune_epochs: Annotated[int, Field(ge=0)]
     """epochs of fine-tuning after each level; 0 is allowed"""
     base_epochs: Count
