@@ -284,8 +284,9 @@ PRUNE: list[tuple[dict[str, object], str]] = [
     ({"precision": "fp16"}, "precision='fp16' is not valid"),
     ({"threads": "0"}, "threads='0' is not valid"),
     ({"threads": "9999"}, "threads=9999 is not valid: this process may use"),
+    ({"schedule": "cubical"}, "unknown schedule 'cubical': did you mean cubic"),
     ({"finetune_epochs": "-1"}, "finetune_epochs='-1' is not valid"),
-    ({"base_epochs": "0"}, "base_epochs='0' is not valid"),
+    ({"base_epochs": "-1"}, "base_epochs='-1' is not valid"),
     ({"include": "conv9"}, "pattern 'conv9' matches no prunable layer; there are: features.0"),
     ({"exclude": "*"}, "include and exclude leave nothing to prune"),
     ({"base_run": "0123"}, "base_run='0123' does not exist in sqlite:///"),
@@ -353,8 +354,12 @@ TEXTS: list[tuple[dict[str, object], str]] = [
     ({"data_dir": "test_csv"}, "has test files but no training file"),
     ({"data_dir": "bad_parquet"}, "cannot be read"),
 ]
+DIRECT: list[tuple[dict[str, object], str]] = [
+    ({"schedule": "cubic"}, "schedule=cubic has no effect on prune_direct, which has one level"),
+]
 FINETUNE: list[tuple[dict[str, object], str]] = [
-    ({"epochs": "0"}, "epochs='0' is not valid"),
+    ({"epochs": "-1"}, "epochs='-1' is not valid"),
+    ({"epochs": "0", "optimizer": "sgd"}, "optimizer=sgd has no effect with epochs=0"),
     ({"epochs": "many"}, "epochs='many' is not valid"),
     ({"fraction": "0.5"}, "unknown parameter 'fraction'"),
 ]
@@ -462,6 +467,7 @@ TEXT = {"dataset": "textfolder", "model": "bert"}
 CASES = [
     (["prune_iterative"], SMALL, PRUNE),
     (["prune_direct"], TEXT, TEXTS),
+    (["prune_direct"], SMALL, DIRECT),
     (["finetune"], {}, FINETUNE),
     (["benchmark_latency"], {}, BENCHMARK),
     (["report"], {}, REPORT),

@@ -92,6 +92,13 @@ def test_base_takes_what_was_given_but_the_learning_rate() -> None:
     assert base.learning_rate == resolve(FinetuneConfig, {"model": "resnet18"}).learning_rate
 
 
+def test_a_base_that_is_not_trained_is_the_same_whatever_the_pruning_run_trains_with() -> None:
+    given = {"base_epochs": 0, "optimizer": "sgd", "weight_decay": 0.5, "batch_size": 16}
+    base = base_config(resolve(PruneConfig, given))
+    assert base.given == {"epochs", "batch_size", "preset", "device", "precision"}
+    assert (base.epochs, base.optimizer) == (0, "adamw")
+
+
 @pytest.mark.parametrize(
     ("values", "said"),
     [
@@ -110,7 +117,7 @@ def test_base_takes_what_was_given_but_the_learning_rate() -> None:
         ({"iterations": "2.5"}, ["iterations", "'2.5'"]),
         ({"iterations": "100"}, ["iterations", "'100'"]),
         ({"finetune_epochs": "-1"}, ["finetune_epochs", "'-1'"]),
-        ({"base_epochs": "0"}, ["base_epochs", "'0'"]),
+        ({"base_epochs": "-1"}, ["base_epochs", "'-1'"]),
         ({"batch_size": "-8"}, ["batch_size", "'-8'"]),
         ({"image_size": "0"}, ["image_size", "'0'"]),
         ({"train_limit": "0"}, ["train_limit", "'0'"]),

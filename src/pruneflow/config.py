@@ -20,9 +20,11 @@ from pruneflow.pruning import TARGETS, schedule
 from pruneflow.pruning.budgets import Budget
 from pruneflow.pruning.criteria import CRITERIA, OF_CHANNELS, OF_OUTPUTS, OF_SAMPLES, SCALE, needs
 from pruneflow.pruning.densities import SCOPES
+from pruneflow.pruning.schedule import SCHEDULES
 from pruneflow.workloads.datasets import DATASETS, IMAGES, TEXTS
 
 NEWEST = "newest"  # of base_run, in place of an id
+OF_TRAINING = frozenset({"learning_rate", "lr_schedule", "optimizer", "weight_decay"})
 
 
 def short_model(model: str) -> str:
@@ -120,8 +122,15 @@ class Settings(Config):
 class FinetuneConfig(Settings):
     """Configuration of `finetune`: train a model on a data set, to be a base run for pruning."""
 
-    epochs: Count
-    """passes over the training samples"""
+    epochs: Annotated[int, Field(ge=0)]
+    """passes over the training samples; with 0 the model is measured and kept as it is"""
+
+    @model_validator(mode="after")
+    def _training_has_epochs(self) -> Self:
+        if not self.epochs:
+            reason = "has no effect with epochs=0, which trains nothing: leave it out"
+            self._refuse(OF_TRAINING, reason)
+        return self
 
     @property
     def run_name(self) -> str:
@@ -163,10 +172,15 @@ class PruneConfig(Settings):
         "the checkpoint) or latency: with a share of the unpruned model in (0, 1), as macs:0.5; "
         "latency is timed here, and no other run need agree",
     )
+    schedule: Annotated[str, among("schedule", SCHEDULES)] = Field(
+        "geometric",
+        description="how levels get there: geometric (each removes fraction of what is left), "
+        "linear or cubic (much at first, ever less)",
+    )
     finetune_epochs: Annotated[int, Field(ge=0)]
     """epochs of fine-tuning after each level; 0 is allowed"""
-    base_epochs: Count
-    """epochs of the base run, when this run has to make one"""
+    base_epochs: Annotated[int, Field(ge=0)]
+    """epochs of the base run, when this run has to make one; 0 to prune at initialisation"""
     include: Names = ()
     """prune only layers whose name matches one of these patterns (a,b*)"""
     exclude: Names = ()

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ValidationError
 
-from pruneflow.config import Config, FinetuneConfig, PruneConfig, Settings
+from pruneflow.config import OF_TRAINING, Config, FinetuneConfig, PruneConfig, Settings
 from pruneflow.errors import InputError, unknown
 from pruneflow.workloads.datasets import TEXTS
 
@@ -103,6 +103,8 @@ def base_config(config: PruneConfig) -> FinetuneConfig:
     """
     shared = (config.given & FinetuneConfig.model_fields.keys()) - {"learning_rate", "resume"}
     shared |= {"preset", "device", "precision", "threads"}
+    if not config.base_epochs:
+        shared -= OF_TRAINING
     values = {name: getattr(config, name) for name in shared}
     if config.resume == "never":
         values["resume"] = "never"

@@ -22,9 +22,24 @@ def test_runs_that_differ_in_seed_alone_are_one_configuration(store: str) -> Non
     prune(seed=0, stage="prune_direct")
     found = evidence.read("all").configurations
     assert found["n"].tolist() == [3, 1, 1, 1]
-    assert found["schedule"].tolist() == ["iterative", "iterative", "dense", "direct"]
+    assert found["procedure"].tolist() == ["iterative", "iterative", "dense", "direct"]
     assert found["label"].is_unique
     assert "random" in found["label"].iloc[1]
+
+
+def test_runs_of_before_there_was_a_parameter_count_as_its_default() -> None:
+    runs = Frames()
+    for seed in (0, 1):
+        runs.prune(seed=seed)
+    runs.prune(schedule="cubic")
+    for name in ("schedule", "max_layer_sparsity"):
+        runs.rows["runs"][1][name] = None
+    found = runs.evidence()
+    assert found.configurations["n"].tolist() == [2, 1]
+    assert found.configurations["schedule"].tolist() == ["geometric", "cubic"]
+    labels = found.configurations["label"].tolist()
+    assert [label.endswith("schedule cubic") for label in labels] == [False, True]
+    assert set(found.levels["schedule"]) == {"geometric", "cubic"}
 
 
 def test_a_summary_is_the_mean_the_sample_sd_and_students_interval() -> None:
@@ -80,10 +95,10 @@ def test_a_control_is_of_the_same_base_and_trained_as_long() -> None:
     runs.prune(fraction=0, finetune_epochs=9)
     runs.prune(fraction=0, finetune_epochs=1, base="b1")
     found = runs.evidence()
-    control = found.control_of(found.of(schedule="iterative"))
+    control = found.control_of(found.of(procedure="iterative"))
     assert set(control["run_id"]) == {same}
     assert len(control) == len(LEVELS)
-    assert found.control_of(found.of(schedule="direct")).empty
+    assert found.control_of(found.of(procedure="direct")).empty
 
 
 def test_iterative_runs_are_like_those_that_choose_alike() -> None:
@@ -91,9 +106,10 @@ def test_iterative_runs_are_like_those_that_choose_alike() -> None:
     tied = runs.prune(granularity="channel")
     runs.prune(granularity="channel", coupling="independent")
     runs.prune(scope="layer")
+    runs.prune(granularity="channel", schedule="linear")
     runs.prune(granularity="channel", stage="prune_direct")
     found = runs.evidence()
-    assert set(found.iterative_like(found.of(schedule="direct"))["run_id"]) == {tied}
+    assert set(found.iterative_like(found.of(procedure="direct"))["run_id"]) == {tied}
 
 
 def test_models_of_one_short_name_have_labels_of_their_own() -> None:

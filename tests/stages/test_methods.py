@@ -17,6 +17,7 @@ METHODS: list[dict[str, Any]] = [
     {"criterion": "fisher", "scope": "lamp", "max_layer_sparsity": 0.8},
     {"criterion": "apoz", "granularity": "channel", "form": "compact", "iterations": 2},
     {"criterion": "bn_scale", "granularity": "channel"},
+    {"criterion": "l2", "schedule": "cubic", "iterations": 2},
 ]
 
 
@@ -31,7 +32,12 @@ def test_a_method_prunes_what_is_asked_and_the_same_again(
     levels = pruneflow.prune_iterative(**given).levels
     again = pruneflow.prune_iterative(resume="never", **given).levels
     pd.testing.assert_frame_equal(levels.drop(columns=TIMES), again.drop(columns=TIMES))
-    if "granularity" not in method:
+    if "schedule" in method:
+        final = 1 - 0.6**2
+        expected = [0, final * (1 - 1 / 8), final]
+        assert levels["sparsity"].tolist() == pytest.approx(expected, abs=2e-3)
+        assert levels["target_sparsity"].tolist() == pytest.approx(expected, abs=1e-12)
+    elif "granularity" not in method:
         assert levels["sparsity"].tolist() == pytest.approx([0, 0.4], abs=2e-3)
     else:
         expected = [0.6**level for level in levels["level"]]

@@ -19,8 +19,7 @@ from pruneflow.report.page import Statement
 
 EIGHTH = 0.875  # sparsity of claim 1
 NEAR, NEAREST = 0.005, 0.02  # sparsities that count as the same, and that may be compared
-KEPT = 0.02  # "keeps its accuracy" loses at most
-FAR = 0.05  # "by far"
+KEPT, FAR = 0.02, 0.05  # "keeps its accuracy" loses at most; "by far"
 CLEARLY = 0.01  # "clearly", and a rise that is more than noise
 COLLAPSED = 0.5  # of its accuracy: below it a model is not compared any more
 LEVELS = 4  # the least that a trend is seen in
@@ -31,7 +30,8 @@ SAME_TIME = 0.10  # relative, of times that count as equal
 MASKED, NEAR_MASKED = 0.5313, 0.10  # of its ResNets, of which removal left 6.27 and 17.21 %
 CNNS = ("alexnet", "vgg16", "resnet18", "resnet50")
 _KIND = ["model", "dataset"]
-_WEIGHTS = {"granularity": "weight", "scope": "global", "schedule": "iterative"}
+_LEVELS = {"procedure": "iterative", "schedule": "geometric"}
+_WEIGHTS = {"granularity": "weight", "scope": "global", **_LEVELS}
 
 
 def _levels(evidence: Evidence, **values: object) -> DataFrame:
@@ -53,7 +53,7 @@ def _l1(evidence: Evidence, **values: object) -> DataFrame:
 
 def _filters(evidence: Evidence, **values: object) -> DataFrame:
     """Of filters by magnitude, every Conv2d by itself, as torch's ln_structured."""
-    how = {"granularity": "channel", "coupling": "independent", "schedule": "iterative"}
+    how = {"granularity": "channel", "coupling": "independent", **_LEVELS}
     return _levels(evidence, criterion=("l1", "l2"), **how, **values)
 
 
@@ -114,7 +114,7 @@ def beats_random(evidence: Evidence) -> Tested:
 
 def iterative_beats_direct(evidence: Evidence) -> Tested:
     """Iterative - direct, paired at one sparsity: over CLEARLY before fine-tuning, over 0 after."""
-    iterative, direct = _l1(evidence), _l1(evidence, schedule="direct")
+    iterative, direct = _l1(evidence), _l1(evidence, procedure="direct")
     comparisons = []
     for keys, rows in iterative[iterative["level"] > 0].groupby([*_KIND, "fraction"]):
         like = where(direct[direct["level"] > 0], model=keys[0], dataset=keys[1])

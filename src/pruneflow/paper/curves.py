@@ -24,11 +24,13 @@ def reference(name: str) -> pd.DataFrame:
 def _accuracy(levels: pd.DataFrame, label: str) -> list[Line]:
     """Its test accuracy after fine-tuning, of the configuration that these levels are of."""
     first = levels.iloc[0]
-    same: Any = first[["criterion", "schedule", "dataset"]].to_dict()
+    if first["schedule"] != "geometric":
+        return []
+    same: Any = first[["criterion", "dataset"]].to_dict() | {"schedule": first["procedure"]}
     model = "bert" if reads_texts(first["model"]) else short_model(first["model"])
     granularity = _GRANULARITY[first["granularity"]]
     rows = where(reference("accuracy"), model=model, granularity=granularity, **same)
-    if first["schedule"] == "iterative":
+    if first["procedure"] == "iterative":
         rows = rows[np.isclose(rows["prune_fraction"], first["fraction"], atol=0.01)]
     x, y = rows["fraction_left"].tolist(), rows["test_accuracy_after"].tolist()
     return [Line(f"{label} (the paper's)", x, y, reference=True)] if x else []

@@ -56,7 +56,7 @@ def compression_and_speedup(evidence: Evidence) -> Finding:
 
 
 def operating_points(evidence: Evidence) -> Finding:
-    table = evidence.configurations.query("schedule == 'iterative'")
+    table = evidence.configurations.query("procedure == 'iterative'")
     few = table[table["last_level"] < POINTS]
     problem = f"fewer than {POINTS}: {_labels(few)}" if len(table) else "no iterative run"
     levels = f"{table['last_level'].min():.0f} to {table['last_level'].max():.0f} pruned levels"
@@ -67,7 +67,7 @@ def dense_control(evidence: Evidence) -> Finding:
     """Trained as long: as many levels as the longest iterative run, of as many epochs each."""
     table = evidence.configurations
     epochs = table["last_level"] * table["finetune_epochs"].astype(float)
-    dense = table["schedule"] == "dense"
+    dense = table["procedure"] == "dense"
     problems = []
     for (model, dataset), rows in table.groupby(["model", "dataset"]):
         longest = epochs[rows.index].groupby(dense).max()
@@ -82,7 +82,7 @@ def dense_control(evidence: Evidence) -> Finding:
 
 
 def baselines(evidence: Evidence) -> Finding:
-    table = evidence.configurations.query("schedule != 'dense'")
+    table = evidence.configurations.query("procedure != 'dense'")
     lacking = []
     for (model, dataset), rows in table.groupby(["model", "dataset"]):
         criteria = set(rows["criterion"])

@@ -19,6 +19,8 @@ from pruneflow.config import PruneConfig, short_model
 _REPEATED = {"seed", "data_dir", "base_run", "preset", "device", "threads"}
 DECIDING = [name for name in PruneConfig.model_fields if name not in _REPEATED]
 SETTING = ["machine", "device", "threads"]  # times of two are never put together
+# What levels, layers and times have besides the query's columns.
+_ADDED = ["configuration", "procedure", "schedule", "finetune_epochs"]
 CONFIDENCE = 0.95
 NEARLY_SAME = 0.0005  # sparsities closer than this are compared as the same
 _READ_LAYERS, _READ_ENVIRONMENTS = 24, 200  # artifacts of so many configurations, and runs
@@ -28,8 +30,8 @@ _READ_LAYERS, _READ_ENVIRONMENTS = 24, 200  # artifacts of so many configuration
 class Evidence:
     """Records of runs, tidy, with the columns of `pruneflow.query`.
 
-    Runs that differ in seed alone share a number, their `configuration`. Their `schedule` is
-    `iterative`, `direct`, or `dense` of a control that is not pruned.
+    Runs that differ in seed alone share a number, their `configuration`. Their `procedure` is
+    `iterative`, `direct` or `gradual`, or `dense` of a control that is not pruned.
     """
 
     title: str  # experiment or study
@@ -46,7 +48,7 @@ class Evidence:
 
     @cached_property
     def configurations(self) -> DataFrame:
-        """A row a configuration: its parameters, `schedule`, `stage`, `n` (seeds) and `label`."""
+        """A row a configuration: its parameters, `procedure`, `stage`, `n` (seeds) and `label`."""
         runs = self.pruning.groupby("configuration", sort=True)
         last = self.levels.groupby("configuration")["level"].max().astype(float)
         table = runs.first().assign(n=runs["seed"].nunique(), last_level=last)
@@ -56,17 +58,22 @@ class Evidence:
         """Levels of the runs that have these values; a list or tuple means any of its own."""
         return where(self.levels, **values)
 
+    @property
+    def pruned(self) -> DataFrame:
+        """Levels of the runs that are no dense controls."""
+        return self.levels[self.levels["procedure"] != "dense"]
+
     def iterative_like(self, levels: DataFrame) -> DataFrame:
-        """Iterative levels of the same model, data, criterion and units as these."""
+        """Geometric iterative levels of the same model, data, criterion and units as these."""
         names = ["model", "dataset", "criterion", "granularity", "scope", "coupling"]
         # a coupling is of channels alone
         same: Any = levels.iloc[0][names].dropna().to_dict()
-        return self.of(schedule="iterative", **same)
+        return self.of(procedure="iterative", schedule="geometric", **same)
 
     def control_of(self, levels: DataFrame) -> DataFrame:
         """Levels of the dense controls that were trained as long as these, from their bases."""
         keys = ["base_run", "finetune_epochs", "level"]
-        return self.of(schedule="dense").merge(levels[keys].drop_duplicates(), on=keys)
+        return self.of(procedure="dense").merge(levels[keys].drop_duplicates(), on=keys)
 
 
 def read(title: str, *, experiment: str | None = None, study: str | None = None) -> Evidence:
@@ -94,7 +101,7 @@ def gather(
 ) -> Evidence:
     """Put the query's frames together; what is not of a finished run is left out but in `runs`."""
     pruning = with_configuration(runs[runs["run_id"].isin(levels["run_id"])])
-    added = pruning.set_index("run_id")[["configuration", "schedule", "finetune_epochs"]]
+    added = pruning.set_index("run_id")[_ADDED]
     # the same seed again is the same result, and would count as a second sample
     again = pruning.duplicated(["configuration", "seed", "base_run"], keep="last")
     counted = pruning.loc[~again, "run_id"]
@@ -116,15 +123,25 @@ def gather(
 
 
 def with_configuration(runs: DataFrame) -> DataFrame:
-    """The finished pruning runs of a frame of runs, with their `configuration` and `schedule`."""
+    """The finished pruning runs of a frame of runs, with their `configuration` and `procedure`.
+
+    A parameter that there was not yet when a run was made counts as its default.
+    """
     of_pruning = runs["stage"].str.startswith("prune_").fillna(False).astype(bool)
     pruning = runs[of_pruning & (runs["status"] == "FINISHED")]
     columns = ["stage", *(name for name in DECIDING if name in pruning)]
-    schedule = np.where(pruning["stage"] == "prune_direct", "direct", "iterative")
+    fields = {name: PruneConfig.model_fields[name] for name in columns[1:]}
+    pruning = pruning.fillna({n: f.default for n, f in fields.items() if _is_known(f.default)})
+    procedure = pruning["stage"].str.removeprefix("prune_")
     return pruning.assign(
         configuration=pruning.groupby(columns, dropna=False, sort=False).ngroup(),
-        schedule=np.where(pruning["fraction"] == 0, "dense", schedule),
+        procedure=procedure.where(pruning["fraction"] != 0, "dense"),
     )
+
+
+def _is_known(default: object) -> bool:
+    """Whether a parameter's default is a value, and not left to the preset or a list."""
+    return isinstance(default, str | int | float)
 
 
 def where(frame: DataFrame, **values: object) -> DataFrame:
@@ -137,7 +154,7 @@ def where(frame: DataFrame, **values: object) -> DataFrame:
 
 def _labels(table: DataFrame) -> Series[str]:
     """A name for each configuration: its model, and whatever is not the same for all."""
-    bare = ["dataset", "schedule", "criterion", "granularity", "coupling", "form", "scope"]
+    bare = ["dataset", "procedure", "criterion", "granularity", "coupling", "form", "scope"]
     others = [name for name in DECIDING if name in table and name not in ("model", *bare)]
     # what every configuration of a model has follows from the model, which is named
     of_model = table.groupby(["model", "dataset"], dropna=False)

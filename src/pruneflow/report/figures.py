@@ -21,7 +21,6 @@ from pruneflow.tracking.levels import Layer, Level
 
 MOST_PANELS = 12
 _WHEN = {"after": "solid", "before": "dotted"}
-_PRUNED = ["iterative", "direct"]
 _FOLLOWS = {"fraction": ["iterations", "target_sparsity"]}  # parameter -> what differs with it
 _ACCURACY = Axis("accuracy", percent=True, limits=(0.0, 1.02))
 _SPARSITY = Axis("sparsity", percent=True, limits=(0.0, 1.0))
@@ -99,13 +98,13 @@ def accuracy(title: str, evidence: Evidence, overlay: Overlay, granularity: str)
         dense = _control(evidence, rows, "test_after", "test, dense control", _remaining(rows)[0])
         return [_accuracy_panel(label, rows, [*dense, *overlay.accuracy(rows, "test, after")])]
 
-    levels = evidence.of(schedule="iterative", granularity=granularity)
+    levels = evidence.of(procedure="iterative", granularity=granularity)
     return _panel_each(title, evidence, levels, panels)
 
 
 def compared(title: str, evidence: Evidence, overlay: Overlay, by: str) -> Chart:
     """Configurations that differ in one parameter, and what follows from it: a line a value."""
-    table = where(evidence.configurations, schedule="iterative")
+    table = where(evidence.configurations, procedure="iterative")
     apart = [by, *_FOLLOWS.get(by, [])]
     same = [name for name in DECIDING if name in table and name not in apart]
     looks, panels = sorted(table[by].dropna().unique()), []
@@ -126,7 +125,7 @@ def compared(title: str, evidence: Evidence, overlay: Overlay, by: str) -> Chart
 def models(title: str, evidence: Evidence, overlay: Overlay) -> Chart:
     """Of each model its configuration with most seeds."""
     table = evidence.configurations.sort_values(["n", "fraction"], ascending=False, kind="stable")
-    table = table[(table["schedule"] == "iterative") & (table["criterion"] != "random")]
+    table = table[(table["procedure"] == "iterative") & (table["criterion"] != "random")]
     table = table.assign(label=table["model"].map(short_model) + ", " + table["dataset"])
     looks, panels = list(table["label"].unique()), []
     for granularity, name in (("weight", "single weights"), ("channel", "channels")):
@@ -141,18 +140,20 @@ def models(title: str, evidence: Evidence, overlay: Overlay) -> Chart:
     return Chart(title, panels)
 
 
-def schedules(title: str, evidence: Evidence, overlay: Overlay) -> Chart:
-    """Iterative - direct at the same sparsity, of runs that share a base."""
+def procedures(title: str, evidence: Evidence, overlay: Overlay) -> Chart:
+    """Iterative - direct or gradual at the same sparsity, of runs that share a base."""
     lines, x = [], "target_sparsity"
-    of_direct = _configurations(evidence, evidence.of(schedule="direct"))
-    for style, (label, rows) in enumerate(of_direct):
-        iterative, direct = evidence.iterative_like(rows), rows[rows["level"] > 0]
+    of_one_level = _configurations(evidence, evidence.of(procedure=("direct", "gradual")))
+    for style, (label, rows) in enumerate(of_one_level):
+        iterative, other = evidence.iterative_like(rows), rows[rows["level"] > 0]
         for when, dash in _WHEN.items():
-            pairs = differences(iterative, direct, x, f"test_{when}")
+            pairs = differences(iterative, other, x, f"test_{when}")
             name = f"{label}, {when} fine-tuning"
             lines.append(_curve(pairs, "difference", name, x, by=x, style=style, dash=dash))
     lines = [line for line in lines if line.x]
-    panel = Panel("test accuracy", _SPARSITY, Axis("iterative - direct", percent=True), lines)
+    panel = Panel(
+        "test accuracy", _SPARSITY, Axis("iterative - direct or gradual", percent=True), lines
+    )
     return Chart(title, [panel] if lines else [])
 
 
@@ -161,7 +162,7 @@ def pareto(title: str, evidence: Evidence, overlay: Overlay) -> Chart:
     keys = ["model", "dataset", "configuration", "level"]
     times = on_one_machine(evidence.latencies).dropna(subset=["speedup", "configuration"])
     best = 1 / times.astype({"speedup": float}).groupby(keys[2:])["speedup"].max()
-    means = evidence.of(schedule=_PRUNED).groupby(keys)[["test_after", "params_left", "macs_left"]]
+    means = evidence.pruned.groupby(keys)[["test_after", "params_left", "macs_left"]]
     points = means.mean().join(best.rename("time_left"), on=keys[2:]).reset_index()
     label = points["configuration"].map(evidence.configurations["label"]).astype(str)
     points["note"] = label + ", level " + points["level"].astype(str)
@@ -258,7 +259,7 @@ def masks_and_removal(title: str, evidence: Evidence, overlay: Overlay) -> Chart
         removed = _curve(rows, "removed_left", "physically removed", "asked", style=1)
         return [Panel(label, x, y, [masks, removed])]
 
-    levels = evidence.of(schedule="iterative", granularity="channel")
+    levels = evidence.of(procedure="iterative", granularity="channel")
     levels = levels.assign(asked=1 - levels["target_sparsity"])
     return _panel_each(title, evidence, levels, panels)
 
@@ -271,7 +272,7 @@ def gap(title: str, evidence: Evidence, overlay: Overlay) -> Chart:
         lines = [_curve(rows, "gap", "pruned", "sparsity"), *dense]
         return [Panel(label, _SPARSITY, Axis("train - test accuracy", percent=True), lines)]
 
-    return _panel_each(title, evidence, evidence.of(schedule=_PRUNED), panels)
+    return _panel_each(title, evidence, evidence.pruned, panels)
 
 
 def _heat_map(title: str, layers: DataFrame) -> list[HeatMap]:
@@ -282,7 +283,7 @@ def _heat_map(title: str, layers: DataFrame) -> list[HeatMap]:
 
 def heat_maps(title: str, evidence: Evidence, overlay: Overlay) -> Chart:
     """Sparsity of every tensor that was pruned."""
-    layers = where(evidence.layers, schedule=_PRUNED)
+    layers = evidence.layers[evidence.layers["procedure"] != "dense"]
     layers = layers[layers.groupby(["configuration", "layer"])["zeros"].transform("max") > 0]
     return _panel_each(title, evidence, layers, _heat_map)
 
@@ -290,7 +291,7 @@ def heat_maps(title: str, evidence: Evidence, overlay: Overlay) -> Chart:
 def requested(title: str, evidence: Evidence, overlay: Overlay) -> Chart:
     """What was removed against what was asked for: weights, or channels."""
     x, y = (Axis(label, percent=True, limits=(0.0, 1.0)) for label in ("asked for", "removed"))
-    pruned = _configurations(evidence, evidence.of(schedule=_PRUNED))
+    pruned = _configurations(evidence, evidence.pruned)
     lines = [
         _curve(rows, "achieved", label, "target_sparsity", dash="none", style=style)
         for style, (label, rows) in enumerate(pruned)
@@ -340,8 +341,12 @@ FIGURES: dict[str, Figure] = {
         models, "pruneflow prune_iterative --model resnet18",
     ),
     "schedules": Figure(
-        "Iterative minus direct, paired", "Runs of the same base, at the same sparsity.",
-        schedules, "pruneflow prune_direct --model alexnet",
+        "Schedules compared", "Configurations that differ in their schedule alone.",
+        partial(compared, by="schedule"), f"{_ALEXNET} --schedule cubic",
+    ),
+    "procedures": Figure(
+        "Iterative minus direct or gradual", "Pairs of the same base and sparsity.",
+        procedures, "pruneflow prune_direct --model alexnet",
     ),
     "pareto": Figure(
         "Pareto fronts: test accuracy after fine-tuning against cost",

@@ -72,7 +72,7 @@ def _labelled(table: DataFrame, evidence: Evidence) -> DataFrame:
 def layer_sparsity(evidence: Evidence) -> DataFrame:
     """Sparsity of each tensor, a column a level, the mean over seeds."""
     keys = ["configuration", "layer", "params"]
-    layers = where(evidence.layers, schedule=["iterative", "direct"])
+    layers = evidence.layers[evidence.layers["procedure"] != "dense"]
     if layers.empty:
         return DataFrame(columns=keys)
     table = layers.pivot_table(index=keys, columns="level", values="sparsity", sort=False)
@@ -84,7 +84,7 @@ def iterative_against_direct(evidence: Evidence) -> DataFrame:
     names = {"target_sparsity": "sparsity", "first": "iterative", "second": "direct"}
     names |= {"mean": "difference", "n": "pairs"}
     parts = []
-    direct = evidence.of(schedule="direct")
+    direct = evidence.of(procedure="direct")
     for _, rows in direct[direct["level"] > 0].groupby("configuration", sort=False):
         model, granularity = rows.iloc[0][["model", "granularity"]]
         for column in ("test_before", "test_after", "train_before", "train_after"):
@@ -98,7 +98,7 @@ def iterative_against_direct(evidence: Evidence) -> DataFrame:
 def paired_differences(evidence: Evidence) -> DataFrame:
     """Each configuration minus the dense control of the same bases, trained as long, by level."""
     parts = []
-    for number, row in evidence.configurations.query("schedule != 'dense'").iterrows():
+    for number, row in evidence.configurations.query("procedure != 'dense'").iterrows():
         rows = evidence.of(configuration=number)
         part = paired(rows, evidence.control_of(rows), "level", "test_after")
         parts.append(part.assign(configuration=row["label"], against="dense control"))

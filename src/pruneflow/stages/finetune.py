@@ -91,8 +91,9 @@ def _measure(
     run.log_metrics(accuracies, step=config.epochs, part="accuracy")
     checkpoint = Checkpoint(experiment.structure, model.state_dict(), {})
     size = run.log_checkpoint(0, checkpoint, experiment.tokenizer)
+    trained = f"{config.epochs} epochs" if config.epochs else "not trained,"
     run.describe(
-        f"**{config.model}** on **{experiment.data_name}**, {config.epochs} epochs "
+        f"**{config.model}** on **{experiment.data_name}**, {trained} "
         f"from weights `{config.weights}`.\n\n| test | train | checkpoint |\n|---:|---:|---:|\n"
         f"| {test:.4f} | {train:.4f} | {size / 1e6:.1f} MB |"
     )

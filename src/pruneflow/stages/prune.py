@@ -38,11 +38,11 @@ from pruneflow.workloads import models
 def prune_iterative(
     config: PruneConfig, reporter: Reporter, *, experiment_id: str | None = None
 ) -> Ended:
-    """Each level removes `fraction` of what is left.
+    """Each level removes `fraction` of what is left, or as much as another schedule says.
 
     With `experiment_id` the run is a new one there, and not the one that was handed over.
     """
-    steps = schedule.iterative(config.fraction, config.iterations)
+    steps = schedule.iterative(config.fraction, config.iterations, config.schedule)
     return _prune("prune_iterative", config, steps, reporter, experiment_id)
 
 
@@ -54,6 +54,11 @@ def prune_direct(config: PruneConfig, reporter: Reporter) -> Ended:
                 f"iterations={config.iterations} has no effect on prune_direct with {name}, which "
                 "it goes straight to: leave it out"
             )
+    if "schedule" in config.given:
+        raise InputError(
+            f"schedule={config.schedule} has no effect on prune_direct, which has one level: leave "
+            "it out"
+        )
     return _prune("prune_direct", config, schedule.direct(config.final_sparsity), reporter)
 
 
