@@ -121,11 +121,11 @@ def test_bad_input_ends_the_run_that_mlflow_handed_over(
 
     handed = MlflowClient(store).create_run("0").info.run_id
     monkeypatch.setenv("MLFLOW_RUN_ID", handed)
-    done = run("entrypoints.finetune", "--epochs", "0", root=root, uri=store)
+    done = run("entrypoints.finetune", "--epochs", "-1", root=root, uri=store)
     assert done.returncode == 2
     ended = MlflowClient(store).get_run(handed)
     assert ended.info.status == "FAILED"
-    assert "epochs='0'" in ended.data.tags["pruneflow.failure"]
+    assert "epochs='-1'" in ended.data.tags["pruneflow.failure"]
 
 
 def test_a_server_that_does_not_answer_is_refused_within_seconds(root: Path) -> None:

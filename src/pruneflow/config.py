@@ -22,9 +22,12 @@ from pruneflow.pruning.criteria import CRITERIA, OF_CHANNELS, OF_OUTPUTS, OF_SAM
 from pruneflow.pruning.densities import SCOPES
 from pruneflow.pruning.schedule import SCHEDULES
 from pruneflow.workloads.datasets import DATASETS, IMAGES, TEXTS
+from pruneflow.workloads.learning_rates import LR_SCHEDULES, ONE_CYCLE
 
 NEWEST = "newest"  # of base_run, in place of an id
-OF_TRAINING = frozenset({"learning_rate", "lr_schedule", "optimizer", "weight_decay"})
+# How fast a training learns; a pruning run's own, and never its base run's.
+OF_RATE = frozenset({"learning_rate", "lr_schedule", "warmup_epochs"})
+OF_TRAINING = OF_RATE | {"optimizer", "weight_decay"}
 
 
 def short_model(model: str) -> str:
@@ -94,8 +97,12 @@ class Settings(Config):
     """samples in a training step"""
     learning_rate: Positive
     """learning rate of this stage's own training (the peak, under one_cycle)"""
-    lr_schedule: Literal["one_cycle", "constant"]
-    """learning rate over one fine-tuning: one_cycle or constant"""
+    lr_schedule: Annotated[str, among("lr_schedule", LR_SCHEDULES)] = Field(
+        description="learning rate over this stage's own training: one_cycle (up, then down), "
+        "constant, step (a tenth after half and after three quarters) or cosine (down to 0)"
+    )
+    warmup_epochs: Annotated[int, Field(ge=0)] = 0
+    """epochs in which the learning rate first rises from 0; one_cycle has its own rise"""
     optimizer: Literal["adamw", "sgd"]
     """adamw, or sgd with momentum 0.9"""
     weight_decay: Annotated[float, Field(ge=0)]
@@ -111,6 +118,16 @@ class Settings(Config):
     threads: Count | None = None
     """CPU threads; all cores when not given"""
 
+    def _refuse_warmup(self, epochs: int) -> None:
+        """Refuse a rise of the learning rate that a training of so many epochs has no room for."""
+        if self.lr_schedule == ONE_CYCLE:
+            self._refuse(
+                ["warmup_epochs"], "has no effect with lr_schedule=one_cycle: leave it out"
+            )
+        if self.warmup_epochs and self.warmup_epochs >= epochs:
+            reason = f"leaves nothing of a training of {epochs} epochs: pass fewer"
+            self._refuse(["warmup_epochs"], reason)
+
     @model_validator(mode="after")
     def _texts_have_no_image_size(self) -> Self:
         if self.dataset in TEXTS:
@@ -124,12 +141,18 @@ class FinetuneConfig(Settings):
 
     epochs: Annotated[int, Field(ge=0)]
     """passes over the training samples; with 0 the model is measured and kept as it is"""
+    rewind_epoch: Annotated[int, Field(ge=0)] | None = None
+    """keep the weights of after this epoch too (0: the first), for runs with rewind=weights"""
 
     @model_validator(mode="after")
     def _training_has_epochs(self) -> Self:
         if not self.epochs:
             reason = "has no effect with epochs=0, which trains nothing: leave it out"
             self._refuse(OF_TRAINING, reason)
+        self._refuse_warmup(self.epochs)
+        if self.rewind_epoch is not None and self.rewind_epoch >= self.epochs:
+            reason = f"leaves nothing to train again of epochs={self.epochs}: pass a smaller one"
+            self._refuse(["rewind_epoch"], reason)
         return self
 
     @property
@@ -179,6 +202,15 @@ class PruneConfig(Settings):
     )
     finetune_epochs: Annotated[int, Field(ge=0)]
     """epochs of fine-tuning after each level; 0 is allowed"""
+    rewind: Literal["none", "weights", "learning_rate"] = "none"
+    """after each level train again as the base was from rewind_epoch on: with its values of then of
+    what is kept (weights), or as it is (learning_rate)"""
+    rewind_epoch: Annotated[int, Field(ge=0)] = 0
+    """epoch of the base run that rewind goes back to; 0 is its beginning"""
+    distill: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """share of the loss that is the distance to the base's outputs, in [0, 1)"""
+    temperature: Positive = 4.0
+    """what both outputs are divided by before distill compares them"""
     base_epochs: Annotated[int, Field(ge=0)]
     """epochs of the base run, when this run has to make one; 0 to prune at initialisation"""
     include: Names = ()
@@ -223,6 +255,29 @@ class PruneConfig(Settings):
             self._refuse(["budget"], "times the compact form: pass granularity=channel")
         if self.coupling == "independent" and self.targets not in ((), ("conv",)):
             self._refuse(["targets"], f"{alone}: pass coupling=group")
+        return self
+
+    @model_validator(mode="after")
+    def _recovery_has_effect(self) -> Self:
+        if not self.distill:
+            self._refuse(["temperature"], "has no effect without distill: leave it out")
+        if self.rewind == "none":
+            self._refuse(["rewind_epoch"], "has no effect without rewind: pass rewind=weights")
+            if not self.finetune_epochs:
+                reason = "has no effect with finetune_epochs=0, which trains nothing: leave it out"
+                self._refuse([*OF_RATE, "distill"], reason)
+            self._refuse_warmup(self.finetune_epochs)
+            return self
+        reason = (
+            f"has no effect with rewind={self.rewind}, which trains as the base was: leave it out"
+        )
+        self._refuse([*OF_RATE, "finetune_epochs"], reason)
+        if self.rewind == "weights" and self.form == "compact":
+            self._refuse(["form"], "lacks what rewind=weights goes back to: pass form=masked")
+        if self.base_run == NEWEST:
+            self._refuse(
+                ["base_run"], f"is not known to rewind={self.rewind}: pass its id, or none"
+            )
         return self
 
     @model_validator(mode="after")

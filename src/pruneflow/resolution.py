@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ValidationError
 
-from pruneflow.config import OF_TRAINING, Config, FinetuneConfig, PruneConfig, Settings
+from pruneflow.config import OF_RATE, OF_TRAINING, Config, FinetuneConfig, PruneConfig, Settings
 from pruneflow.errors import InputError, unknown
 from pruneflow.workloads.datasets import TEXTS
 
@@ -91,21 +91,46 @@ def resolve(kind: type[C], given: Mapping[str, Any]) -> C:
 
 def given_for_base(config: PruneConfig) -> list[str]:
     """Names of what the caller gave that the newest base run has to have been trained with."""
-    names = sorted(config.given & {"batch_size", "lr_schedule", "optimizer", "weight_decay"})
+    names = sorted(config.given & {"batch_size", "optimizer", "weight_decay"})
     return [*names, "epochs"] if "base_epochs" in config.given else names
 
 
 def base_config(config: PruneConfig) -> FinetuneConfig:
     """The finetune configuration of the base run that a pruning run starts when it finds none.
 
-    What the caller gave applies to it as well, except `learning_rate`, which is the pruning
-    run's own; the rest is the preset's for `finetune`.
+    What the caller gave applies to it as well, except for the learning rate and its schedule, which
+    are the pruning run's own; the rest is the preset's for `finetune`.
     """
-    shared = (config.given & FinetuneConfig.model_fields.keys()) - {"learning_rate", "resume"}
+    shared = config.given & FinetuneConfig.model_fields.keys()
+    shared -= OF_RATE | {"resume", "rewind_epoch"}
     shared |= {"preset", "device", "precision", "threads"}
     if not config.base_epochs:
         shared -= OF_TRAINING
     values = {name: getattr(config, name) for name in shared}
+    if config.rewind == "weights":
+        values["rewind_epoch"] = config.rewind_epoch
     if config.resume == "never":
         values["resume"] = "never"
     return resolve(FinetuneConfig, values | {"epochs": config.base_epochs})
+
+
+def trained_as(config: PruneConfig, base: FinetuneConfig) -> PruneConfig:
+    """A configuration that rewinds, with the training that follows: the rest of its base's.
+
+    Raises:
+        InputError: a base that was not trained any longer than to that epoch.
+    """
+    epochs = base.epochs - config.rewind_epoch
+    if epochs < 1:
+        raise InputError(
+            f"rewind_epoch={config.rewind_epoch} leaves nothing to train again of the base's "
+            f"{base.epochs} epochs: pass a smaller one"
+        )
+    values = {name: getattr(base, name) for name in (*sorted(OF_TRAINING), "batch_size")}
+    for name in sorted(config.given & values.keys()):
+        if getattr(config, name) != values[name]:
+            raise InputError(
+                f"{name}={getattr(config, name)} has no effect with rewind={config.rewind}, which "
+                f"trains as the base was, with {values[name]}: leave it out"
+            )
+    return config.resolved(finetune_epochs=epochs, **values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from pruneflow.workloads.batches import MEAN, STD
 from pruneflow.workloads.datasets import load
 from pruneflow.workloads.machine import Machine
 from pruneflow.workloads.splits import Split
-from pruneflow.workloads.training import Epoch, Recipe, accuracy, fit
+from pruneflow.workloads.training import Epoch, Recipe, accuracy, distillation, fit
 
 CPU = Machine("cpu", "fp32", 1)
 RECIPE = Recipe(
@@ -397,8 +398,45 @@ def test_an_unknown_optimizer_is_refused() -> None:
 
 
 def test_an_unknown_schedule_is_refused() -> None:
-    with pytest.raises(ValueError, match="lr_schedule 'cosine' is neither"):
-        train(net(), samples(8), replace(RECIPE, lr_schedule="cosine"))
+    with pytest.raises(ValueError, match="lr_schedule 'linear' is none of"):
+        train(net(), samples(8), replace(RECIPE, lr_schedule="linear"))
+
+
+def test_distillation_is_the_divergence_of_softened_outputs() -> None:
+    student, teacher = np.random.default_rng(0).normal(size=(2, 7, 3))
+    for temperature in (0.5, 1.0, 4.0):
+
+        def soft(logits: np.ndarray, t: float = temperature) -> np.ndarray:  # type: ignore[type-arg]
+            powers = np.exp(logits / t)
+            return np.asarray(powers / powers.sum(1, keepdims=True))
+
+        p, q = soft(teacher), soft(student)
+        expected = temperature**2 * (p * np.log(p / q)).sum(1).mean()
+        found = distillation(torch.tensor(student), torch.tensor(teacher), temperature)
+        assert float(found) == pytest.approx(expected)
+        assert float(distillation(torch.tensor(student), torch.tensor(student), temperature)) == 0
+
+
+def test_a_teacher_is_only_looked_at_and_draws_nothing_of_the_students() -> None:
+    """A student that is its own teacher is trained as alone, at a share of its loss."""
+    models = []
+    for share in (0.0, 0.5):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(48, 16), nn.Dropout(0.5), nn.Linear(16, 3))
+        teacher = None if share == 0 else copy.deepcopy(model)
+        before = None if teacher is None else copy.deepcopy(teacher.state_dict())
+        drawn: list[Tensor] = []
+        model[2].register_forward_hook(lambda m, i, o, d=drawn: d.append(o.detach() == 0))
+        recipe = replace(RECIPE, epochs=2, distill=share, learning_rate=1e-6)
+        for _ in fit(model, samples(24), recipe, CPU, teacher=teacher):
+            pass
+        models.append(drawn)
+        if teacher is not None and before is not None:
+            assert all(torch.equal(before[n], t) for n, t in teacher.state_dict().items())
+            assert teacher.training
+    assert all(torch.equal(a, b) for a, b in zip(*models, strict=True))
+    with pytest.raises(ValueError, match="go together"):
+        train(net(), samples(8), replace(RECIPE, distill=0.5))
 
 
 def test_a_small_network_learns_the_digits() -> None:

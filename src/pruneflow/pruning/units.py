@@ -115,6 +115,14 @@ class Units(ABC):
         over_parameters.apply(self.model)
         self.conv_params = cost.conv_params(self.model, over_parameters)
 
+    def rewind(self, state: Mapping[str, Tensor]) -> None:
+        """Give what is kept the values of a state of the unpruned model; what is pruned stays zero.
+
+        The model has to have all its channels.
+        """
+        models.load_state(self.model, state)
+        self.parameter_masks().apply(self.model)
+
     def keeper(self) -> Keeper:
         """What keeps pruned entries at zero while the model is trained."""
         return Keeper(self.model, self.parameter_masks())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,7 +15,13 @@ from pruneflow.stages.finetune import train_base
 from pruneflow.stages.progress import Reporter
 from pruneflow.tracking.checkpoints import Checkpoint
 from pruneflow.tracking.fingerprints import fingerprint, workload_fingerprint
-from pruneflow.tracking.finished import find_base, fingerprint_of, newest_base, open_base
+from pruneflow.tracking.finished import (
+    check_epoch,
+    find_base,
+    fingerprint_of,
+    newest_base,
+    open_base,
+)
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,8 @@ def find_or_make(experiment: Experiment[PruneConfig], model: nn.Module, reporter
         run_id = config.base_run or find_base(exact)
     if run_id is not None:
         checkpoint = open_base(run_id, config, experiment.structure, digest)
+        if config.rewind == "weights":
+            check_epoch(run_id, config.rewind_epoch)
         return Base(fingerprint_of(run_id), lambda _experiment_id: (run_id, checkpoint))
     if config.weights != "none":
         classes = len(base.data.classes)
@@ -54,4 +63,4 @@ def find_or_make(experiment: Experiment[PruneConfig], model: nn.Module, reporter
         # not read back: where the run was sent may not answer at the moment
         return run.id, Checkpoint(base.structure, model.state_dict(), {})
 
-    return Base(exact, make)
+    return Base(exact, functools.cache(make))

@@ -33,7 +33,10 @@ SAVE_SECONDS = 20.0
 _SAVE_SHARE = 0.005
 ALIVE_SECONDS = 60.0  # a run is published at least as often, so that it is seen to go on
 
-_RECIPE = ("batch_size", "learning_rate", "lr_schedule", "optimizer", "weight_decay", "image_size")
+_RECIPE = (
+    "batch_size", "learning_rate", "lr_schedule", "warmup_epochs", "optimizer", "weight_decay",
+    "image_size",
+)  # fmt: skip
 _DATA = ("data_dir", "image_size", "train_limit", "seed")
 
 C = TypeVar("C", bound=Settings)
@@ -77,8 +80,12 @@ class Experiment(Generic[C]):
 
     def recipe(self, epochs: int, *, level: int) -> Recipe:
         """How the model is trained at a level; data order and dropout differ between levels."""
-        given = {name: getattr(self.config, name) for name in _RECIPE}
-        return Recipe(epochs=epochs, seed=1_000 * self.config.seed + level, **given)
+        config, seed = self.config, 1_000 * self.config.seed + level
+        given = {name: getattr(config, name) for name in _RECIPE}
+        if isinstance(config, PruneConfig):
+            given |= {"distill": config.distill, "temperature": config.temperature}
+            given["epochs_before"] = 0 if config.rewind == "none" else config.rewind_epoch
+        return Recipe(epochs=epochs, seed=seed, **given)
 
     def train(
         self,
@@ -89,6 +96,7 @@ class Experiment(Generic[C]):
         level: int,
         after_step: Callable[[torch.optim.Optimizer], None] | None = None,
         on_progress: Callable[[int, float, float], None],
+        teacher: nn.Module | None = None,
     ) -> Iterator[Epoch]:
         """Train a model as `training.fit` does, from where the run's last process had saved it.
 
@@ -108,6 +116,7 @@ class Experiment(Generic[C]):
             after_step=after_step,
             on_progress=progress,
             since=run.saved_training(level),
+            teacher=teacher,
         ):
             yield epoch
             if epoch.number < epochs and time.monotonic() - saved >= pause:

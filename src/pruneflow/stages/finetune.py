@@ -63,7 +63,14 @@ def _train(
     def progress(epoch: int, share: float, loss: float) -> None:
         reporter.at(f"base, epoch {epoch}/{epochs}", epoch - 1 + share, loss)
 
+    def keep(epoch: int) -> None:
+        if epoch == experiment.config.rewind_epoch:
+            checkpoint = Checkpoint(experiment.structure, model.state_dict(), {})
+            run.log_epoch(epoch, checkpoint, experiment.tokenizer)
+
+    keep(0)
     for epoch in experiment.train(model, run, epochs, level=0, on_progress=progress):
+        keep(epoch.number)
         validation = experiment.accuracy(model, experiment.data.val)
         metrics = {
             "train/loss": epoch.loss,

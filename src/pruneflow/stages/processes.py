@@ -191,10 +191,9 @@ def planned_fingerprint(job: Job) -> str | None:
     digest = _digest(**{name: getattr(config, name) for name in names})
     if isinstance(config, FinetuneConfig):
         return fingerprint(job.stage, config, digest, None)
+    config = finished.with_base(config)
     base, run_id = base_config(config), config.named_base
-    if run_id is not None:
-        config = config.resolved(weights=finished.base_weights(run_id))
-    elif config.base_run == NEWEST:
+    if config.base_run == NEWEST:
         wanted = {name: getattr(base, name) for name in given_for_base(config)}
         run_id = finished.newest_base(workload_fingerprint(config, digest), wanted)
     exact = fingerprint("finetune", base, digest, None)

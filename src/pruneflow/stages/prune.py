@@ -26,10 +26,11 @@ from pruneflow.stages import base_run, budgets
 from pruneflow.stages.base_run import Base
 from pruneflow.stages.experiment import Experiment, prepare, report_finished
 from pruneflow.stages.progress import Reporter, levels_table
+from pruneflow.stages.recovery import Recovery, recovery
 from pruneflow.tracking import resume
 from pruneflow.tracking.checkpoints import Checkpoint
 from pruneflow.tracking.fingerprints import fingerprint, workload_fingerprint
-from pruneflow.tracking.finished import base_weights
+from pruneflow.tracking.finished import with_base
 from pruneflow.tracking.levels import Layer, Level
 from pruneflow.tracking.run import Ended, Run, open_run
 from pruneflow.workloads import models
@@ -70,9 +71,7 @@ def _prune(
     experiment_id: str | None = None,
 ) -> Ended:
     """Load a trained model, take it through a schedule level by level, and record each."""
-    if config.named_base is not None:
-        config = config.resolved(weights=base_weights(config.named_base))
-    experiment, model = prepare(config, load=False)
+    experiment, model = prepare(with_base(config), load=False)
     config, data = experiment.config, experiment.data
     reporter.say(data.summary)
     units = _units(experiment, model)
@@ -94,8 +93,9 @@ def _prune(
         reporter.say(f"{stage} {name}: run {run.id}{start}")
         reporter.say("\n".join(f"  {note}" for note in prose.notes(units)))
         reporter.plan(len(steps) * config.finetune_epochs)
+        recover = recovery(experiment, units, base, run)
         for step in [schedule.UNPRUNED, *steps][len(run.levels) :]:
-            level, layers = _level(experiment, units, step, run, reporter)
+            level, layers = _level(experiment, units, step, recover, run, reporter)
             reporter.say(f"  {prose.level_line(level, len(steps))}")
             for warning in prose.warnings(config, units, level, layers):
                 reporter.say(f"    {warning}")
@@ -145,7 +145,12 @@ def _load(
 
 
 def _level(
-    experiment: Experiment[PruneConfig], units: Units, step: Step, run: Run, reporter: Reporter
+    experiment: Experiment[PruneConfig],
+    units: Units,
+    step: Step,
+    recover: Recovery,
+    run: Run,
+    reporter: Reporter,
 ) -> tuple[Level, list[Layer]]:
     """One level: prune, measure, fine-tune, measure, record."""
     epochs = experiment.config.finetune_epochs if step.level else 0
@@ -171,9 +176,15 @@ def _level(
     measure("before", "test", "train")
     measured |= {f"{split}_after": measured[f"{split}_before"] for split in ("test", "train")}
     if epochs:
-        train, keeper = experiment.train, units.keeper()
-        for epoch in train(
-            units.model, run, epochs, level=step.level, after_step=keeper, on_progress=progress
+        recover.rewind(units)
+        for epoch in experiment.train(
+            units.model,
+            run,
+            epochs,
+            level=step.level,
+            after_step=units.keeper(),
+            on_progress=progress,
+            teacher=recover.teacher,
         ):
             measured["finetune_seconds"] = epoch.total_seconds
         measure("after", "test", "train")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +12,12 @@ from typing import Any
 from mlflow.entities import Run as MlflowRun
 from mlflow.tracking import MlflowClient
 
-from pruneflow.config import Settings
+from pruneflow.config import PruneConfig, Settings
 from pruneflow.errors import InputError
-from pruneflow.tracking import checkpoints, reader, tables
+from pruneflow.resolution import base_config, trained_as
+from pruneflow.tracking import checkpoints, journal, reader, tables
 from pruneflow.tracking.levels import Level
-from pruneflow.tracking.reader import FINISHED, checkpoint_path, equal, in_study
+from pruneflow.tracking.reader import FINISHED, checkpoint_path, epoch_path, equal, in_study
 from pruneflow.tracking.store import current_experiment, shown
 from pruneflow.tracking.writers import CONTINUED_IN
 
@@ -46,9 +47,27 @@ def _newest(experiments: list[str] | None, *conditions: str) -> str | None:
     return next((str(run.info.run_id) for run in newest_first), None)
 
 
-def base_weights(run_id: str) -> str:
-    """The weights that a finetune run started from; InputError if it is none."""
-    return str(_finished(run_id, "base_run").data.params["cfg/weights"])
+def with_base(config: PruneConfig) -> PruneConfig:
+    """A configuration with what its base run decides of it.
+
+    That is the weights that a named one started from and, of a run that rewinds, how it trains.
+
+    Raises:
+        InputError: a base run that is no finished finetune run, or was trained too short.
+    """
+    rewinds = config.rewind != "none"
+    if config.named_base is None:
+        return trained_as(config, base_config(config)) if rewinds else config
+    params = _finished(config.named_base, "base_run").data.params
+    config = config.resolved(weights=params["cfg/weights"])
+    if not rewinds:
+        return config
+    kinds: dict[str, Callable[[str], Any]] = {
+        "epochs": int, "batch_size": int, "learning_rate": float, "lr_schedule": str,
+        "warmup_epochs": int, "optimizer": str, "weight_decay": float,
+    }  # fmt: skip
+    recorded = {n: kind(params[f"cfg/{n}"]) for n, kind in kinds.items() if f"cfg/{n}" in params}
+    return trained_as(config, base_config(config).resolved(**recorded))
 
 
 def open_base(
@@ -207,32 +226,62 @@ def fingerprint_of(run_id: str) -> str:
     return str(MlflowClient().get_run(run_id).data.tags.get("pruneflow.fingerprint", run_id))
 
 
-def _reading_checkpoint(run_id: str, level: int) -> AbstractContextManager[None]:
+def _reading_checkpoint(run_id: str, of: str) -> AbstractContextManager[None]:
     return reader.reading(
-        f"run {run_id} has no checkpoint of level {level} any more that can be read: delete that "
-        "run, or pass another one"
+        f"run {run_id} has no checkpoint of {of} any more that can be read: delete that run, or "
+        "pass another one"
     )
 
 
 def check_checkpoint(run_id: str, level: int) -> None:
     """See that a level's checkpoint is there, without reading it; InputError if it is not."""
-    with _reading_checkpoint(run_id, level):
-        files = MlflowClient().list_artifacts(run_id, checkpoint_path(level))
-        missing = {"model.safetensors", "structure.json"} - {Path(f.path).name for f in files}
-        if missing:
-            raise FileNotFoundError(f"it lacks {' and '.join(sorted(missing))}")
+    with _reading_checkpoint(run_id, f"level {level}"):
+        _check(run_id, checkpoint_path(level))
+
+
+def check_epoch(run_id: str, epoch: int) -> None:
+    """See that a base run kept the checkpoint of an epoch; InputError if it did not."""
+    problem = (
+        f"base_run={run_id!r} did not keep its weights of after epoch {epoch}: leave base_run out, "
+        f"or train it with rewind_epoch={epoch}"
+    )
+    with reader.reading(problem):
+        _check(run_id, epoch_path(epoch))
+
+
+def _check(run_id: str, path: str) -> None:
+    files = MlflowClient().list_artifacts(run_id, path)
+    missing = {"model.safetensors", "structure.json"} - {Path(f.path).name for f in files}
+    if missing:
+        raise FileNotFoundError(f"it lacks {' and '.join(sorted(missing))}")
 
 
 def load_structure(run_id: str) -> Mapping[str, Any]:
     """What `structure.json` of a run's level 0 says; InputError if it cannot be read."""
-    with _reading_checkpoint(run_id, 0):
+    with _reading_checkpoint(run_id, "level 0"):
         return dict(json.loads(reader.text_of(run_id, f"{checkpoint_path(0)}/structure.json")))
 
 
 def load_checkpoint(run_id: str, level: int) -> checkpoints.Checkpoint:
     """A level's checkpoint of a run; InputError if there is none, or none that can be read."""
     with (
-        _reading_checkpoint(run_id, level),
+        _reading_checkpoint(run_id, f"level {level}"),
         reader.artifact(run_id, checkpoint_path(level)) as folder,
+    ):
+        return checkpoints.load(folder)
+
+
+def load_epoch(run_id: str, epoch: int) -> checkpoints.Checkpoint:
+    """The checkpoint that a base run kept of an epoch; from here, where MLflow has it not yet.
+
+    Raises:
+        InputError: there is none, or none that can be read.
+    """
+    here = journal.folder_of(run_id) / "artifacts" / epoch_path(epoch)
+    if here.is_dir():
+        return checkpoints.load(here)
+    with (
+        _reading_checkpoint(run_id, f"epoch {epoch}"),
+        reader.artifact(run_id, epoch_path(epoch)) as folder,
     ):
         return checkpoints.load(folder)

@@ -112,6 +112,11 @@ def checkpoint_path(level: int) -> str:
     return f"checkpoints/level_{level:02d}"
 
 
+def epoch_path(epoch: int) -> str:
+    """Where the checkpoint of an epoch of a base run is among its artifacts."""
+    return f"checkpoints/epoch_{epoch:02d}"
+
+
 def read_levels(run_id: str) -> tuple[list[Level], list[Layer]]:
     """The levels and layers of a run as its tables have them, here or in MLflow; what is whole."""
 

@@ -142,6 +142,11 @@ class Run:
             self._journal.forget(reader.checkpoint_path(level - 2))
         return checkpoints.size_bytes(self._journal.artifact(path))
 
+    def log_epoch(self, epoch: int, checkpoint: Checkpoint, tokenizer: Any = None) -> None:
+        """Write the checkpoint of an epoch of training."""
+        path = reader.epoch_path(epoch)
+        self._write(path, lambda place: checkpoints.save(place, checkpoint, tokenizer))
+
     def record(
         self,
         level: Level,
@@ -199,7 +204,7 @@ class Run:
         while self.levels and checkpoint is None:
             number = self.levels[-1].level
             try:
-                checkpoint = self._read_checkpoint(number)
+                checkpoint = self.checkpoint(number)
             except (InputError, *reader.FAILURES) as error:
                 _warn(f"level {number} is done again: {first_line(error)}")
                 self.levels.pop()
@@ -218,7 +223,7 @@ class Run:
         self.publish()
         return checkpoint
 
-    def _read_checkpoint(self, level: int) -> Checkpoint:
+    def checkpoint(self, level: int) -> Checkpoint:
         """A level's checkpoint, from MLflow if it is not here any more."""
         path = reader.checkpoint_path(level)
         if not self._journal.artifact(path).exists():

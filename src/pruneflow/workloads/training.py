@@ -20,7 +20,7 @@ from torch.nn import functional
 from torch.optim.swa_utils import update_bn
 
 from pruneflow.errors import ExperimentError
-from pruneflow.workloads import models
+from pruneflow.workloads import learning_rates, models
 from pruneflow.workloads.batches import shuffled, slices, to_model
 from pruneflow.workloads.machine import Machine
 from pruneflow.workloads.splits import Samples, Tokens
@@ -38,12 +38,16 @@ class Recipe:
 
     epochs: int
     batch_size: int
-    learning_rate: float  # constant, or the peak of `one_cycle`
-    lr_schedule: str  # `constant`, or `one_cycle` (Smith & Topin 2018): up for 30 % of steps, down
+    learning_rate: float  # the highest that the schedule comes to
+    lr_schedule: str  # a name in `LR_SCHEDULES`
     optimizer: str  # `adamw`, or `sgd` with momentum 0.9
     weight_decay: float
     image_size: int | None  # side of the square images the model sees; None for texts
     seed: int  # decides data order and dropout
+    warmup_epochs: int = 0  # in which the learning rate rises first
+    epochs_before: int = 0  # that the learning-rate schedule has behind it, beside `epochs`
+    distill: float = 0.0  # share of the loss that is the distance to a teacher's outputs, in [0, 1)
+    temperature: float = 1.0  # that both outputs are divided by then
 
 
 @dataclass(frozen=True)
@@ -80,8 +84,16 @@ _OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 class _Training:
     """A model that is trained, with all that changes as it is: the optimizer, order, rates."""
 
-    def __init__(self, model: nn.Module, data: Samples, recipe: Recipe, machine: Machine) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Samples,
+        recipe: Recipe,
+        machine: Machine,
+        teacher: nn.Module | None,
+    ) -> None:
         self.model, self.data, self.recipe, self.machine = model, data, recipe, machine
+        self.teacher = teacher
         torch.manual_seed(recipe.seed)
         self.order = torch.Generator().manual_seed(recipe.seed)
         if recipe.optimizer not in _OPTIMIZERS:
@@ -90,18 +102,14 @@ class _Training:
         self.optimizer = _OPTIMIZERS[recipe.optimizer](
             parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay
         )
-        self.rates = None
-        if recipe.lr_schedule == "one_cycle":
-            steps = len(slices(len(data), recipe.batch_size)) * recipe.epochs
-            self.rates = torch.optim.lr_scheduler.OneCycleLR(
-                self.optimizer,
-                recipe.learning_rate,
-                total_steps=max(steps, 2),
-                cycle_momentum=False,
-            )
-        elif recipe.lr_schedule != "constant":
-            valid = "neither 'one_cycle' nor 'constant'"
-            raise ValueError(f"lr_schedule {recipe.lr_schedule!r} is {valid}")
+        steps = len(slices(len(data), recipe.batch_size))
+        self.rates = learning_rates.scheduler(
+            self.optimizer,
+            recipe.lr_schedule,
+            warmup=steps * recipe.warmup_epochs,
+            steps=steps * (recipe.epochs_before + recipe.epochs),
+            begin=steps * recipe.epochs_before,
+        )
 
     def epoch(
         self,
@@ -119,13 +127,14 @@ class _Training:
             with self.machine.autocast():
                 logits = models.logits(model, inputs)
             loss = functional.cross_entropy(logits.float(), labels)
+            if self.teacher is not None:
+                loss = (1 - recipe.distill) * loss + recipe.distill * self.distance(logits, inputs)
             self.optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
             if after_step is not None:
                 after_step(self.optimizer)
-            if self.rates is not None:
-                self.rates.step()
+            self.rates.step()
             seen += len(labels)
             loss_sum += loss.detach() * len(labels)
             correct += (logits.detach().argmax(1) == labels).sum()
@@ -139,6 +148,13 @@ class _Training:
         if not all(bool(p.isfinite().all()) for p in model.parameters()):
             raise self.diverged("weights became NaN or infinite", number)
         return float(loss_sum) / seen, int(correct) / seen
+
+    def distance(self, logits: Tensor, inputs: Any) -> Tensor:
+        """Distance of logits (N, classes) to the teacher's, of the size of a cross entropy."""
+        assert self.teacher is not None
+        with models.looking(self.teacher), torch.no_grad(), self.machine.autocast():
+            targets = models.logits(self.teacher, inputs)
+        return distillation(logits.float(), targets.float(), self.recipe.temperature)
 
     def diverged(self, problem: str, epoch: int) -> ExperimentError:
         rate = self.recipe.learning_rate
@@ -154,8 +170,7 @@ class _Training:
         tensors |= {"random.order": self.order.get_state(), "random.cpu": torch.get_rng_state()}
         if torch.cuda.is_available():
             tensors["random.cuda"] = torch.cuda.get_rng_state()
-        schedule = {} if self.rates is None else self.rates.state_dict()
-        values = {"groups": state["param_groups"], "schedule": schedule}
+        values = {"groups": state["param_groups"], "schedule": self.rates.state_dict()}
         return Snapshot(epoch, seconds, tensors, values)
 
     def restore(self, since: Snapshot) -> None:
@@ -175,8 +190,7 @@ class _Training:
                 moments.setdefault(int(index), {})[moment] = tensor
             groups = since.values["groups"]
             self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
-            if self.rates is not None:
-                self.rates.load_state_dict(since.values["schedule"])
+            self.rates.load_state_dict(since.values["schedule"])
             self.order.set_state(parts["random"]["order"])
             torch.set_rng_state(parts["random"]["cpu"])
             if "cuda" in parts["random"] and torch.cuda.is_available():
@@ -194,18 +208,22 @@ def fit(
     after_step: Callable[[torch.optim.Optimizer], None] | None = None,
     on_progress: Callable[[int, float, float], None] | None = None,
     since: Snapshot | None = None,
+    teacher: nn.Module | None = None,
 ) -> Iterator[Epoch]:
     """Train a model in place, an epoch each time the iterator is advanced.
 
     `after_step` is called with the optimizer after each of its steps; `on_progress` a few times a
     second at the most, with the epoch (from 1), the share of it that is done, and its loss so far.
     `since` goes on from there, to the same weights as without the interruption (on a CPU); of
-    another model or recipe it is a ValueError. The model is left in training mode. A loss, or a
+    another model or recipe it is a ValueError. Where the recipe distills, a `teacher`, looked at in
+    eval mode, gives the logits to come close to. The model is left in training mode. A loss, or a
     weight after an epoch, that is not finite is an ExperimentError.
     """
     if recipe.epochs == 0:
         return
-    training = _Training(model, data, recipe, machine)
+    if (recipe.distill > 0) != (teacher is not None):
+        raise ValueError("a teacher and a recipe that distills go together")
+    training = _Training(model, data, recipe, machine, teacher)
     began, through = time.perf_counter(), 0
     if since is not None:
         training.restore(since)
@@ -217,6 +235,23 @@ def fit(
         seconds, total = now - start, now - began
         snapshot = functools.partial(training.snapshot, number, total)
         yield Epoch(number, loss, accuracy, seconds, len(data) / seconds, total, snapshot)
+
+
+def distillation(logits: Tensor, targets: Tensor, temperature: float) -> Tensor:
+    """T^2 KL(softmax(targets / T) || softmax(logits / T)), the mean over the samples, a scalar.
+
+    Hinton et al. 2015, https://arxiv.org/abs/1503.02531; T^2 keeps gradients alike for every T.
+
+    Args:
+        logits, targets: of the student and of the teacher, (N, classes), float32.
+        temperature: T, above 0.
+    """
+    return temperature**2 * functional.kl_div(
+        functional.log_softmax(logits / temperature, dim=1),
+        functional.log_softmax(targets / temperature, dim=1),
+        reduction="batchmean",
+        log_target=True,
+    )
 
 
 def accuracy(
