@@ -219,7 +219,7 @@ class PruneConfig(Settings):
             self._refuse(["scope"], f"{alone}: pass scope=layer")
         if self.coupling == "independent":
             self._refuse(["budget"], f"{alone}: pass coupling=group")
-        if self.granularity == "weight" and self.budget and self.budget.startswith("latency"):
+        if self.granularity == "weight" and self.cost_budget and self.cost_budget.measured:
             self._refuse(["budget"], "times the compact form: pass granularity=channel")
         if self.coupling == "independent" and self.targets not in ((), ("conv",)):
             self._refuse(["targets"], f"{alone}: pass coupling=group")

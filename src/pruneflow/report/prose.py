@@ -90,7 +90,8 @@ def _off_budget(config: PruneConfig, level: Level) -> Iterator[str]:
         return
     if abs(achieved - target) > MET * target:
         what = f"asked to leave {target:.4f} of the {CURRENCIES[budget.currency].of}"
-        yield f"{what}, left {achieved:.4f}: {_why_short(config)}"
+        why = "two timings agree no better" if budget.measured else _why_short(config)
+        yield f"{what}, left {achieved:.4f}: {why}"
 
 
 def _why_short(config: PruneConfig) -> str:

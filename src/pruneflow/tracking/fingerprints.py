@@ -44,7 +44,7 @@ def fingerprint(stage: str, config: Settings, data_digest: str, base: str | None
         if stage == "prune_direct":
             deciding["fraction"], deciding["iterations"] = config.final_sparsity, 1
         del deciding["target_sparsity"]
-        if config.budget is not None and config.budget.startswith("latency"):
+        if config.cost_budget is not None and config.cost_budget.measured:
             deciding["machine"] = environment.machine(config.device)
     libraries = ["torch", "transformers" if reads_texts(config.model) else "torchvision"]
     libraries += ["torch-pruning"] if stage.startswith("prune") else []
