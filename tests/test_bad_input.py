@@ -373,6 +373,18 @@ FINETUNE: list[tuple[dict[str, object], str]] = [
     ({"epochs": "many"}, "epochs='many' is not valid"),
     ({"fraction": "0.5"}, "unknown parameter 'fraction'"),
 ]
+SENSITIVITY: list[tuple[dict[str, object], str]] = [
+    ({"fractions": "0,0.5"}, "fractions='0' is not valid: it should be greater than 0"),
+    ({"fractions": "1.5"}, "fractions='1.5' is not valid: it should be less than 1"),
+    ({"fractions": "half"}, "fractions='half' is not valid"),
+    ({"fractions": ","}, "fractions"),
+    ({"fraction": "0.5"}, "unknown parameter 'fraction': did you mean fractions"),
+    ({"scope": "layer"}, "unknown parameter 'scope'"),
+    ({"coupling": "group"}, "coupling=group has no effect with granularity=weight"),
+    ({"criterion": "apoz"}, "criterion=apoz scores whole channels"),
+    ({"base_run": "0123"}, "base_run='0123' does not exist"),
+    ({"include": "conv9"}, "pattern 'conv9' matches no prunable layer"),
+]
 BENCHMARK: list[tuple[dict[str, object], str]] = [
     ({"run": "0123"}, "run='0123' does not exist"),
     ({"run": "x", "study": "y"}, "both say which runs to time"),
@@ -479,6 +491,7 @@ CASES = [
     (["prune_direct"], TEXT, TEXTS),
     (["prune_direct"], SMALL, DIRECT),
     (["finetune"], {}, FINETUNE),
+    (["sensitivity"], SMALL, SENSITIVITY),
     (["benchmark_latency"], {}, BENCHMARK),
     (["report"], {}, REPORT),
     (["sweep"], {"dry_run": "true"}, SWEEP),

@@ -23,6 +23,12 @@ def method(config: PruneConfig) -> str:
     return ", ".join(words)
 
 
+def scored_units(config: PruneConfig) -> str:
+    """What a run scores and how, in a few words."""
+    channels = f"channels, {config.coupling}"
+    return f"{config.criterion}, {channels if config.granularity == 'channel' else 'weights'}"
+
+
 def level_line(level: Level, levels: int) -> str:
     """How a level of so many went."""
     budget = ""
