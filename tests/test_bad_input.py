@@ -224,6 +224,16 @@ PRUNE: list[tuple[dict[str, object], str]] = [
     ({"target_sparsity": "1"}, "target_sparsity='1' is not valid"),
     ({"target_sparsity": "0"}, "target_sparsity='0' is not valid"),
     ({"target_sparsity": "0.5", "fraction": "0.5"}, "both say how far to prune"),
+    ({"budget": "macs:0.5", "fraction": "0"}, "fraction=0 and budget=macs:0.5 both say how far"),
+    ({"budget": "flops:0.5"}, "unknown currency of a budget 'flops'"),
+    ({"budget": "macs:1"}, "budget='macs:1' is not valid: it should be a currency (params, macs"),
+    ({"budget": "half"}, "budget='half' is not valid"),
+    ({"budget": "bytes:0.01"}, "budget=bytes:0.01 cannot be met: with all pruned that may be"),
+    ({"budget": "latency:0.5"}, "budget=latency:0.5 times the compact form: pass granularity"),
+    (
+        {"budget": "macs:0.5", "granularity": "channel", "coupling": "independent"},
+        "budget=macs:0.5 does not go with coupling=independent",
+    ),
     ({"criterion": "l3"}, "unknown criterion 'l3': did you mean l2 or l1?"),
     ({"criterion": "apoz"}, "criterion=apoz scores whole channels: pass granularity=channel"),
     ({"criterion": "fpgm"}, "criterion=fpgm scores whole channels"),
@@ -389,6 +399,18 @@ FINETUNE: list[tuple[dict[str, object], str]] = [
     ({"epochs": "many"}, "epochs='many' is not valid"),
     ({"fraction": "0.5"}, "unknown parameter 'fraction'"),
 ]
+SENSITIVITY: list[tuple[dict[str, object], str]] = [
+    ({"fractions": "0,0.5"}, "fractions='0' is not valid: it should be greater than 0"),
+    ({"fractions": "1.5"}, "fractions='1.5' is not valid: it should be less than 1"),
+    ({"fractions": "half"}, "fractions='half' is not valid"),
+    ({"fractions": ","}, "fractions"),
+    ({"fraction": "0.5"}, "unknown parameter 'fraction': did you mean fractions"),
+    ({"scope": "layer"}, "unknown parameter 'scope'"),
+    ({"coupling": "group"}, "coupling=group has no effect with granularity=weight"),
+    ({"criterion": "apoz"}, "criterion=apoz scores whole channels"),
+    ({"base_run": "0123"}, "base_run='0123' does not exist"),
+    ({"include": "conv9"}, "pattern 'conv9' matches no prunable layer"),
+]
 BENCHMARK: list[tuple[dict[str, object], str]] = [
     ({"run": "0123"}, "run='0123' does not exist"),
     ({"run": "x", "study": "y"}, "both say which runs to time"),
@@ -495,6 +517,7 @@ CASES = [
     (["prune_direct"], TEXT, TEXTS),
     (["prune_direct"], SMALL, DIRECT),
     (["finetune"], {}, FINETUNE),
+    (["sensitivity"], SMALL, SENSITIVITY),
     (["benchmark_latency"], {}, BENCHMARK),
     (["report"], {}, REPORT),
     (["sweep"], {"dry_run": "true"}, SWEEP),

@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # what follows imports torch and mlflow: seconds, so only onc
 
 __all__ = [
     "ExperimentError", "InputError", "__version__", "benchmark_latency", "finetune", "load_model",
-    "prune_direct", "prune_iterative", "sweep", "write_report",
+    "prune_direct", "prune_iterative", "sensitivity", "sweep", "write_report",
 ]  # fmt: skip
 
 
@@ -48,6 +48,14 @@ def prune_iterative(**parameters: Any) -> FinishedRun:
 def prune_direct(**parameters: Any) -> FinishedRun:
     """Prune a model to its target at once, then fine-tune; as the entry point `prune_direct`."""
     return _run("prune_direct", parameters)
+
+
+def sensitivity(**parameters: Any) -> FinishedRun:
+    """Prune each layer alone and measure what that costs; as the entry point `sensitivity`.
+
+    `pruneflow.query.sensitivity(run_ids=...)` has what it measured.
+    """
+    return _run("sensitivity", parameters)
 
 
 def benchmark_latency(**parameters: Any) -> FinishedRun:

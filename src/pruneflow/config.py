@@ -11,11 +11,21 @@ import re
 from collections.abc import Collection
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model, model_validator
 
 from pruneflow.errors import InputError
 from pruneflow.inference import EAGER, ENGINES, FORMS
-from pruneflow.parameters import Count, Counts, Names, Numbers, Pixels, Positive, Text, among
+from pruneflow.parameters import (
+    Count,
+    Counts,
+    Fractions,
+    Names,
+    Numbers,
+    Pixels,
+    Positive,
+    Text,
+    among,
+)
 from pruneflow.pruning import TARGETS, schedule
 from pruneflow.pruning.budgets import Budget
 from pruneflow.pruning.criteria import CRITERIA, OF_CHANNELS, OF_OUTPUTS, OF_SAMPLES, SCALE, needs
@@ -251,7 +261,7 @@ class PruneConfig(Settings):
             self._refuse(["scope"], f"{alone}: pass scope=layer")
         if self.coupling == "independent":
             self._refuse(["budget"], f"{alone}: pass coupling=group")
-        if self.granularity == "weight" and self.budget and self.budget.startswith("latency"):
+        if self.granularity == "weight" and self.cost_budget and self.cost_budget.measured:
             self._refuse(["budget"], "times the compact form: pass granularity=channel")
         if self.coupling == "independent" and self.targets not in ((), ("conv",)):
             self._refuse(["targets"], f"{alone}: pass coupling=group")
@@ -316,6 +326,26 @@ class PruneConfig(Settings):
             return 1 - self.cost_budget.share
         last = schedule.iterative(self.fraction, self.iterations)[-1]
         return last.target_sparsity if self.target_sparsity is None else self.target_sparsity
+
+
+# What of pruning applies where each layer is pruned alone and nothing is trained after it.
+_OF_PRUNING = (
+    "model", "dataset", "data_dir", "weights", "preset", "image_size", "train_limit", "batch_size",
+    "seed", "resume", "device", "precision", "threads", "granularity", "criterion",
+    "calibration_samples", "coupling", "targets", "base_epochs", "include", "exclude",
+    "prune_bias", "recalibrate_bn", "base_run",
+)  # fmt: skip
+_FIELDS = {name: PruneConfig.model_fields[name] for name in _OF_PRUNING}
+_Shared: Any = create_model(
+    "_Shared", __base__=Config, **{name: (f.annotation, f) for name, f in _FIELDS.items()}
+)  # type: ignore[call-overload]
+
+
+class SensitivityConfig(_Shared):  # type: ignore[misc]
+    """Configuration of `sensitivity`: which layers of what are pruned alone, and how far."""
+
+    fractions: Annotated[Fractions, Field(min_length=1)] = (0.1, 0.3, 0.5, 0.7, 0.9)
+    """shares of a layer (channels: of a group) that are pruned of it alone (0.1,0.5), in (0, 1)"""
 
 
 class BenchmarkConfig(Config):

@@ -26,7 +26,7 @@ def _split(value: object) -> object:
     """'a, b' -> ('a', 'b'); a number is a list of one; lists pass through."""
     if isinstance(value, str):
         return tuple(part.strip() for part in value.split(",") if part.strip())
-    return (value,) if isinstance(value, int) else value
+    return (value,) if isinstance(value, int | float) else value
 
 
 _SPLIT, _EACH_ONCE = BeforeValidator(_split), AfterValidator(lambda v: tuple(dict.fromkeys(v)))
@@ -35,5 +35,6 @@ Count = Annotated[int, Field(ge=1)]
 Pixels = Annotated[int, Field(ge=1, le=4096)]
 Positive = Annotated[float, Field(gt=0)]
 Names = Annotated[tuple[str, ...], _SPLIT, _EACH_ONCE]
+Fractions = Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], _SPLIT, _EACH_ONCE]
 Counts = Annotated[tuple[Count, ...], _SPLIT, _EACH_ONCE]
 Numbers = Annotated[tuple[Annotated[int, Field(ge=0)], ...], _SPLIT, _EACH_ONCE]

@@ -1,5 +1,21 @@
-"""Runs as DataFrames: `pruneflow.query.runs() / .levels() / .layers() / .latencies()`."""
+"""Runs as DataFrames: `pruneflow.query.runs()`, `.levels()`, `.layers()` and the like."""
 
-from pruneflow.tracking.query import environments, latencies, layers, levels, runs, runs_and_levels
+from pruneflow.tracking.query import (
+    environments,
+    latencies,
+    layers,
+    levels,
+    runs,
+    runs_and_levels,
+    sensitivity,
+)
 
-__all__ = ["environments", "latencies", "layers", "levels", "runs", "runs_and_levels"]
+__all__ = [
+    "environments",
+    "latencies",
+    "layers",
+    "levels",
+    "runs",
+    "runs_and_levels",
+    "sensitivity",
+]

@@ -7,14 +7,22 @@ stage's and those before everyone's.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import resources
 from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
 
-from pruneflow.config import OF_RATE, OF_TRAINING, Config, FinetuneConfig, PruneConfig, Settings
+from pruneflow.config import (
+    OF_RATE,
+    OF_TRAINING,
+    Config,
+    FinetuneConfig,
+    PruneConfig,
+    SensitivityConfig,
+    Settings,
+)
 from pruneflow.errors import InputError, unknown
 from pruneflow.workloads.datasets import TEXTS
 
@@ -75,6 +83,9 @@ def resolve(kind: type[C], given: Mapping[str, Any]) -> C:
         if len(both) > 1:
             raise InputError(f"{' and '.join(both[:2])} both say {meaning}: give one of them")
     preset = _preset_values(kind, values) if issubclass(kind, Settings) else {}
+    if issubclass(kind, SensitivityConfig):  # as pruning has them, and what that refuses is refused
+        pruning = resolve(PruneConfig, {name: values[name] for name in _shared(values)})
+        preset = {name: getattr(pruning, name) for name in _shared(known)}
     try:
         return kind.model_validate(preset | values, context=frozenset(values))
     except ValidationError as error:
@@ -87,6 +98,16 @@ def resolve(kind: type[C], given: Mapping[str, Any]) -> C:
             f"{name}={problem['input']!r} is not valid: it should be {reason} "
             f"(valid: {known[name].description})"
         ) from None
+
+
+def _shared(names: Iterable[str]) -> list[str]:
+    """Those of some names that are parameters of pruning too."""
+    return [name for name in names if name in PruneConfig.model_fields]
+
+
+def pruning_config(config: SensitivityConfig) -> PruneConfig:
+    """The configuration of pruning that a sensitivity run takes its model, base and units from."""
+    return resolve(PruneConfig, {name: getattr(config, name) for name in _shared(config.given)})
 
 
 def given_for_base(config: PruneConfig) -> list[str]:

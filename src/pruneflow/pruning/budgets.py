@@ -44,8 +44,10 @@ def _macs(entries: Entries, prices: Prices) -> float:
 CURRENCIES: dict[str, Currency] = {
     "params": Currency("parameters", lambda entries, _: sum(entries.values())),
     "macs": Currency("multiplications of a sample", _macs),
-    "bytes": Currency("of the checkpoint", lambda entries, prices: prices.stored_bytes(entries)),
-    "latency": Currency("time of the compact form on this machine"),
+    "bytes": Currency(
+        "bytes of the checkpoint", lambda entries, prices: prices.stored_bytes(entries)
+    ),
+    "latency": Currency("time of a forward pass"),
 }
 
 
@@ -58,6 +60,11 @@ class Budget:
 
     def __str__(self) -> str:
         return f"{self.currency}:{self.share!r}"
+
+    @property
+    def measured(self) -> bool:
+        """Whether its cost hangs on a clock, and is not counted."""
+        return CURRENCIES[self.currency].count is None
 
     @classmethod
     def parse(cls, text: str) -> Budget:

@@ -117,8 +117,11 @@ class Channels(Units):
 
         return scores
 
-    def parameter_masks(self) -> Masks:
-        return groups.expand(self.model, list(self.groups.values()), self.masks)
+    def layers(self) -> dict[str, list[str]]:
+        return {name: [name] for name in self.groups}
+
+    def over_parameters(self, masks: Mapping[str, Tensor]) -> Masks:
+        return groups.expand(self.model, [self.groups[name] for name in masks], masks)
 
     def _kept_entries(self, masks: Mapping[str, Tensor]) -> dict[str, int]:
         return groups.kept_entries(self.model, list(self.groups.values()), masks)

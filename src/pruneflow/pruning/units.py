@@ -68,8 +68,16 @@ class Units(ABC):
         """See that a criterion finds what it needs in all units; an InputError if it does not."""
 
     @abstractmethod
+    def layers(self) -> dict[str, list[str]]:
+        """Layer, or group of channels -> the names in `masks` that are of it, in model order."""
+
+    @abstractmethod
+    def over_parameters(self, masks: Mapping[str, Tensor]) -> Masks:
+        """Masks over the entries of parameters from masks over units, of all or some names."""
+
     def parameter_masks(self) -> Masks:
-        """Masks over the entries of parameters."""
+        """Masks over the entries of parameters that say what is kept so far."""
+        return self.over_parameters(self.masks)
 
     @abstractmethod
     def _kept_entries(self, masks: Mapping[str, Tensor]) -> dict[str, int]:

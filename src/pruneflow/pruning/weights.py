@@ -60,8 +60,14 @@ class Weights(Units):
             return compared
         return lambda name: functools.partial(scores, name)
 
-    def parameter_masks(self) -> Masks:
-        return self.masks
+    def layers(self) -> dict[str, list[str]]:
+        layers: dict[str, list[str]] = {}
+        for name in self.masks:
+            layers.setdefault(name.rpartition(".")[0], []).append(name)
+        return layers
+
+    def over_parameters(self, masks: Mapping[str, Tensor]) -> Masks:
+        return masks if isinstance(masks, Masks) else Masks(masks, masks)
 
     def _kept_entries(self, masks: Mapping[str, Tensor]) -> dict[str, int]:
         return {name: nonzeros(mask) for name, mask in masks.items()}

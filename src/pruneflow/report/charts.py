@@ -92,10 +92,12 @@ class Panel:
 
 @dataclass(frozen=True)
 class HeatMap:
-    """A table of sparsities as colours, in percent within the cells where numbers fit."""
+    """A table of fractions as colours, in percent within the cells where numbers fit."""
 
     title: str
     table: pd.DataFrame  # fractions in [0, 1]; NaN is white
+    columns: str = "level"  # what a column is
+    values: str = "sparsity"  # what a cell is
 
 
 @dataclass(frozen=True)
@@ -280,7 +282,7 @@ def _draw_heat_maps(chart: Chart, maps: Sequence[HeatMap]) -> Figure:
     size = (max(5.0, wide * columns + 0.9), 0.5 + (1.0 + pitch * most) * rows)
     figure, drawn = _empty(chart, size, int(size[0] * 12))
     for axes, heat in zip(drawn, maps, strict=True):
-        _draw_heat_map(axes, heat.table, letters, numbers=numbers)
+        _draw_heat_map(axes, heat, letters, numbers=numbers)
         if len(maps) > 1:
             axes.set_title(_wrapped(heat.title, max(24, int(wide * 12))))
     # of one height in every figure: as tall as the figure it would be a tower
@@ -288,17 +290,18 @@ def _draw_heat_maps(chart: Chart, maps: Sequence[HeatMap]) -> Figure:
         drawn[0].images[0], ax=drawn, format=PercentFormatter(1, symbol=" %"),
         shrink=min(1.0, 4.0 / size[1]), anchor=(0.0, 1.0), aspect=25, fraction=0.05,
     )  # fmt: skip
-    bar.set_label("sparsity (numbers: percent)" if numbers else "sparsity")
+    bar.set_label(maps[0].values + " (numbers: percent)" * numbers)
     return figure
 
 
-def _draw_heat_map(axes: Axes, table: pd.DataFrame, letters: float, *, numbers: bool) -> None:
+def _draw_heat_map(axes: Axes, heat: HeatMap, letters: float, *, numbers: bool) -> None:
+    table = heat.table
     values = table.to_numpy(dtype=float)
     axes.imshow(values, aspect="auto", cmap="viridis", vmin=0, vmax=1, interpolation="none")
     axes.set_xticks(range(len(table.columns)), list(map(str, table.columns)), fontsize=8)
     axes.set_yticks(range(len(table)), list(map(str, table.index)), fontsize=letters)
     axes.tick_params(length=2)
-    axes.set_xlabel("level")
+    axes.set_xlabel(heat.columns)
     for (y, x), value in np.ndenumerate(values if numbers else values[:0]):
         if math.isfinite(value):
             style: Any = {"ha": "center", "va": "center", "fontsize": 7}
@@ -337,7 +340,7 @@ def _tooltips(axes: Axes, panel: Panel | HeatMap) -> Iterator[tuple[Any, Any, st
             if math.isfinite(value):
                 corners = axes.transData.transform([(x - 0.5, y + 0.5), (x + 0.5, y - 0.5)])
                 row, level = panel.table.index[y], panel.table.columns[x]
-                yield *corners, f"{row}\nlevel {level}: {100 * value:.2f} %"
+                yield *corners, f"{row}\n{panel.columns} {level}: {100 * value:.2f} %"
         return
     for line in sorted(panel.lines, key=lambda line: not line.reference):  # those are behind
         for i, point in enumerate(zip(line.x, line.y, strict=True)):

@@ -23,6 +23,12 @@ def method(config: PruneConfig) -> str:
     return ", ".join(words)
 
 
+def scored_units(config: PruneConfig) -> str:
+    """What a run scores and how, in a few words."""
+    channels = f"channels, {config.coupling}"
+    return f"{config.criterion}, {channels if config.granularity == 'channel' else 'weights'}"
+
+
 def level_line(level: Level, levels: int) -> str:
     """How a level of so many went."""
     budget = ""
@@ -90,7 +96,8 @@ def _off_budget(config: PruneConfig, level: Level) -> Iterator[str]:
         return
     if abs(achieved - target) > MET * target:
         what = f"asked to leave {target:.4f} of the {CURRENCIES[budget.currency].of}"
-        yield f"{what}, left {achieved:.4f}: {_why_short(config)}"
+        why = "two timings agree no better" if budget.measured else _why_short(config)
+        yield f"{what}, left {achieved:.4f}: {why}"
 
 
 def _why_short(config: PruneConfig) -> str:

@@ -13,6 +13,7 @@ from pruneflow.config import (
     FinetuneConfig,
     PruneConfig,
     ReportConfig,
+    SensitivityConfig,
     SweepConfig,
 )
 from pruneflow.errors import unknown
@@ -36,6 +37,9 @@ STAGES = {
     "prune_iterative": Stage(PruneConfig, "prune", "Prune level by level, fine-tuning after each."),
     "prune_direct": Stage(
         PruneConfig, "prune", "Prune to the target in one level, then fine-tune."
+    ),
+    "sensitivity": Stage(
+        SensitivityConfig, "sensitivity", "Prune each layer alone and measure what that costs."
     ),
     "benchmark_latency": Stage(BenchmarkConfig, "benchmark", "Time pruned levels in every form."),
     "report": Stage(ReportConfig, "report", "Figures, tables and verdicts from runs, as a page."),

@@ -51,7 +51,8 @@ def table(title: str, headings: Iterable[str], rows: Iterable[Sequence[str]]) ->
 
 def levels_table(levels: Sequence[Level]) -> Table:
     """The levels of a pruning run, as they are shown at its end."""
-    cells = readable(levels, without=("params compact", "MACs compact"))
+    counted = ("params compact", "MACs compact", "budget target", "budget achieved")
+    cells = readable(levels, without=counted)
     return table("levels", cells, zip(*cells.values(), strict=True))
 
 

@@ -74,7 +74,7 @@ def _prune(
     experiment, model = prepare(with_base(config), load=False)
     config, data = experiment.config, experiment.data
     reporter.say(data.summary)
-    units = _units(experiment, model)
+    units = prunable_units(experiment, model)
     budgets.check(experiment, units)
     base = base_run.find_or_make(experiment, model, reporter)
     tags = {
@@ -104,7 +104,7 @@ def _prune(
     return run.ended
 
 
-def _units(experiment: Experiment[PruneConfig], model: nn.Module) -> Units:
+def prunable_units(experiment: Experiment[PruneConfig], model: nn.Module) -> Units:
     """What the configuration lets be pruned of a model; refused if that is nothing."""
     config = experiment.config
     normalised = any(isinstance(module, BATCH_NORMS) for module in model.modules())

@@ -6,6 +6,7 @@ import ast
 import functools
 import hashlib
 import json
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -26,6 +27,7 @@ _CODE = (  # the code that does, in the package
     "stages/experiment.py",
     "stages/finetune.py",
     "stages/prune.py",
+    "stages/sensitivity.py",
 )
 _OF_MODELS = {".json", ".model", ".safetensors", ".txt"}  # files that a model's folder is read from
 _BERT = "bert-base-uncased"  # of the hub, where `bert` has weights
@@ -44,12 +46,19 @@ def fingerprint(stage: str, config: Settings, data_digest: str, base: str | None
         if stage == "prune_direct":
             deciding["fraction"], deciding["iterations"] = config.final_sparsity, 1
         del deciding["target_sparsity"]
-        if config.budget is not None and config.budget.startswith("latency"):
+        if config.cost_budget is not None and config.cost_budget.measured:
             deciding["machine"] = environment.machine(config.device)
     libraries = ["torch", "transformers" if reads_texts(config.model) else "torchvision"]
-    libraries += ["torch-pruning"] if stage.startswith("prune") else []
+    libraries += ["torch-pruning"] if stage != "finetune" else []
     versions = {name: metadata.version(name) for name in libraries}
     return _hash(stage, deciding, data_digest, base, code(), versions)
+
+
+def sensitivity_fingerprint(
+    config: PruneConfig, fractions: Sequence[float], data_digest: str, base: str
+) -> str:
+    """Hash of what a sensitivity run measures: units of a base, scored, pruned by fractions."""
+    return _hash(fingerprint("sensitivity", config, data_digest, base), list(fractions))
 
 
 def benchmark_fingerprint(config: BenchmarkConfig, pruned: str) -> str:

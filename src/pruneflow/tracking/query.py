@@ -17,11 +17,19 @@ from mlflow.entities import Run as MlflowRun
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from pruneflow.config import BenchmarkConfig, FinetuneConfig, PruneConfig, ReportConfig, SweepConfig
+from pruneflow.config import (
+    BenchmarkConfig,
+    FinetuneConfig,
+    PruneConfig,
+    ReportConfig,
+    SensitivityConfig,
+    SweepConfig,
+)
 from pruneflow.errors import InputError
 from pruneflow.tracking import reader, tables
 from pruneflow.tracking.latencies import Latency
 from pruneflow.tracking.levels import Layer, Level
+from pruneflow.tracking.sensitivities import TABLE, Sensitivity
 from pruneflow.tracking.store import experiment_named
 
 IDENTITY = (
@@ -40,7 +48,10 @@ Ids = str | Sequence[str]
 def _parameters() -> dict[str, str]:
     """Parameter -> type of its column; that of training, where another stage has another."""
     dtypes: dict[str, str] = {}
-    for config in (FinetuneConfig, PruneConfig, BenchmarkConfig, ReportConfig, SweepConfig):
+    for config in (
+        *(FinetuneConfig, PruneConfig, SensitivityConfig),
+        *(BenchmarkConfig, ReportConfig, SweepConfig),
+    ):
         for name, schema in config.model_json_schema()["properties"].items():
             kind = schema.get("anyOf", [schema])[0]["type"]  # the other is null
             dtypes.setdefault(name, _DTYPES.get(kind, "string"))
@@ -138,6 +149,18 @@ def latencies(experiment: Ids | None = None, **which: Unpack[Which]) -> pd.DataF
     return rows
 
 
+def sensitivity(experiment: Ids | None = None, **which: Unpack[Which]) -> pd.DataFrame:
+    """A row a layer and fraction of every sensitivity run: `sensitivity.csv`, one download a run.
+
+    Arguments and errors are those of `levels`, and so are the run's own columns, but for `scope`
+    and `form`: nothing is spread, and nothing is kept.
+    """
+    runs = _runs(experiment, **which)
+    of_stage = runs[(runs["stage"] == "sensitivity").fillna(False)].assign(curves="")
+    about = [name for name in _ABOUT if name != "form"]
+    return _records(of_stage, Sensitivity, TABLE, about).drop(columns="scope")
+
+
 def environments(run_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
     """`environment.json` of runs, by run id; those that have none are left out."""
     described = {}
@@ -178,7 +201,8 @@ def _records(
             stacklevel=3,
         )
     table = tables.frame(records, kind).assign(run_id=pd.Series(run_ids, dtype="string"))
-    return runs[[*IDENTITY, *about]].merge(table, on="run_id")
+    identity = [name for name in IDENTITY if name == "run_id" or name not in table]
+    return runs[[*identity, *about]].merge(table, on="run_id")
 
 
 def _has(run_id: str, path: str) -> bool:

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from mlflow.entities import Run, ViewType
 from mlflow.exceptions import MlflowException
@@ -19,6 +20,7 @@ from pruneflow.tracking.refusals import in_short, is_refusal
 
 PAGE = 1_000  # runs that are held as MLflow's objects at a time
 FINISHED = "attributes.status = 'FINISHED'"
+R = TypeVar("R")
 FAILURES = (MlflowException, OSError, ImportError)  # of MLflow itself, a disk, a missing driver
 
 
@@ -117,18 +119,21 @@ def epoch_path(epoch: int) -> str:
     return f"checkpoints/epoch_{epoch:02d}"
 
 
+def read_table(run_id: str, path: str, kind: type[R]) -> list[R]:
+    """The records of a run's table, here or in MLflow; none where it is not there, or torn."""
+    local = journal.folder_of(run_id) / "artifacts" / path
+    try:
+        text = local.read_text("utf-8") if local.exists() else text_of(run_id, path)
+        return tables.from_csv(text, kind)
+    except (*FAILURES, ValueError):
+        return []
+
+
 def read_levels(run_id: str) -> tuple[list[Level], list[Layer]]:
     """The levels and layers of a run as its tables have them, here or in MLflow; what is whole."""
 
-    def text(path: str) -> str:
-        local = journal.folder_of(run_id) / "artifacts" / path
-        return local.read_text("utf-8") if local.exists() else text_of(run_id, path)
-
-    try:
-        levels = tables.from_csv(text("levels.csv"), Level)
-        layers = tables.from_csv(text("layers.csv"), Layer)
-    except (*FAILURES, ValueError):
-        return [], []  # no level was recorded, or what there is is torn
+    levels = read_table(run_id, "levels.csv", Level)
+    layers = read_table(run_id, "layers.csv", Layer)
     complete = {layer.level for layer in layers}
     levels = [level for level in levels if level.level in complete]
     last = levels[-1].level if levels else -1

@@ -32,12 +32,14 @@ from pruneflow.tracking.latencies import Latency, LayerLatency
 from pruneflow.tracking.levels import METRICS, TAG_LIMIT, Layer, Level
 from pruneflow.tracking.publish import LEVELS, Publisher
 from pruneflow.tracking.refusals import in_a_line
+from pruneflow.tracking.sensitivities import TABLE, Sensitivity
 from pruneflow.workloads.training import Snapshot
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Failures of the store or the machine, which end an experiment with one line.
+_EVERY_SECONDS = 2.0  # rows that are measured in less are published together
 _FAILURES = (MlflowException, OSError, ImportError, MemoryError, torch.OutOfMemoryError)
 
 
@@ -70,6 +72,7 @@ class Run:
         self.layers: list[Layer] = []
         self.latencies: list[Latency] = []
         self.profile: list[LayerLatency] = []
+        self.sensitivities: list[Sensitivity] = []
         self._journal = records
         self._publisher = Publisher(records)
 
@@ -193,6 +196,21 @@ class Run:
         self._write("latency.csv", tables.to_csv(self.latencies, Latency))
         self._write("profile.csv", tables.to_csv(self.profile, LayerLatency))
         self.log_metrics(latencies.metrics(rows, first), step=level)
+
+    def record_sensitivity(self, row: Sensitivity) -> None:
+        """Record what pruning a layer alone costs; the table is complete as of this row."""
+        self.sensitivities.append(row)
+        self._write(TABLE, tables.to_csv(self.sensitivities, Sensitivity))
+        self.publish(every=_EVERY_SECONDS)
+
+    def measured_layers(self) -> list[Sensitivity]:
+        """Take up a sensitivity run after its last row; the rows that it has."""
+        self.sensitivities = reader.read_table(self.id, TABLE, Sensitivity)
+        where = f"measurement {len(self.sensitivities)}"
+        tags = {"pruneflow.resumed_from": where, writers.FAILURE: None}
+        self._journal.append(Entry(tags=tags, status="RUNNING"))
+        self.publish()
+        return list(self.sensitivities)
 
     def go_on(self) -> Checkpoint | None:
         """Take up the run after its last level whose checkpoint is whole; None if there is none.

@@ -35,12 +35,14 @@ def records(columns: Mapping[str, Sequence[Any]], kind: type[R]) -> list[R]:
         ValueError: columns of unequal length, without levels, or of other types than the fields'.
     """
     try:
-        if any(level in (None, "") for level in columns["level"]):
-            raise ValueError("a row has no level")
-        missing = [None] * len(columns["level"])
+        types = _types(kind)
+        key = "level" if "level" in types else next(iter(types))  # what no row lacks
+        if any(value in (None, "") for value in columns[key]):
+            raise ValueError(f"a row has no {key}")
+        missing = [None] * len(columns[key])
         table = [
             [_value(cell, type_) for cell in columns.get(name, missing)]
-            for name, type_ in _types(kind).items()
+            for name, type_ in types.items()
         ]
         return [kind(*row) for row in zip(*table, strict=True)]
     except _MALFORMED as error:
