@@ -15,7 +15,17 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from pruneflow.errors import InputError
 from pruneflow.inference import EAGER, ENGINES, FORMS
-from pruneflow.parameters import Count, Counts, Names, Numbers, Pixels, Positive, Text, among
+from pruneflow.parameters import (
+    Count,
+    Counts,
+    Names,
+    Numbers,
+    Pattern,
+    Pixels,
+    Positive,
+    Text,
+    among,
+)
 from pruneflow.pruning import TARGETS, schedule
 from pruneflow.pruning.budgets import Budget
 from pruneflow.pruning.criteria import CRITERIA, OF_CHANNELS, OF_OUTPUTS, OF_SAMPLES, SCALE, needs
@@ -153,6 +163,9 @@ class PruneConfig(Settings):
     lose the same), row (every output of every layer does), erk or lamp"""
     max_layer_sparsity: Annotated[float, Field(gt=0, le=1)] = 1.0
     """no layer (channels: group) is pruned further than this, in (0, 1]; the others are instead"""
+    pattern: Pattern | None = None
+    """N:M, single weights: of every M consecutive inputs of an output N are kept at most (2:4), so
+    that sparsity ends at 1 - N/M; incomplete blocks and vectors stay as they are"""
     coupling: Literal["group", "independent"] | None
     """channels: group (tied layers lose the same) or independent (Conv2d by Conv2d, weight only)"""
     targets: Annotated[Names, among("target", TARGETS)] = Field(
@@ -203,6 +216,11 @@ class PruneConfig(Settings):
         else:
             reason = "has no effect with granularity=channel, whose biases coupling decides on"
             self._refuse(["prune_bias"], reason)
+        if self.pattern is not None:
+            if self.granularity != "weight":
+                self._refuse(["pattern"], "is of single weights: pass granularity=weight")
+            reason = f"has no effect with pattern={self.pattern}, which spreads by itself"
+            self._refuse(["scope", "max_layer_sparsity", "prune_bias"], f"{reason}: leave it out")
         seen = set(needs(CRITERIA[self.criterion]))
         if self.granularity == "weight" and seen & {*OF_CHANNELS}:
             self._refuse(["criterion"], "scores whole channels: pass granularity=channel")
@@ -227,13 +245,22 @@ class PruneConfig(Settings):
 
     @model_validator(mode="after")
     def _fraction_of_target(self) -> Self:
-        """With a target or budget, the fraction of a level follows from it and the iterations."""
-        if self.target_sparsity is None and self.budget is None:
+        """With a target, pattern or budget, a level's fraction follows from it and the iterations."""
+        if self.target_sparsity is None and self.pattern is None and self.budget is None:
             return self
         fraction = self.final_sparsity
         if self.iterations > 1:  # one level takes the target as it is, to the last digit
             fraction = -math.expm1(math.log1p(-fraction) / self.iterations)
-        return self.resolved(fraction=fraction)
+        no_bias = {} if self.pattern is None else {"prune_bias": False}
+        return self.resolved(fraction=fraction, **no_bias)
+
+    @property
+    def block(self) -> tuple[int, int] | None:
+        """N and M of the pattern, if there is one."""
+        if self.pattern is None:
+            return None
+        kept, _, size = self.pattern.partition(":")
+        return int(kept), int(size)
 
     @property
     def cost_budget(self) -> Budget | None:
@@ -249,6 +276,8 @@ class PruneConfig(Settings):
         """What its run is called: what tells it from others first."""
         parts = ["direct"] if stage == "prune_direct" else []
         parts += [self.criterion, self.granularity] if self.fraction else ["dense"]
+        if self.block is not None:
+            parts.append("{}of{}".format(*self.block))
         if self.granularity == "channel" and self.fraction:
             unusual = ("independent", "compact")
             parts += [kind for kind in (self.coupling, self.form) if kind in unusual]
@@ -259,6 +288,8 @@ class PruneConfig(Settings):
         """Sparsity that the last level aims at; of a budget, the share of the cost that goes."""
         if self.cost_budget is not None:
             return 1 - self.cost_budget.share
+        if self.block is not None:
+            return 1 - self.block[0] / self.block[1]
         last = schedule.iterative(self.fraction, self.iterations)[-1]
         return last.target_sparsity if self.target_sparsity is None else self.target_sparsity
 

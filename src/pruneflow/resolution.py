@@ -20,7 +20,7 @@ from pruneflow.workloads.datasets import TEXTS
 
 PRESET = "preset"  # what MLproject passes for a parameter that was not given
 _ALTERNATIVES = {  # parameters that mean the same, of which one can be given -> what they mean
-    ("target_sparsity", "fraction", "budget"): "how far to prune",
+    ("target_sparsity", "fraction", "budget", "pattern"): "how far to prune",
     ("run", "study", "model"): "which runs to time",
 }
 

@@ -6,6 +6,7 @@ least and train what is left. The two stages differ in their schedule alone.
 
 from __future__ import annotations
 
+import math
 import time
 
 from torch import nn
@@ -18,7 +19,7 @@ from pruneflow.pruning.groups import BATCH_NORMS
 from pruneflow.pruning.masks import Masks
 from pruneflow.pruning.prunable import find_units
 from pruneflow.pruning.schedule import Step
-from pruneflow.pruning.selection import select
+from pruneflow.pruning.selection import select, select_pattern
 from pruneflow.pruning.units import Units
 from pruneflow.report import charts, prose
 from pruneflow.report.figures import RUN_FIGURES
@@ -48,7 +49,7 @@ def prune_iterative(
 
 def prune_direct(config: PruneConfig, reporter: Reporter) -> Ended:
     """One level goes straight to where the iterative schedule would end."""
-    for name in sorted({"budget", "target_sparsity"} & config.given):
+    for name in sorted({"budget", "pattern", "target_sparsity"} & config.given):
         if "iterations" in config.given:
             raise InputError(
                 f"iterations={config.iterations} has no effect on prune_direct with {name}, which "
@@ -126,6 +127,14 @@ def _units(experiment: Experiment[PruneConfig], model: nn.Module) -> Units:
         products=experiment.uses,
     )
     units.check(config.criterion)
+    axes = units.input_axes if config.block is not None else {}
+    if config.block and all(
+        units.masks[n].shape[axis] < config.block[1] for n, axis in axes.items()
+    ):
+        raise InputError(
+            f"pattern={config.pattern} prunes nothing of this model: no prunable layer has "
+            f"{config.block[1]} inputs"
+        )
     return units
 
 
@@ -202,10 +211,17 @@ def _remove_lowest(
             scope=config.scope,
             pools=units.pools(),
             least=least,
+            inputs=units.input_axes,
         )
 
     cost: dict[str, float] = {}
-    if config.cost_budget is None:
+    if config.block is not None:
+        _, block = config.block
+        # what is whole but for rounding is not rounded up
+        keep = math.ceil(block * (1 - step.target_sparsity) - 1e-9)
+        inputs = units.input_axes
+        units.apply(select_pattern(units.masks, scores, keep=keep, block=block, inputs=inputs))
+    elif config.cost_budget is None:
         units.apply(remaining(step.fraction))
     else:
         target = 1 - step.target_sparsity
