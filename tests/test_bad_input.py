@@ -368,6 +368,14 @@ DIRECT: list[tuple[dict[str, object], str]] = [
     ({"pattern": "2:4", "iterations": "2"}, "no effect on prune_direct with pattern"),
     ({"pattern": "2:4000"}, "pattern=2:4000 prunes nothing of this model: no prunable layer has"),
 ]
+GRADUAL: list[tuple[dict[str, object], str]] = [
+    ({"finetune_epochs": "0"}, "finetune_epochs=0 is not valid: prune_gradual prunes within a"),
+    (
+        {"granularity": "channel", "form": "compact"},
+        "form=compact is not valid: prune_gradual",
+    ),
+    ({"iterations": "9"}, "iterations=9 is too many for a training of 1 steps"),
+]
 FINETUNE: list[tuple[dict[str, object], str]] = [
     ({"epochs": "-1"}, "epochs='-1' is not valid"),
     ({"epochs": "0", "optimizer": "sgd"}, "optimizer=sgd has no effect with epochs=0"),
@@ -479,6 +487,7 @@ CASES = [
     (["prune_iterative"], SMALL, PRUNE),
     (["prune_direct"], TEXT, TEXTS),
     (["prune_direct"], SMALL, DIRECT),
+    (["prune_gradual"], SMALL, GRADUAL),
     (["finetune"], {}, FINETUNE),
     (["benchmark_latency"], {}, BENCHMARK),
     (["report"], {}, REPORT),

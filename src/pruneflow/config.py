@@ -149,7 +149,7 @@ class FinetuneConfig(Settings):
 
 
 class PruneConfig(Settings):
-    """Configuration of `prune_iterative` and `prune_direct`."""
+    """Configuration of `prune_iterative` and `prune_direct`, and what `prune_gradual`'s has."""
 
     granularity: Literal["weight", "channel"]
     """what is removed: weight (single ones) or channel (filters, neurons, heads)"""
@@ -176,7 +176,8 @@ class PruneConfig(Settings):
     fraction: Annotated[float, Field(ge=0, lt=1)]
     """share of what is left that each level removes, in (0, 1); 0 for a control that stays dense"""
     iterations: Annotated[int, Field(ge=1, le=99)]
-    """number of levels; prune_direct goes to where they would end, in one level"""
+    """number of levels (of prune_gradual: prunings within its training); prune_direct goes to
+    where they would end, in one level"""
     target_sparsity: Annotated[float, Field(gt=0, lt=1)] | None = None
     """sparsity of the last level, in (0, 1); given instead of fraction"""
     budget: Annotated[str, AfterValidator(lambda text: str(Budget.parse(text)))] | None = Field(
@@ -191,7 +192,7 @@ class PruneConfig(Settings):
         "linear or cubic (much at first, ever less)",
     )
     finetune_epochs: Annotated[int, Field(ge=0)]
-    """epochs of fine-tuning after each level; 0 is allowed"""
+    """epochs of fine-tuning after each level; 0 is allowed, but not for prune_gradual"""
     base_epochs: Annotated[int, Field(ge=0)]
     """epochs of the base run, when this run has to make one; 0 to prune at initialisation"""
     include: Names = ()
@@ -245,7 +246,7 @@ class PruneConfig(Settings):
 
     @model_validator(mode="after")
     def _fraction_of_target(self) -> Self:
-        """With a target, pattern or budget, a level's fraction follows from it and the iterations."""
+        """The fraction of a level, where a target, pattern or budget says what it leads to."""
         if self.target_sparsity is None and self.pattern is None and self.budget is None:
             return self
         fraction = self.final_sparsity
@@ -274,7 +275,7 @@ class PruneConfig(Settings):
 
     def run_name(self, stage: str) -> str:
         """What its run is called: what tells it from others first."""
-        parts = ["direct"] if stage == "prune_direct" else []
+        parts = {"prune_direct": ["direct"], "prune_gradual": ["gradual"]}.get(stage, [])
         parts += [self.criterion, self.granularity] if self.fraction else ["dense"]
         if self.block is not None:
             parts.append("{}of{}".format(*self.block))
@@ -292,6 +293,28 @@ class PruneConfig(Settings):
             return 1 - self.block[0] / self.block[1]
         last = schedule.iterative(self.fraction, self.iterations)[-1]
         return last.target_sparsity if self.target_sparsity is None else self.target_sparsity
+
+
+class GradualConfig(PruneConfig):
+    """Configuration of `prune_gradual`."""
+
+    schedule: Annotated[str, among("schedule", SCHEDULES)] = Field(
+        "cubic", description=PruneConfig.model_fields["schedule"].description
+    )
+
+    @model_validator(mode="after")
+    def _prunes_in_training(self) -> Self:
+        if not self.finetune_epochs:
+            raise InputError(
+                "finetune_epochs=0 is not valid: prune_gradual prunes within a training, which has "
+                "1 epoch or more"
+            )
+        if self.form == "compact":
+            raise InputError(
+                "form=compact is not valid: prune_gradual masks while it trains, and the compact "
+                "form can be had of what it ends with; leave it out"
+            )
+        return self
 
 
 class BenchmarkConfig(Config):

@@ -51,7 +51,7 @@ def _preset_values(kind: type[Settings], given: Mapping[str, Any]) -> dict[str, 
         if all(known.get(name) in (v if isinstance(v, list) else [v]) for name, v in when):
             values |= layer
     values.pop("when")
-    if kind is PruneConfig:
+    if issubclass(kind, PruneConfig):
         values["base_epochs"] = _preset_values(FinetuneConfig, given)["epochs"]
     return values
 

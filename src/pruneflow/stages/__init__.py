@@ -11,6 +11,7 @@ from pruneflow.config import (
     BenchmarkConfig,
     Config,
     FinetuneConfig,
+    GradualConfig,
     PruneConfig,
     ReportConfig,
     SweepConfig,
@@ -36,6 +37,9 @@ STAGES = {
     "prune_iterative": Stage(PruneConfig, "prune", "Prune level by level, fine-tuning after each."),
     "prune_direct": Stage(
         PruneConfig, "prune", "Prune to the target in one level, then fine-tune."
+    ),
+    "prune_gradual": Stage(
+        GradualConfig, "prune", "Prune by and by within one training, then train on."
     ),
     "benchmark_latency": Stage(BenchmarkConfig, "benchmark", "Time pruned levels in every form."),
     "report": Stage(ReportConfig, "report", "Figures, tables and verdicts from runs, as a page."),
