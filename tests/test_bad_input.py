@@ -320,6 +320,15 @@ PRUNE: list[tuple[dict[str, object], str]] = [
     ({"precision": "fp16"}, "precision='fp16' is not valid"),
     ({"threads": "0"}, "threads='0' is not valid"),
     ({"threads": "9999"}, "threads=9999 is not valid: this process may use"),
+    ({"pattern": "4:2"}, "pattern='4:2' is not valid: it should be N:M with 1 <= N < M"),
+    ({"pattern": "2 of 4"}, "pattern='2 of 4' is not valid"),
+    ({"pattern": "0:4"}, "pattern='0:4' is not valid"),
+    ({"pattern": "2:4", "fraction": "0.5"}, "both say how far to prune"),
+    ({"pattern": "2:4", "target_sparsity": "0.5"}, "both say how far to prune"),
+    ({"pattern": "2:4", "scope": "row"}, "scope=row has no effect with pattern=2:4"),
+    ({"pattern": "2:4", "max_layer_sparsity": "0.9"}, "max_layer_sparsity=0.9 has no effect with"),
+    ({"pattern": "2:4", "prune_bias": "true"}, "prune_bias=True has no effect with pattern=2:4"),
+    ({"pattern": "2:4", "granularity": "channel"}, "pattern=2:4 is of single weights"),
     ({"schedule": "cubical"}, "unknown schedule 'cubical': did you mean cubic"),
     ({"finetune_epochs": "-1"}, "finetune_epochs='-1' is not valid"),
     ({"base_epochs": "-1"}, "base_epochs='-1' is not valid"),
@@ -392,6 +401,16 @@ TEXTS: list[tuple[dict[str, object], str]] = [
 ]
 DIRECT: list[tuple[dict[str, object], str]] = [
     ({"schedule": "cubic"}, "schedule=cubic has no effect on prune_direct, which has one level"),
+    ({"pattern": "2:4", "iterations": "2"}, "no effect on prune_direct with pattern"),
+    ({"pattern": "2:4000"}, "pattern=2:4000 prunes nothing of this model: no prunable layer has"),
+]
+GRADUAL: list[tuple[dict[str, object], str]] = [
+    ({"finetune_epochs": "0"}, "finetune_epochs=0 is not valid: prune_gradual prunes within a"),
+    (
+        {"granularity": "channel", "form": "compact"},
+        "form=compact is not valid: prune_gradual",
+    ),
+    ({"iterations": "9"}, "iterations=9 is too many for a training of 1 steps"),
 ]
 FINETUNE: list[tuple[dict[str, object], str]] = [
     ({"epochs": "-1"}, "epochs='-1' is not valid"),
@@ -516,6 +535,7 @@ CASES = [
     (["prune_iterative"], SMALL, PRUNE),
     (["prune_direct"], TEXT, TEXTS),
     (["prune_direct"], SMALL, DIRECT),
+    (["prune_gradual"], SMALL, GRADUAL),
     (["finetune"], {}, FINETUNE),
     (["sensitivity"], SMALL, SENSITIVITY),
     (["benchmark_latency"], {}, BENCHMARK),

@@ -82,6 +82,17 @@ def test_direct_goes_where_the_iterative_levels_would_end() -> None:
     assert resolve(PruneConfig, {"fraction": "0.5", "iterations": "4"}).final_sparsity == 0.9375
 
 
+@pytest.mark.parametrize("pattern", ["1:4", "2:4", "4:8", "1:3"])
+@pytest.mark.parametrize("iterations", [1, 2, 5])
+def test_a_pattern_decides_where_the_levels_end(pattern: str, iterations: int) -> None:
+    kept, block = map(int, pattern.split(":"))
+    config = resolve(PruneConfig, {"pattern": pattern, "iterations": iterations})
+    assert (config.block, config.final_sparsity) == ((kept, block), 1 - kept / block)
+    assert config.prune_bias is False
+    steps = schedule.iterative(config.fraction, config.iterations)
+    assert steps[-1].target_sparsity == pytest.approx(1 - kept / block, abs=1e-12)
+
+
 def test_base_takes_what_was_given_but_the_learning_rate() -> None:
     config = resolve(
         PruneConfig,

@@ -116,6 +116,10 @@ def recalibrated(model: nn.Module) -> None:
     training.recalibrate(copy.deepcopy(model), DATA, RECIPE, MACHINE)
 
 
+def seen_axes(model: nn.Module) -> None:
+    assert statistics.input_axes(model, forward) == {"0.weight": 1, "3.0.weight": 1, "8.weight": 1}
+
+
 def one_empty(model: nn.Module) -> object:
     return compaction.emptied(model, groups(model), forward)
 
@@ -139,6 +143,7 @@ LOOKS: dict[str, Callable[[Any], object]] = {
     "accuracy": lambda model: training.accuracy(model, DATA, MACHINE, image_size=8, batch_size=4),
     "calibrated": calibrated,
     "recalibrated copy": recalibrated,
+    "input_axes": seen_axes,
 }
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # what follows imports torch and mlflow: seconds, so only onc
 
 __all__ = [
     "ExperimentError", "InputError", "__version__", "benchmark_latency", "finetune", "load_model",
-    "prune_direct", "prune_iterative", "sensitivity", "sweep", "write_report",
+    "prune_direct", "prune_gradual", "prune_iterative", "sensitivity", "sweep", "write_report",
 ]  # fmt: skip
 
 
@@ -48,6 +48,11 @@ def prune_iterative(**parameters: Any) -> FinishedRun:
 def prune_direct(**parameters: Any) -> FinishedRun:
     """Prune a model to its target at once, then fine-tune; as the entry point `prune_direct`."""
     return _run("prune_direct", parameters)
+
+
+def prune_gradual(**parameters: Any) -> FinishedRun:
+    """Prune a model by and by within one training; as the entry point `prune_gradual`."""
+    return _run("prune_gradual", parameters)
 
 
 def sensitivity(**parameters: Any) -> FinishedRun:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from pruneflow.errors import unknown
+from pruneflow.errors import InputError, unknown
 
 
 def among(kind: str, valid: Collection[str]) -> AfterValidator:
@@ -29,11 +30,21 @@ def _split(value: object) -> object:
     return (value,) if isinstance(value, int | float) else value
 
 
+def _check_pattern(value: str) -> str:
+    """Refuses what is not N:M with 1 <= N < M; leading zeros go."""
+    if match := re.fullmatch(r"\s*([0-9]{1,4}):([0-9]{1,4})\s*", value):
+        kept, block = map(int, match.groups())
+        if 1 <= kept < block:
+            return f"{kept}:{block}"
+    raise InputError(f"pattern={value!r} is not valid: it should be N:M with 1 <= N < M, as 2:4")
+
+
 _SPLIT, _EACH_ONCE = BeforeValidator(_split), AfterValidator(lambda v: tuple(dict.fromkeys(v)))
 Text = Annotated[str, Field(min_length=1)]
 Count = Annotated[int, Field(ge=1)]
 Pixels = Annotated[int, Field(ge=1, le=4096)]
 Positive = Annotated[float, Field(gt=0)]
+Pattern = Annotated[str, AfterValidator(_check_pattern)]
 Names = Annotated[tuple[str, ...], _SPLIT, _EACH_ONCE]
 Fractions = Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], _SPLIT, _EACH_ONCE]
 Counts = Annotated[tuple[Count, ...], _SPLIT, _EACH_ONCE]

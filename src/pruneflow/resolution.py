@@ -28,7 +28,7 @@ from pruneflow.workloads.datasets import TEXTS
 
 PRESET = "preset"  # what MLproject passes for a parameter that was not given
 _ALTERNATIVES = {  # parameters that mean the same, of which one can be given -> what they mean
-    ("target_sparsity", "fraction", "budget"): "how far to prune",
+    ("target_sparsity", "fraction", "budget", "pattern"): "how far to prune",
     ("run", "study", "model"): "which runs to time",
 }
 
@@ -59,7 +59,7 @@ def _preset_values(kind: type[Settings], given: Mapping[str, Any]) -> dict[str, 
         if all(known.get(name) in (v if isinstance(v, list) else [v]) for name, v in when):
             values |= layer
     values.pop("when")
-    if kind is PruneConfig:
+    if issubclass(kind, PruneConfig):
         values["base_epochs"] = _preset_values(FinetuneConfig, given)["epochs"]
     return values
 

@@ -14,9 +14,9 @@ from pruneflow.pruning.channels import Channels
 from pruneflow.pruning.compaction import Forward
 from pruneflow.pruning.groups import Group
 from pruneflow.pruning.units import Units
-from pruneflow.pruning.weights import Weights
+from pruneflow.pruning.weights import OUTPUTS_FIRST, Weights
 
-PRUNABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, nn.MultiheadAttention)
+PRUNABLE = OUTPUTS_FIRST
 # Also, in a model that has embeddings of tokens: the 2020 study pruned all of BERT.
 PRUNABLE_WITH_TOKENS = (*PRUNABLE, nn.Embedding, nn.LayerNorm)
 _SHOWN = 8

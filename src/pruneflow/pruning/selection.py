@@ -30,6 +30,7 @@ def select(
     scope: str,
     pools: Sequence[Sequence[str]] | None = None,
     least: Mapping[str, int] | None = None,
+    inputs: Mapping[str, int] | None = None,
 ) -> Masks:
     """Masks without the lowest-scored `fraction` of what the given ones keep.
 
@@ -44,6 +45,8 @@ def select(
         scope: a name in SCOPES, which says how it is spread.
         pools: names that may compete with each other; by default all.
         least: entries that are kept of a name in any case; what it does not lose, others do.
+        inputs: 0 or 1, the axis of a weight that its inputs lie along; the other one has its
+            outputs. By default 1, as PyTorch's layers have it.
 
     Raises:
         ValueError: scores that are NaN or not as many as entries, or a scope that does not exist.
@@ -51,7 +54,7 @@ def select(
     if scope not in SCOPES:
         raise ValueError(f"scope {scope!r} is none of {', '.join(SCOPES)}")
     spread, rescale = SCOPES[scope].spread, SCOPES[scope].rescale
-    final = scores if rescale is None else _rescaled(masks, scores, rescale)
+    final = scores if rescale is None else _rescaled(masks, scores, rescale, inputs or {})
     selected: dict[str, Tensor] = {}
     for names, count in spread(masks, pools or [list(masks)], fraction):
         if count:
@@ -63,14 +66,51 @@ def _rescaled(
     masks: Mapping[str, Tensor],
     scores: Callable[[str], Scores],
     rescale: Callable[[Tensor, Tensor], Tensor],
+    inputs: Mapping[str, int],
 ) -> Callable[[str], Scores]:
     """Scores that are compared within their layer first; one layer at a time is held."""
 
     def of_layer(name: str) -> Scores:
-        layer = scores(name)(slice(0, masks[name].numel()))
-        return rescale(layer, masks[name].to(layer.device)).__getitem__
+        outputs, mask = 1 - inputs.get(name, 1), masks[name]
+        layer = scores(name)(slice(0, mask.numel())).view(mask.shape).movedim(outputs, 0)
+        by_output = rescale(layer.flatten(), mask.to(layer.device).movedim(outputs, 0))
+        return by_output.view(layer.shape).movedim(0, outputs).flatten().__getitem__
 
     return of_layer
+
+
+def select_pattern(
+    masks: Mapping[str, Tensor],
+    scores: Callable[[str], Scores],
+    *,
+    keep: int,
+    block: int,
+    inputs: Mapping[str, int],
+) -> Masks:
+    """Masks that keep at most `keep` of every `block` consecutive inputs, the highest-scored.
+
+    N:M sparsity: Mishra et al. 2021, https://arxiv.org/abs/2104.08378. The inputs of an output, of
+    a convolution at each position of its kernel, are taken in blocks; what is no whole block at
+    their end stays as it is. Among equal scores the first goes first.
+
+    Args:
+        masks, scores: as of `select`.
+        inputs: 0 or 1, the axis of a weight that its inputs lie along; others stay as they are.
+    """
+    selected = {name: mask.clone() for name, mask in masks.items()}
+    for name, axis in inputs.items():
+        mask, whole = selected[name], masks[name].shape[axis] // block * block
+        layer = _checked(name, scores(name), slice(0, mask.numel()), mask)
+        layer = layer.view(mask.shape).masked_fill(~mask.to(layer.device), -math.inf)
+        blocks, kept = (
+            tensor.movedim(axis, -1)[..., :whole].unflatten(-1, (-1, block))  # type: ignore[no-untyped-call]
+            for tensor in (layer, mask)
+        )
+        rows = max(1, _CHUNK * len(blocks) // max(1, blocks.numel()))
+        for part, of_part in zip(blocks.split(rows), kept.split(rows), strict=True):
+            ranks = part.argsort(dim=-1, stable=True).argsort(dim=-1)
+            of_part.logical_and_((ranks >= block - keep).to(mask.device))
+    return Masks(masks, selected)
 
 
 def _among(

@@ -154,6 +154,18 @@ def collect(
     return statistics
 
 
+def input_axes(model: nn.Module, forward: Callable[[nn.Module], object]) -> dict[str, int]:
+    """Weight -> axis along which its inputs lie, of the weights that `forward` multiplies by.
+
+    1 of those that are (outputs, inputs, ...), as PyTorch's layers have them, 0 of (inputs,
+    outputs). The model is left as it was.
+    """
+    watch = _Watch(model, {})
+    with models.looking(model), models.without_fused_attention(), torch.no_grad(), watch:
+        forward(model)
+    return {name: columns.axis for name, columns in watch.columns.items()}
+
+
 def collect_flow(
     model: nn.Module, parameters: Collection[str], sample: Inputs
 ) -> dict[str, Tensor]:
@@ -286,7 +298,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.attended: Tensor | None = None  # (N, tokens), 0 where there is padding
         self._weights = {p.untyped_storage().data_ptr(): n for n, p in model.named_parameters()}
         self._model = model
-        self._columns = columns
+        self.columns = columns
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -311,10 +323,10 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             axis = 1
         if self.attended is not None and len(values) == self.attended.numel():
             values = values[self.attended.flatten().bool()]
-        if name not in self._columns:
+        if name not in self.columns:
             nothing = torch.zeros(values.shape[channel], dtype=torch.float64, device=values.device)
-            self._columns[name] = Columns(axis, 0, nothing, nothing, nothing)
-        self._columns[name].add(values, channel)
+            self.columns[name] = Columns(axis, 0, nothing, nothing, nothing)
+        self.columns[name].add(values, channel)
 
 
 def of_weight(statistic: str, name: str, weight: Tensor, collected: Statistics) -> Tensor:

@@ -50,6 +50,11 @@ class Units(ABC):
     def pools(self) -> list[list[str]]:
         """Names that compete with each other in scope `global`; each pool loses the fraction."""
 
+    @property
+    def input_axes(self) -> Mapping[str, int]:
+        """Of single weights that multiply, by name: the axis along which their inputs lie."""
+        return {}
+
     @abstractmethod
     def scores(
         self, criterion: Criterion, *seed: object, statistics: Statistics = NONE

@@ -15,8 +15,11 @@ from pruneflow.pruning.criteria import GENERATOR, Criterion, needs
 from pruneflow.pruning.groups import Group
 from pruneflow.pruning.masks import Masks
 from pruneflow.pruning.selection import Scores
-from pruneflow.pruning.statistics import NONE, Statistics, of_weight
+from pruneflow.pruning.statistics import NONE, Statistics, input_axes, of_weight
 from pruneflow.pruning.units import Units, score
+
+# Their weights are (outputs, inputs, ...).
+OUTPUTS_FIRST = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, nn.MultiheadAttention)
 
 
 class Weights(Units):
@@ -34,6 +37,16 @@ class Weights(Units):
 
     def pools(self) -> list[list[str]]:
         return [list(self.masks)]
+
+    @functools.cached_property
+    def input_axes(self) -> Mapping[str, int]:
+        weights = [name for name, mask in self.masks.items() if mask.dim() > 1]
+        layers = {name: self.model.get_submodule(name.rpartition(".")[0]) for name in weights}
+        axes = {name: 1 for name in weights if isinstance(layers[name], OUTPUTS_FIRST)}
+        if len(axes) < len(weights):  # what else multiplies may have it either way
+            seen = input_axes(self.model, self._forward)
+            axes |= {name: seen[name] for name in weights if name in seen}
+        return axes
 
     def scores(
         self, criterion: Criterion, *seed: object, statistics: Statistics = NONE

@@ -151,9 +151,7 @@ def procedures(title: str, evidence: Evidence, overlay: Overlay) -> Chart:
             name = f"{label}, {when} fine-tuning"
             lines.append(_curve(pairs, "difference", name, x, by=x, style=style, dash=dash))
     lines = [line for line in lines if line.x]
-    panel = Panel(
-        "test accuracy", _SPARSITY, Axis("iterative - direct or gradual", percent=True), lines
-    )
+    panel = Panel("test accuracy", _SPARSITY, Axis("iterative - other", percent=True), lines)
     return Chart(title, [panel] if lines else [])
 
 

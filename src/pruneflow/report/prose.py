@@ -17,7 +17,7 @@ _SHOWN = 5  # names in a list; of the others their number
 
 def method(config: PruneConfig) -> str:
     """How a run prunes, in a few words."""
-    words = [config.criterion, config.scope, *filter(None, [config.budget])]
+    words = [config.criterion, config.pattern or config.scope, *filter(None, [config.budget])]
     if config.granularity == "channel":
         words += ["channels", str(config.coupling), config.form]
     return ", ".join(words)
@@ -101,6 +101,8 @@ def _off_budget(config: PruneConfig, level: Level) -> Iterator[str]:
 
 
 def _why_short(config: PruneConfig) -> str:
+    if config.pattern is not None:
+        return f"{config.pattern} of whole blocks, at this level and in the end"
     if config.granularity == "weight":
         return "whole weights only in every layer"
     if config.coupling == "group":

@@ -11,6 +11,7 @@ from pruneflow.config import (
     BenchmarkConfig,
     Config,
     FinetuneConfig,
+    GradualConfig,
     PruneConfig,
     ReportConfig,
     SensitivityConfig,
@@ -37,6 +38,9 @@ STAGES = {
     "prune_iterative": Stage(PruneConfig, "prune", "Prune level by level, fine-tuning after each."),
     "prune_direct": Stage(
         PruneConfig, "prune", "Prune to the target in one level, then fine-tune."
+    ),
+    "prune_gradual": Stage(
+        GradualConfig, "prune", "Prune by and by within one training, then train on."
     ),
     "sensitivity": Stage(
         SensitivityConfig, "sensitivity", "Prune each layer alone and measure what that costs."

@@ -25,7 +25,7 @@ from pruneflow.workloads import batches, datasets, models, training
 from pruneflow.workloads.datasets import IMAGES, TEXTS, Data
 from pruneflow.workloads.machine import Machine
 from pruneflow.workloads.splits import Samples, Split, Tokens, balanced
-from pruneflow.workloads.training import Epoch, Recipe
+from pruneflow.workloads.training import Epoch, Recipe, Snapshot
 
 # A training is saved between epochs this often at the most, and less often if saving takes more
 # than this share of the time.
@@ -87,6 +87,10 @@ class Experiment(Generic[C]):
             given["epochs_before"] = 0 if config.rewind == "none" else config.rewind_epoch
         return Recipe(epochs=epochs, seed=seed, **given)
 
+    def training_steps(self, epochs: int) -> int:
+        """Steps of the optimizer in so many epochs."""
+        return epochs * len(batches.slices(len(self.data.train), self.config.batch_size))
+
     def train(
         self,
         model: nn.Module,
@@ -97,16 +101,22 @@ class Experiment(Generic[C]):
         after_step: Callable[[torch.optim.Optimizer], None] | None = None,
         on_progress: Callable[[int, float, float], None],
         teacher: nn.Module | None = None,
+        beside: Callable[[], dict[str, Tensor]] = dict,
+        on_restore: Callable[[Snapshot], None] = lambda _: None,
     ) -> Iterator[Epoch]:
         """Train a model as `training.fit` does, from where the run's last process had saved it.
 
-        It is saved after the caller has done with an epoch, so that an interruption costs minutes.
+        It is saved after the caller has done with an epoch, so that an interruption costs minutes;
+        with it what `beside` gives, of which `on_restore` is told before the training goes on.
         """
 
         def progress(epoch: int, share: float, loss: float) -> None:
             run.publish(every=ALIVE_SECONDS)
             on_progress(epoch, share, loss)
 
+        since = run.saved_training(level)
+        if since is not None:
+            on_restore(since)
         saved, pause = time.monotonic(), SAVE_SECONDS
         for epoch in training.fit(
             model,
@@ -115,13 +125,15 @@ class Experiment(Generic[C]):
             self.machine,
             after_step=after_step,
             on_progress=progress,
-            since=run.saved_training(level),
+            since=since,
             teacher=teacher,
         ):
             yield epoch
             if epoch.number < epochs and time.monotonic() - saved >= pause:
                 begun = time.monotonic()
-                run.save_training(level, epoch.snapshot())
+                snapshot = epoch.snapshot()
+                snapshot = replace(snapshot, tensors=snapshot.tensors | beside())
+                run.save_training(level, snapshot)
                 saved = time.monotonic()
                 pause = max(SAVE_SECONDS, (saved - begun) / _SAVE_SHARE)
 

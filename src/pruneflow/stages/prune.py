@@ -1,24 +1,29 @@
-"""Stages `prune_iterative` and `prune_direct`: prune and fine-tune, level by level.
+"""Stages `prune_iterative`, `prune_direct` and `prune_gradual`: prune and fine-tune.
 
 As in Han et al. 2015 (https://arxiv.org/abs/1506.02626): train, then in turns remove what matters
-least and train what is left. The two stages differ in their schedule alone.
+least and train what is left. Iterative and direct differ in their schedule alone; gradual has one
+level, whose training the prunings of the schedule are spread over.
 """
 
 from __future__ import annotations
 
+import functools
+import math
 import time
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from pruneflow.config import PruneConfig, short_model
+from pruneflow.config import GradualConfig, PruneConfig, short_model
 from pruneflow.errors import InputError
 from pruneflow.pruning import schedule
 from pruneflow.pruning.criteria import CRITERIA, needs
+from pruneflow.pruning.gradual import Gradual, pruned_after
 from pruneflow.pruning.groups import BATCH_NORMS
 from pruneflow.pruning.masks import Masks
 from pruneflow.pruning.prunable import find_units
 from pruneflow.pruning.schedule import Step
-from pruneflow.pruning.selection import select
+from pruneflow.pruning.selection import select, select_pattern
 from pruneflow.pruning.units import Units
 from pruneflow.report import charts, prose
 from pruneflow.report.figures import RUN_FIGURES
@@ -34,6 +39,7 @@ from pruneflow.tracking.finished import with_base
 from pruneflow.tracking.levels import Layer, Level
 from pruneflow.tracking.run import Ended, Run, open_run
 from pruneflow.workloads import models
+from pruneflow.workloads.training import Snapshot
 
 
 def prune_iterative(
@@ -49,7 +55,7 @@ def prune_iterative(
 
 def prune_direct(config: PruneConfig, reporter: Reporter) -> Ended:
     """One level goes straight to where the iterative schedule would end."""
-    for name in sorted({"budget", "target_sparsity"} & config.given):
+    for name in sorted({"budget", "pattern", "target_sparsity"} & config.given):
         if "iterations" in config.given:
             raise InputError(
                 f"iterations={config.iterations} has no effect on prune_direct with {name}, which "
@@ -61,6 +67,11 @@ def prune_direct(config: PruneConfig, reporter: Reporter) -> Ended:
             "it out"
         )
     return _prune("prune_direct", config, schedule.direct(config.final_sparsity), reporter)
+
+
+def prune_gradual(config: GradualConfig, reporter: Reporter) -> Ended:
+    """One level goes to where the iterative schedule would end, within its training."""
+    return _prune("prune_gradual", config, schedule.direct(config.final_sparsity), reporter)
 
 
 def _prune(
@@ -76,6 +87,8 @@ def _prune(
     reporter.say(data.summary)
     units = prunable_units(experiment, model)
     budgets.check(experiment, units)
+    if isinstance(config, GradualConfig):
+        _pruned_after(experiment)
     base = base_run.find_or_make(experiment, model, reporter)
     tags = {
         "pruneflow.workload": workload_fingerprint(config, data.digest),
@@ -95,7 +108,9 @@ def _prune(
         reporter.plan(len(steps) * config.finetune_epochs)
         recover = recovery(experiment, units, base, run)
         for step in [schedule.UNPRUNED, *steps][len(run.levels) :]:
-            level, layers = _level(experiment, units, step, recover, run, reporter)
+            gradual = isinstance(config, GradualConfig) and step.level
+            of_level = _gradual_level if gradual else _level
+            level, layers = of_level(experiment, units, step, recover, run, reporter)
             reporter.say(f"  {prose.level_line(level, len(steps))}")
             for warning in prose.warnings(config, units, level, layers):
                 reporter.say(f"    {warning}")
@@ -126,6 +141,14 @@ def prunable_units(experiment: Experiment[PruneConfig], model: nn.Module) -> Uni
         products=experiment.uses,
     )
     units.check(config.criterion)
+    axes = units.input_axes if config.block is not None else {}
+    if config.block and all(
+        units.masks[n].shape[axis] < config.block[1] for n, axis in axes.items()
+    ):
+        raise InputError(
+            f"pattern={config.pattern} prunes nothing of this model: no prunable layer has "
+            f"{config.block[1]} inputs"
+        )
     return units
 
 
@@ -158,12 +181,8 @@ def _level(
     measured = {"score_seconds": 0.0, "finetune_seconds": 0.0, "evaluate_seconds": 0.0}
 
     def measure(when: str, *splits: str) -> None:
-        start = time.perf_counter()
         reporter.at(f"level {step.level}, evaluating", done + epochs * (when == "after"))
-        for split in splits:
-            samples = getattr(experiment.data, split)
-            measured[f"{split}_{when}"] = experiment.accuracy(units.model, samples)
-        measured["evaluate_seconds"] += time.perf_counter() - start
+        _measure(experiment, units, measured, when, *splits)
 
     def progress(epoch: int, share: float, loss: float) -> None:
         where = f"level {step.level}, epoch {epoch}/{epochs}"
@@ -192,6 +211,86 @@ def _level(
     return _record(experiment, units, step, run, measured)
 
 
+def _gradual_level(
+    experiment: Experiment[PruneConfig],
+    units: Units,
+    step: Step,
+    recover: Recovery,
+    run: Run,
+    reporter: Reporter,
+) -> tuple[Level, list[Layer]]:
+    """A level that is pruned within its training; "before" is right after the last pruning."""
+    epochs, after = experiment.config.finetune_epochs, _pruned_after(experiment)
+    last = max(after)
+    measured = {"score_seconds": 0.0, "finetune_seconds": 0.0, "evaluate_seconds": 0.0}
+
+    def prune(one: Step) -> None:
+        start = time.perf_counter()
+        measured.update(_remove_lowest(experiment, units, one))
+        measured["score_seconds"] += time.perf_counter() - start
+        if one is after[last]:
+            _measure(experiment, units, measured, "before", "test", "train")
+
+    def progress(epoch: int, share: float, loss: float) -> None:
+        reporter.at(f"epoch {epoch}/{epochs}", epoch - 1 + share, loss)
+
+    def state() -> dict[str, Tensor]:
+        """What the training's snapshot lacks, for `restore`."""
+        values = {n: torch.tensor(v, dtype=torch.float64) for n, v in measured.items()}
+        parts = {"masks": gradual.masks(), "measured": values}
+        return {f"{part}.{n}": t for part, tensors in parts.items() for n, t in tensors.items()}
+
+    def restore(saved: Snapshot) -> None:
+        parts: dict[str, dict[str, Tensor]] = {"masks": {}, "measured": {}}
+        for name, tensor in saved.tensors.items():
+            part, _, rest = name.partition(".")
+            parts.setdefault(part, {})[rest] = tensor
+        gradual.go_on(experiment.training_steps(saved.epoch), parts["masks"])
+        measured.update({name: float(value) for name, value in parts["measured"].items()})
+
+    gradual = Gradual(units, after, prune)
+    train = functools.partial(
+        experiment.train, beside=state, on_restore=restore, teacher=recover.teacher
+    )
+    for epoch in train(
+        units.model, run, epochs, level=step.level, after_step=gradual, on_progress=progress
+    ):
+        pruning = measured["score_seconds"] + measured["evaluate_seconds"]
+        measured["finetune_seconds"] = epoch.total_seconds - pruning
+    reporter.at("evaluating", epochs)
+    _measure(experiment, units, measured, "after", "test", "train", "val")
+    return _record(experiment, units, step, run, measured)
+
+
+def _pruned_after(experiment: Experiment[PruneConfig]) -> dict[int, Step]:
+    """Training step -> what is removed after it; refused if there are too few for all."""
+    config = experiment.config
+    steps = schedule.iterative(config.fraction, config.iterations, config.schedule)
+    training_steps = experiment.training_steps(config.finetune_epochs)
+    try:
+        return pruned_after(steps, training_steps)
+    except ValueError as error:
+        raise InputError(
+            f"iterations={config.iterations} is too many for a training of {training_steps} steps, "
+            f"the last quarter of which is not pruned in: {error}; pass more finetune_epochs"
+        ) from None
+
+
+def _measure(
+    experiment: Experiment[PruneConfig],
+    units: Units,
+    measured: dict[str, float],
+    when: str,
+    *splits: str,
+) -> None:
+    """Add the accuracy on some splits to what was measured, and how long it took."""
+    start = time.perf_counter()
+    for split in splits:
+        samples = getattr(experiment.data, split)
+        measured[f"{split}_{when}"] = experiment.accuracy(units.model, samples)
+    measured["evaluate_seconds"] += time.perf_counter() - start
+
+
 def _remove_lowest(
     experiment: Experiment[PruneConfig], units: Units, step: Step
 ) -> dict[str, float]:
@@ -213,10 +312,17 @@ def _remove_lowest(
             scope=config.scope,
             pools=units.pools(),
             least=least,
+            inputs=units.input_axes,
         )
 
     cost: dict[str, float] = {}
-    if config.cost_budget is None:
+    if config.block is not None:
+        _, block = config.block
+        # what is whole but for rounding is not rounded up
+        keep = math.ceil(block * (1 - step.target_sparsity) - 1e-9)
+        inputs = units.input_axes
+        units.apply(select_pattern(units.masks, scores, keep=keep, block=block, inputs=inputs))
+    elif config.cost_budget is None:
         units.apply(remaining(step.fraction))
     else:
         target = 1 - step.target_sparsity

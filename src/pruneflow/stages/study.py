@@ -8,8 +8,8 @@
     benchmarks: [{of: {criterion: l1}, batch_sizes: "1,16"}]
 
 A name is a parameter of the entry points, or `stage` (`prune_iterative` where nothing is said,
-`prune_direct` or `finetune`). A value that is itself a list is written with commas, as on the
-command line.
+`prune_direct`, `prune_gradual` or `finetune`). A value that is itself a list is written with
+commas, as on the command line.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from pruneflow.config import BenchmarkConfig, FinetuneConfig, PruneConfig, as_text
+from pruneflow.config import BenchmarkConfig, FinetuneConfig, GradualConfig, PruneConfig, as_text
 from pruneflow.errors import InputError, first_line, unknown, user_path
 from pruneflow.resolution import base_config, resolve
 from pruneflow.tracking.store import check_name
@@ -37,6 +37,7 @@ from pruneflow.workloads.datasets import BUNDLED
 _STAGES: dict[str, type[FinetuneConfig] | type[PruneConfig]] = {
     "prune_iterative": PruneConfig,
     "prune_direct": PruneConfig,
+    "prune_gradual": GradualConfig,
     "finetune": FinetuneConfig,
 }
 _MOST = 10_000  # configurations of a study

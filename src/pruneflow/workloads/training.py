@@ -57,7 +57,7 @@ class Snapshot:
     epoch: int  # number of the last one that is through
     seconds: float  # that it took so far
     # State of the model (`model.*`), the optimizer (`optimizer.*`) and the random generators
-    # (`random.*`), by name; they are the training's own and change with it.
+    # (`random.*`), by name; they are the training's own and change with it. Others are a caller's.
     tensors: dict[str, Tensor]
     values: dict[str, Any]  # of the optimizer's groups and the learning-rate schedule, for JSON
 
@@ -180,7 +180,7 @@ class _Training:
         try:
             for name, tensor in since.tensors.items():
                 part, _, rest = name.partition(".")
-                parts[part][rest] = tensor
+                parts.setdefault(part, {})[rest] = tensor  # the caller's own are no concern here
             models.load_state(self.model, parts["model"])
             for name, tensor in parts["optimizer"].items():
                 index, _, moment = name.partition(".")
