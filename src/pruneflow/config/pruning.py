@@ -138,7 +138,7 @@ class PruneConfig(Settings):
             self._refuse(["rewind_epoch"], "has no effect without rewind: pass rewind=weights")
             if not self.finetune_epochs:
                 reason = "has no effect with finetune_epochs=0, which trains nothing: leave it out"
-                self._refuse([*OF_RATE, "distill"], reason)
+                self._refuse(["distill"], reason)
             self._refuse_warmup(self.finetune_epochs)
             return self
         reason = (
