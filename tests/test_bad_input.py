@@ -250,6 +250,12 @@ PRUNE: list[tuple[dict[str, object], str]] = [
     ({"scope": "all"}, "unknown scope 'all'"),
     ({"scope": "row", "granularity": "channel"}, "scope=row spreads single weights"),
     ({"scope": "erk", "granularity": "channel"}, "scope=erk spreads single weights"),
+    ({"scope": "sensitivity"}, "needs a finished sensitivity run of the same model, samples, seed"),
+    ({"sensitivity_run": "newest"}, "sensitivity_run=newest has no effect with scope=global"),
+    (
+        {"scope": "sensitivity", "sensitivity_run": "0123"},
+        "sensitivity_run='0123' does not exist in",
+    ),
     ({"max_layer_sparsity": "0"}, "max_layer_sparsity='0' is not valid"),
     ({"max_layer_sparsity": "1.5"}, "max_layer_sparsity='1.5' is not valid"),
     ({"granularity": "row"}, "granularity='row' is not valid"),

@@ -11,6 +11,8 @@ from torch import Tensor
 from pruneflow.pruning.criteria import lamp
 from pruneflow.pruning.densities import (
     SCOPES,
+    Curve,
+    by_sensitivity,
     erdos_renyi,
     over_layers,
     over_pools,
@@ -89,4 +91,64 @@ def test_what_is_pruned_counts_in_no_layers_sum() -> None:
 
 @pytest.mark.parametrize("name", sorted(SCOPES))
 def test_a_scope_takes_nothing_where_nothing_is_asked_for(name: str) -> None:
-    assert all(not count for _, count in SCOPES[name].spread(masks(a=(3, 4)), [["a"]], 0.0))
+    extra = ({"a": Curve(12, ((0.5, 0.1),))},) if SCOPES[name].of_curves else ()
+    assert all(not n for _, n in SCOPES[name].spread(masks(a=(3, 4)), [["a"]], 0.0, *extra))
+
+
+# ---------------------------------------------------------------------------------- sensitivity
+
+LAYERS = masks(a=(1000,), b=(500,), c=(100,))
+DROPS = st.lists(st.floats(-0.1, 0.9), min_size=3, max_size=3)
+
+
+def curve(units: int, *drops: float) -> Curve:
+    return Curve(units, tuple(zip((0.2, 0.5, 0.8), drops, strict=True)))
+
+
+def gone(fraction: float, curves: dict[str, Curve]) -> dict[str, int]:
+    shares = by_sensitivity(LAYERS, [list(LAYERS)], fraction, curves)
+    return {name: count for (name,), count in shares}
+
+
+@given(drops=st.tuples(DROPS, DROPS, DROPS), fraction=st.floats(0, 0.99))
+def test_by_sensitivity_a_pool_loses_exactly_its_fraction(
+    drops: tuple[list[float], ...], fraction: float
+) -> None:
+    curves = {n: curve(m.numel(), *d) for (n, m), d in zip(LAYERS.items(), drops, strict=True)}
+    counts = gone(fraction, curves)
+    assert sum(counts.values()) == round(fraction * 1600)
+    assert all(0 <= counts[name] <= mask.numel() for name, mask in LAYERS.items())
+
+
+@given(drops=DROPS, more=st.floats(0, 0.5), fraction=st.floats(0, 0.99))
+def test_a_more_sensitive_layer_keeps_more(
+    drops: list[float], more: float, fraction: float
+) -> None:
+    worse = [drop + more for drop in drops]
+    curves = {"a": curve(1000, *drops), "b": curve(500, *worse), "c": curve(100, *drops)}
+    counts = gone(fraction, curves)
+    assert counts["b"] / 500 <= counts["a"] / 1000 + 0.003
+    assert counts["c"] / 100 == pytest.approx(counts["a"] / 1000, abs=0.011)
+
+
+@given(fraction=st.floats(0, 0.8), drop=st.sampled_from([0.0, -0.05]))
+def test_flat_curves_give_equal_shares(fraction: float, drop: float) -> None:
+    counts = gone(fraction, {n: curve(m.numel(), drop, drop, drop) for n, m in LAYERS.items()})
+    shares = [counts[name] / mask.numel() for name, mask in LAYERS.items()]
+    assert shares == pytest.approx([fraction] * 3, abs=0.011)
+
+
+def test_by_sensitivity_by_hand() -> None:
+    """At a drop of 0.1 a and c have lost half and b a fifth: 500, 50 and 100 of 1600."""
+    curves = {"a": curve(1000, 0.02, 0.1, 0.5), "b": curve(500, 0.1, 0.4, 0.6)}
+    curves["c"] = curve(100, 0.05, 0.1, 0.2)
+    counts = gone(650 / 1600, curves)
+    assert counts == pytest.approx({"a": 500, "b": 100, "c": 50}, abs=5)
+
+
+def test_what_has_lost_more_than_it_bears_stays_as_it_is() -> None:
+    layers = masks(a=(100,), b=(100,))
+    layers["a"][:60] = False
+    curves = {"a": curve(100, 0.3, 0.6, 0.9), "b": curve(100, 0.0, 0.0, 0.0)}
+    shares = by_sensitivity(layers, [["a", "b"]], 0.4, curves)
+    assert shares == [(["a"], 0), (["b"], 56)]

@@ -14,6 +14,7 @@ from torch.nn.utils import prune
 
 import pruneflow
 from pruneflow import query
+from pruneflow.errors import InputError
 from pruneflow.stages import sensitivity
 from pruneflow.stages.experiment import Experiment
 from pruneflow.tracking.run import Run
@@ -157,3 +158,52 @@ def test_a_run_holds_its_figures_and_names_the_layers_that_matter(weights: Any) 
     )
     assert config["fractions"] == [0.2, 0.6]
     assert "scope" not in config
+
+
+# -------------------------------------------------------------------------- scope=sensitivity
+
+PRUNE: dict[str, Any] = {k: v for k, v in SMALL.items() if k != "fractions"} | {
+    "scope": "sensitivity",
+    "iterations": 2,
+    "finetune_epochs": 0,
+}
+
+
+@pytest.mark.parametrize("form", ["masked", "compact"])
+def test_channels_are_pruned_as_far_as_they_bear(folder: Path, form: str) -> None:
+    kind = CHANNEL | {"include": "layer1.*,layer2.0*"}
+    measured = pruneflow.sensitivity(**SMALL | kind)
+    run = pruneflow.prune_iterative(**PRUNE | kind | {"form": form, "fraction": 0.3})
+    assert run.levels["channels_left"].tolist() == pytest.approx([1, 0.7, 0.49], abs=0.01)
+    tags = MlflowClient().get_run(run.run_id).data.tags
+    assert tags["pruneflow.sensitivity_run"] == measured.run_id
+    again = pruneflow.prune_iterative(
+        **PRUNE | kind | {"form": form, "fraction": 0.3, "sensitivity_run": measured.run_id}
+    )
+    assert again.run_id == run.run_id  # it is what that run measured that counts
+
+
+def test_weights_are_pruned_as_far_as_their_layer_bears(folder: Path, weights: Any) -> None:
+    run = pruneflow.prune_direct(**PRUNE | {"fraction": 0.5, "iterations": 1})
+    assert run.levels["sparsity"][1] == pytest.approx(0.5, abs=1e-6)
+    layers = query.layers(run_ids=run.run_id)
+    shares = layers[(layers["level"] == 1) & layers["layer"].str.endswith("conv1.weight")]
+    rows = query.sensitivity(run_ids=weights.run_id)
+    drops = rows.groupby("layer")["drop"].max()
+    share = dict(zip(shares["layer"].str.removesuffix(".weight"), shares["sparsity"], strict=True))
+    worst = max(share, key=drops.to_dict().__getitem__)
+    assert share[worst] == pytest.approx(min(share.values()), abs=0.05)
+
+
+def test_a_run_that_does_not_fit_is_refused(folder: Path, weights: Any) -> None:
+    named = PRUNE | {"sensitivity_run": weights.run_id}
+    base = MlflowClient().get_run(weights.run_id).data.tags["pruneflow.base_run"]
+    for given, said in (
+        ({"criterion": "l2"}, "has criterion=l1, not l2"),
+        ({"seed": 5}, "is of another model, data set, preset or seed"),
+        ({"sensitivity_run": None, "include": "fc"}, "of the same model, samples, seed and layers"),
+        ({"sensitivity_run": base}, "is not a sensitivity run but finetune"),
+        ({"sensitivity_run": None, "criterion": "l2"}, "--granularity weight --criterion l2"),
+    ):
+        with pytest.raises(InputError, match=said):
+            pruneflow.prune_iterative(**named | given)

@@ -37,7 +37,11 @@ class PruneConfig(Settings):
     """training samples, at the most, of which a criterion sees gradients or activations"""
     scope: Annotated[str, among("scope", SCOPES)]
     """how the kept share is spread: global (all compete; channels: those of one target), layer (all
-    lose the same), row (every output of every layer does), erk or lamp"""
+    lose the same), row (every output of every layer does), erk, lamp or sensitivity (as far as
+    each bears, by sensitivity_run)"""
+    sensitivity_run: str | None = None
+    """of scope=sensitivity: id of a sensitivity run, or newest (of the same model, samples, seed,
+    granularity, criterion and coupling; the default)"""
     max_layer_sparsity: Annotated[float, Field(gt=0, le=1)] = 1.0
     """no layer (channels: group) is pruned further than this, in (0, 1]; the others are instead"""
     pattern: Pattern | None = None
@@ -116,6 +120,9 @@ class PruneConfig(Settings):
             self._refuse(["calibration_samples"], f"{reason}: leave it out")
         if self.granularity == "channel" and SCOPES[self.scope].single_weights:
             self._refuse(["scope"], "spreads single weights: pass scope=global, layer or lamp")
+        if not SCOPES[self.scope].of_curves:
+            reason = f"has no effect with scope={self.scope}: pass scope=sensitivity"
+            self._refuse(["sensitivity_run"], reason)
         if self.coupling == "independent" and seen & {SCALE, *OF_OUTPUTS}:
             reason = "needs the layers that are tied to a filter: pass coupling=group"
             self._refuse(["criterion"], reason)

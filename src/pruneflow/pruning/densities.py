@@ -6,6 +6,7 @@ scores of a layer first. To add one, write the function and its row in SCOPES.
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ if TYPE_CHECKING:  # torch takes seconds to import; names and help must not wait
 # Names that compete with each other, and how many of their kept entries go.
 Shares: TypeAlias = list[tuple[Sequence[str], int]]
 Masks: TypeAlias = "Mapping[str, Tensor]"
+_SLOPE = 0.01  # accuracy that a validation set hardly resolves
+_HALVINGS = 60
 Pools: TypeAlias = Sequence[Sequence[str]]
 
 
@@ -31,11 +34,33 @@ class Scope:
             that goes -> who competes for how many.
         rescale: scores of all entries of a layer, flat, and its mask -> scores in their place.
         single_weights: whether it makes sense for single weights alone.
+        of_curves: whether `spread` asks for what each name bears too (name -> Curve), at the end.
     """
 
-    spread: Callable[[Masks, Pools, float], Shares]
+    spread: Callable[..., Shares]
     rescale: Callable[[Tensor, Tensor], Tensor] | None = None
     single_weights: bool = False
+    of_curves: bool = False
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What pruning a name alone costs, as it was measured."""
+
+    units: int  # that it had before anything was pruned
+    drops: tuple[tuple[float, float], ...]  # share of them that is pruned, drop of the accuracy
+
+    def points(self) -> list[tuple[float, float]]:
+        """(drop, share), both strictly rising: from nothing pruned to all, which bears nothing.
+
+        Where a curve falls, noise of the measurement or a pruning that helps, its drop is the
+        largest so far; where it is flat, a share costs _SLOPE of itself.
+        """
+        points, largest = [(0.0, 0.0)], 0.0
+        for share, drop in sorted((*self.drops, (1.0, 1.0))):
+            largest = max(largest, drop)
+            points.append((largest + _SLOPE * share, share))
+        return points
 
 
 def over_pools(masks: Masks, pools: Pools, fraction: float) -> Shares:
@@ -71,11 +96,60 @@ def _erdos_renyi(masks: Masks, names: list[str], fraction: float) -> Shares:
             break
         for name in full:  # stays as it is, and the others share the rest
             weight[name] = 0.0
-    whole = {name: math.floor(share) for name, share in shares.items()}
-    by_rest = sorted(names, key=lambda name: whole[name] - shares[name])
-    for name in by_rest[: keep - sum(whole.values())]:
-        whole[name] += 1
+    whole = _whole(shares, keep)
     return [([name], kept[name] - whole[name]) for name in names]
+
+
+def _whole(shares: Mapping[str, float], total: int) -> dict[str, int]:
+    """Shares of a total as whole numbers, the largest remainders rounded up."""
+    whole = {name: math.floor(share) for name, share in shares.items()}
+    by_rest = sorted(shares, key=lambda name: whole[name] - shares[name])
+    for name in by_rest[: total - sum(whole.values())]:
+        whole[name] += 1
+    return whole
+
+
+def by_sensitivity(
+    masks: Masks, pools: Pools, fraction: float, curves: Mapping[str, Curve]
+) -> Shares:
+    """Every layer is pruned as far as it bears: until alone it would cost a drop common to all.
+
+    The shares of layers lie on their measured curves, and the drop is the one at which a pool loses
+    the fraction, as Han et al. 2015 (https://arxiv.org/abs/1506.02626) take each layer's
+    threshold from its sensitivity. Layers that have lost more than that stay as they are.
+    """
+    return [share for pool in pools for share in _by_sensitivity(masks, pool, fraction, curves)]
+
+
+def _by_sensitivity(
+    masks: Masks, names: Sequence[str], fraction: float, curves: Mapping[str, Curve]
+) -> Shares:
+    kept = {name: _kept(masks[name]) for name in names}
+    keep = sum(kept.values()) - round(fraction * sum(kept.values()))
+    points = {name: curves[name].points() for name in names}
+
+    def left(drop: float) -> dict[str, float]:
+        shares = {name: _at(points[name], drop) for name in names}
+        return {n: min(float(kept[n]), curves[n].units * (1 - shares[n])) for n in names}
+
+    low, high = 0.0, max(of[-1][0] for of in points.values())
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        if sum(left(middle).values()) > keep:
+            low = middle
+        else:
+            high = middle
+    whole = _whole(left(high), keep)
+    return [([name], kept[name] - whole[name]) for name in names]
+
+
+def _at(points: Sequence[tuple[float, float]], x: float) -> float:
+    """The value at x of what is linear between points (x, y), x rising; the last beyond them."""
+    number = bisect.bisect_right(points, x, key=lambda point: point[0])
+    if number == len(points):
+        return points[-1][1]
+    (x0, y0), (x1, y1) = points[number - 1], points[number]
+    return y0 + (y1 - y0) * (x - x0) / (x1 - x0)
 
 
 def rank_in_row(scores: Tensor, mask: Tensor) -> Tensor:
@@ -108,4 +182,5 @@ SCOPES: dict[str, Scope] = {
     "row": Scope(over_layers, rank_in_row, single_weights=True),
     "erk": Scope(erdos_renyi, single_weights=True),
     "lamp": Scope(over_pools, share_of_larger),
+    "sensitivity": Scope(by_sensitivity, of_curves=True),
 }

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pruneflow.pruning.densities import SCOPES
+from pruneflow.pruning.densities import SCOPES, Curve
 from pruneflow.pruning.masks import Masks
 
 # Scores of a tensor's entries, flat: asked for a slice, gives float32 or what converts to it.
@@ -31,6 +31,7 @@ def select(
     pools: Sequence[Sequence[str]] | None = None,
     least: Mapping[str, int] | None = None,
     inputs: Mapping[str, int] | None = None,
+    curves: Mapping[str, Curve] | None = None,
 ) -> Masks:
     """Masks without the lowest-scored `fraction` of what the given ones keep.
 
@@ -47,6 +48,7 @@ def select(
         least: entries that are kept of a name in any case; what it does not lose, others do.
         inputs: 0 or 1, the axis of a weight that its inputs lie along; the other one has its
             outputs. By default 1, as PyTorch's layers have it.
+        curves: what each name bears, for the scope that goes by that.
 
     Raises:
         ValueError: scores that are NaN or not as many as entries, or a scope that does not exist.
@@ -56,7 +58,8 @@ def select(
     spread, rescale = SCOPES[scope].spread, SCOPES[scope].rescale
     final = scores if rescale is None else _rescaled(masks, scores, rescale, inputs or {})
     selected: dict[str, Tensor] = {}
-    for names, count in spread(masks, pools or [list(masks)], fraction):
+    extra = (curves or {},) if SCOPES[scope].of_curves else ()
+    for names, count in spread(masks, pools or [list(masks)], fraction, *extra):
         if count:
             selected |= _among({n: masks[n] for n in names}, final, count, least or {})
     return Masks(masks, {n: selected[n] if n in selected else m.clone() for n, m in masks.items()})

@@ -35,9 +35,9 @@ class Units(ABC):
         self.model = model
         # boolean by name, an entry a unit; entries are lost by `apply` and by nothing ever gained
         self.masks = masks
-        self._numbers = {name: mask.numel() for name, mask in masks.items()}
-        # of the unpruned model: entries of every parameter, names of those that units own entries
-        # of, and group -> boolean (units,), False = physically gone
+        # of the unpruned model: units of each name, entries of every parameter, names of those that
+        # units own entries of, and group -> boolean (units,), False = physically gone
+        self.numbers = {name: mask.numel() for name, mask in masks.items()}
         self.sizes = {name: p.numel() for name, p in model.named_parameters()}
         self.prunable = frozenset(self.parameter_masks())
         self.existing: dict[str, Tensor] = {}
@@ -67,7 +67,7 @@ class Units(ABC):
 
     def least(self, share: float) -> dict[str, int]:
         """Units that each name keeps in any case: this share of all that it had, rounded up."""
-        return {name: math.ceil(share * n) for name, n in self._numbers.items()}
+        return {name: math.ceil(share * n) for name, n in self.numbers.items()}
 
     def check(self, name: str) -> None:  # noqa: B027
         """See that a criterion finds what it needs in all units; an InputError if it does not."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from pruneflow.config import PruneConfig, Settings, reads_texts
 from pruneflow.errors import InputError, unknown
 from pruneflow.pruning import cost, statistics
+from pruneflow.pruning.densities import Curve
 from pruneflow.pruning.statistics import Batch, Statistics
 from pruneflow.pruning.units import Units
 from pruneflow.stages.progress import Reporter
@@ -56,6 +57,7 @@ class Experiment(Generic[C]):
     samples: Tensor | dict[str, Tensor]  # two inputs, to see what hangs together in the model
     identity: dict[str, object]  # of the model, for checkpoints: who builds it, and from what
     tokenizer: Any = None  # of an encoder of texts
+    curves: Mapping[str, Curve] = field(default_factory=dict)  # of scope=sensitivity, by mask
 
     @property
     def data_name(self) -> str:

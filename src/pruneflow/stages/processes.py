@@ -18,7 +18,7 @@ from typing import Any
 from pruneflow.config import NEWEST, BenchmarkConfig, FinetuneConfig
 from pruneflow.errors import ExperimentError, first_line
 from pruneflow.resolution import base_config, given_for_base
-from pruneflow.stages import benchmark
+from pruneflow.stages import benchmark, sensitivity_run
 from pruneflow.stages.study import Job
 from pruneflow.tracking import finished, journal, publish, resume, store, writers
 from pruneflow.tracking.fingerprints import benchmark_fingerprint, fingerprint, workload_fingerprint
@@ -198,7 +198,12 @@ def planned_fingerprint(job: Job) -> str | None:
         run_id = finished.newest_base(workload_fingerprint(config, digest), wanted)
     exact = fingerprint("finetune", base, digest, None)
     of_base = exact if run_id is None else finished.fingerprint_of(run_id)
-    return fingerprint(job.stage, config, digest, of_base)
+    if config.scope != "sensitivity":
+        return fingerprint(job.stage, config, digest, of_base)
+    of_scope = sensitivity_run.find(config, digest)
+    if of_scope is None:
+        return None
+    return fingerprint(job.stage, config, digest, of_base, finished.fingerprint_of(of_scope))
 
 
 @functools.cache

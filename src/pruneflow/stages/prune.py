@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import math
 import time
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ from pruneflow.pruning.selection import select, select_pattern
 from pruneflow.pruning.units import Units
 from pruneflow.report import charts, prose
 from pruneflow.report.figures import RUN_FIGURES
-from pruneflow.stages import base_run, budgets
+from pruneflow.stages import base_run, budgets, sensitivity_run
 from pruneflow.stages.base_run import Base
 from pruneflow.stages.experiment import Experiment, prepare, report_finished
 from pruneflow.stages.progress import Reporter, levels_table
@@ -89,11 +90,15 @@ def _prune(
     budgets.check(experiment, units)
     if isinstance(config, GradualConfig):
         _pruned_after(experiment)
+    bears = sensitivity_run.bearing(config, data.digest, units)
+    experiment = replace(experiment, curves=bears.curves)
     base = base_run.find_or_make(experiment, model, reporter)
+    decisive = (config, data.digest, base.fingerprint, bears.fingerprint)
     tags = {
         "pruneflow.workload": workload_fingerprint(config, data.digest),
-        "pruneflow.fingerprint": fingerprint(stage, config, data.digest, base.fingerprint),
+        "pruneflow.fingerprint": fingerprint(stage, *decisive),
     }
+    tags |= {} if bears.run_id is None else {"pruneflow.sensitivity_run": bears.run_id}
     earlier = resume.earlier(config.resume, tags["pruneflow.fingerprint"], experiment_id)
     if earlier is not None and earlier.finished:
         return report_finished(earlier, reporter, experiment_id)
@@ -313,6 +318,7 @@ def _remove_lowest(
             pools=units.pools(),
             least=least,
             inputs=units.input_axes,
+            curves=experiment.curves,
         )
 
     cost: dict[str, float] = {}

@@ -28,15 +28,23 @@ _CODE = (  # the code that does, in the package
     "stages/finetune.py",
     "stages/prune.py",
     "stages/sensitivity.py",
+    "stages/sensitivity_run.py",
 )
 _OF_MODELS = {".json", ".model", ".safetensors", ".txt"}  # files that a model's folder is read from
 _BERT = "bert-base-uncased"  # of the hub, where `bert` has weights
 
 
-def fingerprint(stage: str, config: Settings, data_digest: str, base: str | None) -> str:
+def fingerprint(
+    stage: str,
+    config: Settings,
+    data_digest: str,
+    base: str | None,
+    sensitivity: str | None = None,
+) -> str:
     """Hash of everything that decides a run's result; the same for the same experiment.
 
-    `config` has nothing left to `auto`, `base` is the fingerprint of the base run, if there is one.
+    `config` has nothing left to `auto`, `base` and `sensitivity` are the fingerprints of the base
+    run and of the sensitivity run, if there are such.
     """
     deciding = {k: v for k, v in config.model_dump().items() if k not in _NOT_DECIDING}
     deciding |= {"model": _model(config), "weights": _weights(config)}
@@ -46,6 +54,7 @@ def fingerprint(stage: str, config: Settings, data_digest: str, base: str | None
         if stage == "prune_direct":
             deciding["fraction"], deciding["iterations"] = config.final_sparsity, 1
         del deciding["target_sparsity"]
+        deciding["sensitivity_run"] = sensitivity
         if config.cost_budget is not None and config.cost_budget.measured:
             deciding["machine"] = environment.machine(config.device)
     libraries = ["torch", "transformers" if reads_texts(config.model) else "torchvision"]

@@ -18,10 +18,12 @@ from pruneflow.resolution import base_config, trained_as
 from pruneflow.tracking import checkpoints, journal, reader, tables
 from pruneflow.tracking.levels import Level
 from pruneflow.tracking.reader import FINISHED, checkpoint_path, epoch_path, equal, in_study
+from pruneflow.tracking.sensitivities import TABLE, Sensitivity
 from pruneflow.tracking.store import current_experiment, shown
 from pruneflow.tracking.writers import CONTINUED_IN
 
 _OF_FINETUNING = "tags.`pruneflow.stage` = 'finetune'"
+_OF_SENSITIVITY = "tags.`pruneflow.stage` = 'sensitivity'"
 _OF_PRUNING = "tags.`pruneflow.stage` LIKE 'prune_%'"
 
 
@@ -40,6 +42,38 @@ def newest_pruning_run(model: str | None) -> str | None:
     """Id of the newest finished pruning run of MLflow's current experiment, of a model or any."""
     of_model = "" if model is None else equal("params.`cfg/model`", model)
     return _newest([current_experiment()], _OF_PRUNING, of_model)
+
+
+def newest_sensitivity(workload: str, settings: Mapping[str, object]) -> str | None:
+    """Id of the newest finished sensitivity run of a workload, with these settings."""
+    values = [equal(f"params.`cfg/{name}`", shown(value)) for name, value in settings.items()]
+    return _newest(None, _OF_SENSITIVITY, equal("tags.`pruneflow.workload`", workload), *values)
+
+
+def check_sensitivity(run_id: str, workload: str, settings: Mapping[str, object]) -> None:
+    """See that a run is a finished sensitivity run of a workload with these settings.
+
+    Raises:
+        InputError: it does not exist, is something else, did not finish, or differs in them.
+    """
+    run = _finished(run_id, "sensitivity_run")
+    for name, value in settings.items():
+        if (theirs := run.data.params.get(f"cfg/{name}")) != shown(value):
+            raise InputError(
+                f"sensitivity_run={run_id!r} has {name}={theirs}, not {shown(value)}: pass that, "
+                "or another run"
+            )
+    if run.data.tags.get("pruneflow.workload") != workload:
+        raise InputError(
+            f"sensitivity_run={run_id!r} is of another model, data set, preset or seed: pass its "
+            "parameters, or another run"
+        )
+
+
+def sensitivities_of(run_id: str) -> list[Sensitivity]:
+    """What a sensitivity run measured; InputError if that is lost."""
+    with reader.reading(f"sensitivity_run={run_id!r} has lost its {TABLE}: pass another one"):
+        return tables.from_csv(reader.text_of(run_id, TABLE), Sensitivity)
 
 
 def _newest(experiments: list[str] | None, *conditions: str) -> str | None:
@@ -114,6 +148,7 @@ def _differences(
 
 _STAGES = {  # parameter -> how the stage of the runs that it may name begins, and what they are
     "base_run": ("finetune", "finetune", "newest, or nothing to have one found or made"),
+    "sensitivity_run": ("sensitivity", "sensitivity", "newest, or nothing for the newest"),
     "run": ("prune_", "pruning", "or nothing for the newest"),
 }
 

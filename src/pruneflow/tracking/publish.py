@@ -21,7 +21,8 @@ from pruneflow.tracking.journal import Entry, Journal
 from pruneflow.tracking.refusals import TakenOverError, in_short, is_refusal
 
 LEVELS = "levels.csv"
-RUN_TAGS = ("pruneflow.base_run", "pruneflow.pruning_run")  # tags that name another run
+# Tags that name another run.
+RUN_TAGS = ("pruneflow.base_run", "pruneflow.pruning_run", "pruneflow.sensitivity_run")
 _TRAINING = [InputTag("mlflow.data.context", "training")]
 # At a run's end, how long it is tried in an outage.
 _PATIENCE_SECONDS = {"FINISHED": 30.0, "FAILED": 10.0, "KILLED": 4.0}

@@ -191,6 +191,6 @@ def serve_ui(port: int) -> None:
 
 def shown(value: object) -> str:
     """A value of a configuration as its MLflow parameter shows it."""
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return ",".join(map(str, value))
     return "" if value is None else str(value)
