@@ -10,7 +10,8 @@ from records import latency, level
 
 from pruneflow.report import charts
 from pruneflow.report.charts import FORMS, Chart, HeatMap, Line, Overlay, Panel
-from pruneflow.report.figures import FIGURES, LATENCY_FIGURES, RUN_FIGURES
+from pruneflow.report.figures import FIGURES, RUN_FIGURES
+from pruneflow.report.timings import LATENCY_FIGURES
 from pruneflow.tracking.levels import Layer
 
 LEVELS = [level(0, 1.0, 0.9), level(1, 0.5, 0.85), level(2, 0.25, 0.7)]

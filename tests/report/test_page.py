@@ -45,7 +45,10 @@ def runs() -> None:
         prune([six[0], level(1, 1 / 16, 0.7)], stage="prune_direct", iterations=4, **given)
     for other in ({"criterion": "random"}, {"fraction": 0}, {"fraction": 0.3}, {"model": "vgg16"}):
         prune(six, **other)
-    prune(six, schedule="cubic")
+    for recovered in ({"rewind": "learning_rate"}, {"distill": 0.5}):
+        prune(six, **recovered)
+    for selected in ({"schedule": "cubic"}, {"scope": "layer"}):
+        prune(six, **selected)
     how = {"granularity": "channel", "coupling": "independent", "fraction": 0.1}
     rows = [
         latency(n, form, batch, 5.0 * batch, speedup=1.1, params_left=0.9**n)

@@ -22,6 +22,7 @@ SETTING = ["machine", "device", "threads"]  # times of two are never put togethe
 # What levels, layers and times have besides the query's columns.
 _ADDED = ["configuration", "procedure", "schedule", "finetune_epochs"]
 CONFIDENCE = 0.95
+_NEAR = 0.02  # of a share: a level that costs so nearly that much costs it
 NEARLY_SAME = 0.0005  # sparsities closer than this are compared as the same
 _READ_LAYERS, _READ_ENVIRONMENTS = 24, 200  # artifacts of so many configurations, and runs
 
@@ -221,3 +222,20 @@ def nearly_same(values: Series[float]) -> Series[float]:
     starts = np.diff(ordered, prepend=-np.inf) > NEARLY_SAME
     least = ordered[starts][np.cumsum(starts) - 1]
     return rounded.map(dict(zip(ordered, least, strict=True)))
+
+
+def at_cost(levels: DataFrame, cost: str, share: float) -> DataFrame:
+    """Test accuracy after fine-tuning of each run where it costs a share of the unpruned model.
+
+    Between two pruned levels it is that of the line between them over the logarithm of the cost;
+    beyond a run's levels it is not known. Returns `configuration`, `base_run`, `seed`, `share` and
+    `test_after`, a row a run.
+    """
+    rows = []
+    for keys, run in levels[levels["level"] > 0].groupby(["configuration", "base_run", "seed"]):
+        known = run[run[cost] > 0].sort_values(cost)
+        costs, accuracies = known[cost].astype(float), known["test_after"].astype(float)
+        if len(known) and costs.min() * (1 - _NEAR) <= share <= costs.max() * (1 + _NEAR):
+            accuracy = np.interp(np.log(share), np.log(costs), accuracies)
+            rows.append([*keys, share, accuracy])
+    return DataFrame(rows, columns=["configuration", "base_run", "seed", "share", "test_after"])

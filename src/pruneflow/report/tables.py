@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
+import numpy as np
 import pandas as pd
 from pandas import DataFrame
 
 from pruneflow.config import short_model
-from pruneflow.report.evidence import Evidence, paired, summary, where
+from pruneflow.report.evidence import Evidence, at_cost, paired, summary, where
 
 _MEASURES = [
     "test_before", "test_after", "train_after", "val_after", "sparsity", "params_left",
@@ -23,6 +25,9 @@ _OF_LATENCY = [
     "configuration", "machine", "level", "form", "engine", "device", "threads", "batch_size", "n",
     "p50_ms", "p95_ms", "speedup", "speedup_low", "speedup_high", "params_left", "status",
 ]  # fmt: skip
+_COSTS = {"params_left": "parameters", "macs_left": "MACs"}
+_SHARES = (0.5, 0.25, 0.125, 0.0625)  # of the unpruned model's cost
+LEAST_SEEDS = 3
 _SPREAD = ["mean", "sd", "low", "high", "n"]
 
 
@@ -105,10 +110,42 @@ def paired_differences(evidence: Evidence) -> DataFrame:
     return _joined(parts, ["configuration", "against", "level", *_SPREAD])
 
 
+def best_at_cost(evidence: Evidence) -> DataFrame:
+    """Which configuration keeps most accuracy at the same cost, and by how much the next is beaten.
+
+    The difference is over the bases that both start from; it is decided by an interval of three
+    seeds or more that leaves out 0.
+    """
+    labels, rows = evidence.configurations["label"], []
+    kinds = evidence.pruned.groupby(["model", "dataset", "granularity"], sort=False)
+    for (kind, levels), cost, share in itertools.product(kinds, _COSTS, _SHARES):
+        known = at_cost(levels, cost, share)
+        means = known.groupby("configuration")["test_after"].mean().sort_values(ascending=False)
+        if len(means) < 2:
+            continue
+        best, other = (where(known, configuration=number) for number in means.index[:2])
+        pairs = paired(best, other, "share", "test_after").to_dict("records")
+        pair = pairs[0] if pairs else {"n": 0, "low": np.nan}
+        decided = pair["n"] >= LEAST_SEEDS and pair["low"] > 0
+        rows.append({
+            **dict(zip(("model", "dataset", "granularity"), kind, strict=True)),
+            "cost": _COSTS[cost],
+            "share": share,
+            "best": labels[means.index[0]],
+            "accuracy": means.iloc[0],
+            "next": labels[means.index[1]],
+            "accuracy_of_next": means.iloc[1],
+            **{name: pair.get(name) for name in _SPREAD},
+            "decided": "yes" if decided else "no",
+        })  # fmt: skip
+    return DataFrame(rows)
+
+
 # name -> title, and what makes it; a page shows as many rows as are readable, the CSV has all
 TABLES: dict[str, tuple[str, Callable[[Evidence], DataFrame]]] = {
     "configurations": ("Configurations", configurations),
     "iterative_against_direct": ("Iterative against direct", iterative_against_direct),
+    "best_at_cost": ("Best at the same cost", best_at_cost),
     "paired_differences": ("Differences from the dense control, paired", paired_differences),
     "layer_sparsity": ("Sparsity of each layer", layer_sparsity),
     "levels": ("Levels, over seeds", levels),

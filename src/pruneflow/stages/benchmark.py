@@ -17,7 +17,7 @@ from pruneflow.inference.forms import FORMS, PrunedLevel
 from pruneflow.pruning import cost, tracing
 from pruneflow.pruning.units import from_text
 from pruneflow.report import charts
-from pruneflow.report.figures import LATENCY_FIGURES
+from pruneflow.report.timings import LATENCY_FIGURES
 from pruneflow.stages.benchmark_point import Point, Subject, form_name
 from pruneflow.stages.experiment import cores
 from pruneflow.stages.progress import Reporter, latencies_table
