@@ -69,9 +69,10 @@ def test_before_is_after_the_last_pruning_and_measuring_it_changes_nothing(
     events: list[float] = []  # sparsities that prunings lead to, and 0 for each measurement
     remove = prune._remove_lowest
 
-    def removing(one: Any, units: Any, step: Any) -> None:
-        remove(one, units, step)
+    def removing(one: Any, units: Any, step: Any) -> dict[str, float]:
+        cost = remove(one, units, step)
         events.append(units.masks.sparsity)
+        return cost
 
     def measuring(*_: Any) -> float:
         events.append(0)

@@ -17,7 +17,7 @@ from pruneflow.parameters import (
     Pattern,
     Positive,
     among,
-)
+)  # fmt: skip
 from pruneflow.pruning import TARGETS, schedule
 from pruneflow.pruning.budgets import Budget
 from pruneflow.pruning.criteria import CRITERIA, OF_CHANNELS, OF_OUTPUTS, OF_SAMPLES, SCALE, needs

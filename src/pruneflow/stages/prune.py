@@ -271,8 +271,8 @@ def _pruned_after(experiment: Experiment[PruneConfig]) -> dict[int, Step]:
         return pruned_after(steps, training_steps)
     except ValueError as error:
         raise InputError(
-            f"iterations={config.iterations} is too many for a training of {training_steps} steps, "
-            f"the last quarter of which is not pruned in: {error}; pass more finetune_epochs"
+            f"iterations={config.iterations} is too many: {error}; pass more finetune_epochs, or a "
+            "smaller batch_size"
         ) from None
 
 
