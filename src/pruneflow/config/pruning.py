@@ -204,6 +204,20 @@ class PruneConfig(Settings):
         return last.target_sparsity if self.target_sparsity is None else self.target_sparsity
 
 
+class DirectConfig(PruneConfig):
+    """Configuration of `prune_direct`."""
+
+    @model_validator(mode="after")
+    def _has_one_level(self) -> Self:
+        self._refuse(
+            ["schedule"], "has no effect on prune_direct, which has one level: leave it out"
+        )
+        for name in sorted({"budget", "pattern", "target_sparsity"} & self.given):
+            reason = f"has no effect on prune_direct with {name}, which it goes straight to"
+            self._refuse(["iterations"], f"{reason}: leave it out")
+        return self
+
+
 class GradualConfig(PruneConfig):
     """Configuration of `prune_gradual`."""
 
