@@ -416,7 +416,7 @@ GRADUAL: list[tuple[dict[str, object], str]] = [
         {"granularity": "channel", "form": "compact"},
         "form=compact is not valid: prune_gradual",
     ),
-    ({"iterations": "9"}, "iterations=9 is too many for a training of 1 steps"),
+    ({"iterations": "9"}, "iterations=9 is too many: 9 prunings do not fit into 0 training steps"),
 ]
 FINETUNE: list[tuple[dict[str, object], str]] = [
     ({"epochs": "-1"}, "epochs='-1' is not valid"),

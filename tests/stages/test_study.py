@@ -96,6 +96,12 @@ def test_patterns_match_numbers_and_lists_however_they_are_written(
     assert [job.config.fraction for job in chosen] == fractions  # type: ignore[union-attr]
 
 
+def test_what_one_stage_alone_refuses_is_refused_before_anything_runs() -> None:
+    axes = {"stage": ["prune_iterative", "prune_direct"], "schedule": ["geometric", "cubic"]}
+    with pytest.raises(InputError, match="stage=prune_direct .*: schedule=.* has no effect on"):
+        study.jobs(study.Study(name="x", axes=axes))
+
+
 @pytest.mark.parametrize("name", study.shipped())
 def test_shipped_studies_resolve(name: str) -> None:
     read = study.read(name)

@@ -7,12 +7,12 @@ except what only the machine can tell (`device` left to `auto`, `threads` not gi
 from __future__ import annotations
 
 from pruneflow.config.base import NEWEST, Config, as_text, reads_texts, short_model
-from pruneflow.config.pruning import GradualConfig, PruneConfig, SensitivityConfig
+from pruneflow.config.pruning import DirectConfig, GradualConfig, PruneConfig, SensitivityConfig
 from pruneflow.config.reading import BenchmarkConfig, ReportConfig, SweepConfig
 from pruneflow.config.training import OF_RATE, OF_TRAINING, FinetuneConfig, Settings
 
 __all__ = [
-    "NEWEST", "OF_RATE", "OF_TRAINING", "BenchmarkConfig", "Config", "FinetuneConfig",
-    "GradualConfig", "PruneConfig", "ReportConfig", "SensitivityConfig", "Settings", "SweepConfig",
-    "as_text", "reads_texts", "short_model",
+    "NEWEST", "OF_RATE", "OF_TRAINING", "BenchmarkConfig", "Config", "DirectConfig",
+    "FinetuneConfig", "GradualConfig", "PruneConfig", "ReportConfig", "SensitivityConfig",
+    "Settings", "SweepConfig", "as_text", "reads_texts", "short_model",
 ]  # fmt: skip

@@ -17,7 +17,7 @@ from pruneflow.parameters import (
     Pattern,
     Positive,
     among,
-)
+)  # fmt: skip
 from pruneflow.pruning import TARGETS, schedule
 from pruneflow.pruning.budgets import Budget
 from pruneflow.pruning.criteria import CRITERIA, OF_CHANNELS, OF_OUTPUTS, OF_SAMPLES, SCALE, needs
@@ -210,6 +210,20 @@ class PruneConfig(Settings):
             return 1 - self.block[0] / self.block[1]
         last = schedule.iterative(self.fraction, self.iterations)[-1]
         return last.target_sparsity if self.target_sparsity is None else self.target_sparsity
+
+
+class DirectConfig(PruneConfig):
+    """Configuration of `prune_direct`."""
+
+    @model_validator(mode="after")
+    def _has_one_level(self) -> Self:
+        self._refuse(
+            ["schedule"], "has no effect on prune_direct, which has one level: leave it out"
+        )
+        for name in sorted({"budget", "pattern", "target_sparsity"} & self.given):
+            reason = f"has no effect on prune_direct with {name}, which it goes straight to"
+            self._refuse(["iterations"], f"{reason}: leave it out")
+        return self
 
 
 class GradualConfig(PruneConfig):

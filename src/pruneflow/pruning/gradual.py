@@ -63,5 +63,6 @@ def pruned_after(steps: Sequence[Step], training_steps: int) -> dict[int, Step]:
     """
     last = 3 * training_steps // 4
     if len(steps) > last:
-        raise ValueError(f"{len(steps)} prunings do not fit into {last} training steps")
+        of = f"{last} training steps, the first three quarters of {training_steps}"
+        raise ValueError(f"{len(steps)} prunings do not fit into {of}")
     return {last * number // len(steps): step for number, step in enumerate(steps, start=1)}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pruneflow.config import (
     BenchmarkConfig,
     Config,
+    DirectConfig,
     FinetuneConfig,
     GradualConfig,
     PruneConfig,
@@ -37,7 +38,7 @@ STAGES = {
     "finetune": Stage(FinetuneConfig, "finetune", "Train a model, to be a base run for pruning."),
     "prune_iterative": Stage(PruneConfig, "prune", "Prune level by level, fine-tuning after each."),
     "prune_direct": Stage(
-        PruneConfig, "prune", "Prune to the target in one level, then fine-tune."
+        DirectConfig, "prune", "Prune to the target in one level, then fine-tune."
     ),
     "prune_gradual": Stage(
         GradualConfig, "prune", "Prune by and by within one training, then train on."

@@ -15,7 +15,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from pruneflow.config import GradualConfig, PruneConfig, short_model
+from pruneflow.config import DirectConfig, GradualConfig, PruneConfig, short_model
 from pruneflow.errors import InputError
 from pruneflow.pruning import schedule
 from pruneflow.pruning.criteria import CRITERIA, needs
@@ -54,19 +54,8 @@ def prune_iterative(
     return _prune("prune_iterative", config, steps, reporter, experiment_id)
 
 
-def prune_direct(config: PruneConfig, reporter: Reporter) -> Ended:
+def prune_direct(config: DirectConfig, reporter: Reporter) -> Ended:
     """One level goes straight to where the iterative schedule would end."""
-    for name in sorted({"budget", "pattern", "target_sparsity"} & config.given):
-        if "iterations" in config.given:
-            raise InputError(
-                f"iterations={config.iterations} has no effect on prune_direct with {name}, which "
-                "it goes straight to: leave it out"
-            )
-    if "schedule" in config.given:
-        raise InputError(
-            f"schedule={config.schedule} has no effect on prune_direct, which has one level: leave "
-            "it out"
-        )
     return _prune("prune_direct", config, schedule.direct(config.final_sparsity), reporter)
 
 
@@ -276,8 +265,8 @@ def _pruned_after(experiment: Experiment[PruneConfig]) -> dict[int, Step]:
         return pruned_after(steps, training_steps)
     except ValueError as error:
         raise InputError(
-            f"iterations={config.iterations} is too many for a training of {training_steps} steps, "
-            f"the last quarter of which is not pruned in: {error}; pass more finetune_epochs"
+            f"iterations={config.iterations} is too many: {error}; pass more finetune_epochs, or a "
+            "smaller batch_size"
         ) from None
 
 

@@ -28,7 +28,14 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from pruneflow.config import BenchmarkConfig, FinetuneConfig, GradualConfig, PruneConfig, as_text
+from pruneflow.config import (
+    BenchmarkConfig,
+    DirectConfig,
+    FinetuneConfig,
+    GradualConfig,
+    PruneConfig,
+    as_text,
+)
 from pruneflow.errors import InputError, first_line, unknown, user_path
 from pruneflow.resolution import base_config, resolve
 from pruneflow.tracking.store import check_name
@@ -36,7 +43,7 @@ from pruneflow.workloads.datasets import BUNDLED
 
 _STAGES: dict[str, type[FinetuneConfig] | type[PruneConfig]] = {
     "prune_iterative": PruneConfig,
-    "prune_direct": PruneConfig,
+    "prune_direct": DirectConfig,
     "prune_gradual": GradualConfig,
     "finetune": FinetuneConfig,
 }
