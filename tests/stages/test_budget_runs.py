@@ -16,7 +16,7 @@ from pruneflow.stages import budgets
 from tests.stages.test_resume import same_levels, stop_at
 
 SMALL: dict[str, Any] = {
-    "model": "resnet18",
+    "model": "shufflenet_v2_x0_5",
     "image_size": 32,
     "train_limit": 100,
     "batch_size": 50,
@@ -32,16 +32,19 @@ BERT = {"model": "bert", "dataset": "reviews", "image_size": None, "train_limit"
 CASES: dict[str, dict[str, Any]] = {
     "weights, params": {"budget": "params:0.1"},
     "weights, macs": {"budget": "macs:0.25", "scope": "layer", "model": "mobilenet_v2"},
-    "weights, bytes": {"budget": "bytes:0.2", "model": "shufflenet_v2_x0_5"},
+    "weights, bytes": {"budget": "bytes:0.2"},
     "channels, macs": CHANNEL | {"budget": "macs:0.25"},
-    "channels, bytes": CHANNEL | {"budget": "bytes:0.3", "model": "shufflenet_v2_x0_5"},
+    "channels, bytes": CHANNEL | {"budget": "bytes:0.3"},
     "compact, bytes": COMPACT | {"budget": "bytes:0.25"},
     "BERT, bytes": BERT | {"budget": "bytes:0.3"},
     "BERT, macs": COMPACT | BERT | {"budget": "macs:0.5"},
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(c, marks=[pytest.mark.slow] if "BERT" in c else []) for c in CASES],
+)
 def test_a_budget_is_met_and_recorded(folder: Path, case: str) -> None:
     given = SMALL | CASES[case]
     run = pruneflow.prune_iterative(**given)

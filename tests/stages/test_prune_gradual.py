@@ -101,7 +101,7 @@ CHANNELS = {"granularity": "channel", "fraction": 0.2, "criterion": "taylor"}
         pytest.param({}, 1, marks=pytest.mark.slow),
         pytest.param({"optimizer": "sgd"}, 1, marks=pytest.mark.slow),
         ({}, 3),
-        (CHANNELS, 1),
+        pytest.param(CHANNELS, 1, marks=pytest.mark.slow),
         pytest.param(CHANNELS, 3, marks=pytest.mark.slow),
     ],
     ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else None,

@@ -101,7 +101,17 @@ def test_rewound_rates_leave_weights(
         assert torch.equal(state[name][kept], base[name][kept]), name
 
 
-@pytest.mark.parametrize("recover", [REWOUND, GIVEN | {"distill": 0.5, "finetune_epochs": 2}])
+@pytest.mark.parametrize(
+    "recover",
+    [
+        REWOUND,
+        pytest.param(
+            GIVEN | {"distill": 0.5, "finetune_epochs": 2, "lr_schedule": "cosine"},
+            marks=pytest.mark.slow,
+        ),
+    ],
+    ids=["rewound", "distilled"],
+)
 def test_a_run_that_recovers_goes_on_as_if_it_had_never_stopped(
     folder: Path, monkeypatch: pytest.MonkeyPatch, recover: dict[str, Any]
 ) -> None:

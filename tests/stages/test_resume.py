@@ -35,7 +35,7 @@ SMALL: dict[str, Any] = {
     "threads": 1,
     "precision": "fp32",
 }
-CHANNELS = {"granularity": "channel", "fraction": 0.3, "model": "resnet18", "iterations": 2}
+CHANNELS = {"granularity": "channel", "fraction": 0.3, "iterations": 2}
 TIMES = ["score_seconds", "finetune_seconds", "evaluate_seconds"]
 RUNNING = "attributes.status = 'RUNNING'"
 

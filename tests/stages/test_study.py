@@ -98,7 +98,7 @@ def test_patterns_match_numbers_and_lists_however_they_are_written(
 
 def test_what_one_stage_alone_refuses_is_refused_before_anything_runs() -> None:
     axes = {"stage": ["prune_iterative", "prune_direct"], "schedule": ["geometric", "cubic"]}
-    with pytest.raises(InputError, match="stage=prune_direct .*: schedule=.* has no effect on"):
+    with pytest.raises(InputError, match=r"stage=prune_direct .*: schedule=.* has no effect on"):
         study.jobs(study.Study(name="x", axes=axes))
 
 

@@ -43,8 +43,8 @@ class PruneConfig(Settings):
     """of scope=sensitivity: id of a sensitivity run, or newest (of the same model, samples, seed,
     granularity, criterion and coupling; the default)"""
     max_layer_sparsity: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """no layer (channels: group) is pruned further than this, in (0, 1]; where layers compete (scope
-    global or lamp) the others are instead"""
+    """no layer (channels: group) is pruned further than this, in (0, 1]; where layers compete
+    (scope global or lamp) the others are instead"""
     pattern: Pattern | None = None
     """N:M, single weights: of every M consecutive inputs of an output N are kept at most (2:4), so
     that sparsity ends at 1 - N/M; incomplete blocks and vectors stay as they are"""
