@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import re
@@ -22,12 +23,10 @@ _PACKAGES = (
 
 def describe() -> dict[str, object]:
     """Versions, processors, threads, memory, and the commit of the source that ran."""
-    installed = {package.name: package.version for package in metadata.distributions()}
-    versions = {name: installed[name] for name in _PACKAGES if name in installed}
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "versions": {"pruneflow": __version__, **versions},
+        "versions": {"pruneflow": __version__, **_installed()},
         "cpu": cpu(),
         "cores": os.cpu_count(),
         "memory_bytes": psutil.virtual_memory().total,
@@ -36,6 +35,15 @@ def describe() -> dict[str, object]:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "git": _git_state(),
     }
+
+
+def _installed() -> dict[str, str]:
+    """Versions of the packages that are installed."""
+    versions = {}
+    for name in _PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return versions
 
 
 def cpu() -> str:
