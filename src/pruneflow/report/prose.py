@@ -102,7 +102,7 @@ def _off_budget(config: PruneConfig, level: Level) -> Iterator[str]:
 
 def _why_short(config: PruneConfig) -> str:
     if config.pattern is not None:
-        return f"{config.pattern} of whole blocks, at this level and in the end"
+        return "a whole number of each block of inputs, and nothing of what has no whole block"
     if config.granularity == "weight":
         return "whole weights only in every layer"
     if config.coupling == "group":
