@@ -230,7 +230,7 @@ def test_without_recalibration_accuracy_before_differs(folder: Path) -> None:
 def test_compact_counts_of_unstructured_runs_are_exact(folder: Path) -> None:
     settings = {k: v for k, v in SMALL.items() if k not in ("granularity", "model")}
     levels = pruneflow.prune_direct(
-        model="squeezenet1_1",
+        model="alexnet",
         target_sparsity=0.99,
         finetune_epochs=0,
         **settings | {"image_size": 64, "train_limit": 20, "batch_size": 20},
