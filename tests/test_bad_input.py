@@ -292,6 +292,17 @@ PRUNE: list[tuple[dict[str, object], str]] = [
     ({"learning_rate": "0"}, "learning_rate='0' is not valid"),
     ({"learning_rate": "inf"}, "learning_rate='inf' is not valid"),
     ({"lr_schedule": "cosin"}, "unknown lr_schedule 'cosin': did you mean cosine"),
+    ({"augment": "crop"}, "unknown augmentation 'crop': did you mean crop_flip"),
+    (
+        {"model": "bert", "augment": "crop_flip"},
+        "augment=crop_flip has no effect with dataset=reviews, which holds texts",
+    ),
+    ({"label_smoothing": "1"}, "label_smoothing='1' is not valid"),
+    ({"label_smoothing": "-0.1"}, "label_smoothing='-0.1' is not valid"),
+    (
+        {"model": "cifar_resnet20", "weights": "pretrained"},
+        "weights=pretrained is not valid for cifar_resnet20",
+    ),
     ({"warmup_epochs": "1"}, "warmup_epochs=1 has no effect with lr_schedule=one_cycle"),
     (
         {"warmup_epochs": "2", "lr_schedule": "cosine", "finetune_epochs": "2"},

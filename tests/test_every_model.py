@@ -38,12 +38,21 @@ from pruneflow.workloads import encoders, models
 
 # The smallest of each constructor; the large ones, VGG and VisionTransformer, are in slow tests.
 FAMILIES = [
-    *("alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "googlenet", "inception_v3"),
+    *(
+        "cifar_resnet20",
+        "cifar_vgg16_bn",
+        "alexnet",
+        "convnext_tiny",
+        "densenet121",
+        "efficientnet_b0",
+        "googlenet",
+        "inception_v3",
+    ),
     *("maxvit_t", "mnasnet0_5", "mobilenet_v2", "mobilenet_v3_small", "regnet_x_400mf"),
     *("regnet_y_400mf", "resnet18", "shufflenet_v2_x0_5", "squeezenet1_1", "swin_t"),
 ]
 # With these it would take twice as long; the slow tests have them.
-LARGER = ("convnext_tiny", "densenet121", "inception_v3", "maxvit_t")
+LARGER = ("cifar_vgg16_bn", "convnext_tiny", "densenet121", "inception_v3", "maxvit_t")
 # With their optimizer's state these take 3 to 13 GB. The families above have their constructors:
 # vit_h_14 vit_l_16 vit_l_32 (vit_b_32), regnet_y_128gf (regnet_y_400mf), convnext_large.
 TOO_LARGE = 150_000_000  # parameters
@@ -168,6 +177,8 @@ def image_size(name: str) -> int:
     """The smallest that a classifier takes, or nearly so."""
     if name.startswith("vit_"):
         return 224
+    if name.startswith("cifar_"):
+        return 32
     return max(32, *torchvision.models.get_model_weights(name).DEFAULT.meta["min_size"])
 
 
@@ -177,7 +188,7 @@ def image_size(name: str) -> int:
 def classifier(name: str) -> tuple[nn.Module, dict[str, Any], int]:
     torch.manual_seed(0)
     model = models.build(name, 2)
-    return model, {"model": name, "classes": 2, **models.describe(model)}, image_size(name)
+    return model, {"model": name, "classes": 2, **models.describe(name, model)}, image_size(name)
 
 
 def small_encoder(kind: str) -> tuple[nn.Module, dict[str, Any], int]:
@@ -302,8 +313,10 @@ def test_one_of_each_family_is_bit_equal_in_a_fresh_process(root: Path, tmp_path
 
 def classifiers() -> list[str]:
     """Those that can be trained in the memory of an ordinary machine."""
-    weights = {name: torchvision.models.get_model_weights(name).DEFAULT for name in models.names()}
-    return [name for name, of in weights.items() if of.meta["num_params"] <= TOO_LARGE]
+    cifar = [name for name in models.names() if name.startswith("cifar_")]
+    others = [name for name in models.names() if name not in cifar]
+    weights = {name: torchvision.models.get_model_weights(name).DEFAULT for name in others}
+    return cifar + [name for name, of in weights.items() if of.meta["num_params"] <= TOO_LARGE]
 
 
 @pytest.mark.slow

@@ -112,7 +112,7 @@ def pruning_config(config: SensitivityConfig) -> PruneConfig:
 
 def given_for_base(config: PruneConfig) -> list[str]:
     """Names of what the caller gave that the newest base run has to have been trained with."""
-    names = sorted(config.given & {"batch_size", "optimizer", "weight_decay"})
+    names = sorted(config.given & {"batch_size", *OF_TRAINING - OF_RATE})
     return [*names, "epochs"] if "base_epochs" in config.given else names
 
 

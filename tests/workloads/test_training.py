@@ -354,16 +354,24 @@ def test_one_cycle_of_a_single_step_trains() -> None:
     assert not torch.equal(model.layer.weight, before)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_steps_are_those_of_pytorchs_own_optimizer(optimizer: str) -> None:
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "nesterov"])
+def test_steps_are_those_of_pytorchs_own_optimizer(optimizer: str, smoothing: float) -> None:
     data = samples(24)
     recipe = replace(RECIPE, optimizer=optimizer, learning_rate=0.01, weight_decay=0.1, epochs=2)
+    recipe = replace(recipe, label_smoothing=smoothing)
     model, other = Recorder(), Recorder()
     train(model, data, recipe)
     kind = (
         torch.optim.AdamW(other.parameters(), lr=0.01, weight_decay=0.1)
         if optimizer == "adamw"
-        else torch.optim.SGD(other.parameters(), lr=0.01, momentum=0.9, weight_decay=0.1)
+        else torch.optim.SGD(
+            other.parameters(),
+            lr=0.01,
+            momentum=0.9,
+            weight_decay=0.1,
+            nesterov=optimizer == "nesterov",
+        )
     )
     whole = Recorder()
     accuracy(whole, data, CPU, image_size=4, batch_size=24)
@@ -373,7 +381,9 @@ def test_steps_are_those_of_pytorchs_own_optimizer(optimizer: str) -> None:
     for batch in model.seen:
         labels = torch.tensor([label_of[tuple(image.flatten().tolist())] for image in batch])
         kind.zero_grad()
-        nn.functional.cross_entropy(other(batch), labels).backward()
+        logarithms = nn.functional.log_softmax(other(batch), dim=1)
+        right = logarithms.gather(1, labels[:, None])[:, 0]
+        (-(1 - smoothing) * right - smoothing * logarithms.mean(1)).mean().backward()
         kind.step()
     torch.testing.assert_close(model.layer.weight, other.layer.weight)
 
@@ -393,7 +403,7 @@ def test_a_loss_that_is_not_finite_stops_the_experiment_in_one_line(bad: float) 
 
 
 def test_an_unknown_optimizer_is_refused() -> None:
-    with pytest.raises(ValueError, match="optimizer 'adam' is neither 'adamw' nor 'sgd'"):
+    with pytest.raises(ValueError, match="optimizer 'adam' is none of adamw, sgd, nesterov"):
         train(net(), samples(8), replace(RECIPE, optimizer="adam"))
 
 

@@ -14,19 +14,22 @@ from pruneflow.parameters import (
     Text,
     among,
 )
+from pruneflow.workloads.augmentations import AUGMENTATIONS, NO_AUGMENTATION
 from pruneflow.workloads.datasets import DATASETS, IMAGES, TEXTS
 from pruneflow.workloads.learning_rates import LR_SCHEDULES, ONE_CYCLE
 
 # How fast a training learns; a pruning run's own, and never its base run's.
 OF_RATE = frozenset({"learning_rate", "lr_schedule", "warmup_epochs"})
-OF_TRAINING = OF_RATE | {"optimizer", "weight_decay"}
+OF_TRAINING = OF_RATE | {"optimizer", "weight_decay", "augment", "label_smoothing"}
+_AUGMENTS = (NO_AUGMENTATION, *AUGMENTATIONS)
 
 
 class Settings(Config):
     """What every training stage needs: the model, its data, how it is trained, and on what."""
 
     model: Text
-    """alexnet, resnet18, any other torchvision classifier, bert, or hf:<hub id or folder>"""
+    """alexnet, resnet18, any other torchvision classifier, cifar_resnet20 and others for images of
+    32x32, bert, or hf:<hub id or folder>"""
     dataset: Annotated[str, among("data set", DATASETS)] = Field(
         description=f"images: {', '.join(IMAGES)}; texts: {', '.join(TEXTS)} (reviews: synthetic)"
     )
@@ -35,7 +38,7 @@ class Settings(Config):
     weights: Text
     """none (new), pretrained (downloaded), a safetensors file or, of encoders, a folder of them"""
     preset: str = "quick"
-    """named defaults: quick or paper"""
+    """named defaults: quick, paper or standard"""
     image_size: Pixels | None
     """side of the square images the model sees, in pixels; not for texts"""
     train_limit: Count | None = None
@@ -52,10 +55,17 @@ class Settings(Config):
     )
     warmup_epochs: Annotated[int, Field(ge=0)] = 0
     """epochs in which the learning rate first rises from 0; one_cycle has its own rise"""
-    optimizer: Literal["adamw", "sgd"]
-    """adamw, or sgd with momentum 0.9"""
+    optimizer: Literal["adamw", "sgd", "nesterov"]
+    """adamw, sgd with momentum 0.9, or nesterov (sgd with Nesterov's momentum 0.9)"""
     weight_decay: Annotated[float, Field(ge=0)]
     """of the optimizer"""
+    augment: Annotated[str, among("augmentation", _AUGMENTS)] = Field(
+        NO_AUGMENTATION,
+        description="what training images are changed by: none, crop_flip (crops of an image with "
+        "a border, mirrored or not) or randaugment (crop_flip and two random operations)",
+    )
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """share of a training label that is spread over all classes, in [0, 1)"""
     seed: Annotated[int, Field(ge=0, lt=2**31)]
     """decides initial weights, split, data order, dropout and random scores"""
     resume: Text = "auto"
@@ -78,10 +88,10 @@ class Settings(Config):
             self._refuse(["warmup_epochs"], reason)
 
     @model_validator(mode="after")
-    def _texts_have_no_image_size(self) -> Self:
+    def _texts_are_no_images(self) -> Self:
         if self.dataset in TEXTS:
             reason = f"has no effect with dataset={self.dataset}, which holds texts: leave it out"
-            self._refuse(["image_size"], reason)
+            self._refuse(["augment", "image_size"], reason)
         return self
 
 

@@ -36,7 +36,7 @@ ALIVE_SECONDS = 60.0  # a run is published at least as often, so that it is seen
 
 _RECIPE = (
     "batch_size", "learning_rate", "lr_schedule", "warmup_epochs", "optimizer", "weight_decay",
-    "image_size",
+    "augment", "label_smoothing", "image_size",
 )  # fmt: skip
 _DATA = ("data_dir", "image_size", "train_limit", "seed")
 
@@ -235,7 +235,7 @@ def _with_images(
     pair = torch.randn(2, *sample.shape[1:], generator=draw, dtype=torch.float64)
     pair = pair.to(machine.device)
     uses, head = cost.positions(model, sample), models.head_name(model)
-    identity = models.describe(model) | {"input": {"image_size": config.image_size}}
+    identity = models.describe(config.model, model) | {"input": {"image_size": config.image_size}}
     return Experiment(config, data, machine, uses, head, pair, identity), model
 
 

@@ -1,4 +1,5 @@
-"""Models: torchvision's classifiers by their names, with a head sized to the data set.
+"""Models: torchvision's classifiers and those for CIFAR-10 by their names, with a head sized to the
+data set.
 
 What is true of every model is here too: its logits, its head, its state, and looking at it.
 """
@@ -21,6 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pruneflow.errors import InputError, first_line, unknown, user_path
+from pruneflow.workloads.cifar_models import CIFAR_MODELS
 
 # Their auxiliary heads, for training on ImageNet, are left out: here they would train on nothing.
 _WITH_AUXILIARY_HEADS = ("googlenet", "inception_v3")
@@ -32,8 +34,8 @@ _FORCE_SAFE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 
 def names() -> list[str]:
-    """Names of torchvision's classifiers."""
-    return list(torchvision.models.list_models(module=torchvision.models))
+    """Names of the classifiers of images."""
+    return [*CIFAR_MODELS, *torchvision.models.list_models(module=torchvision.models)]
 
 
 def build(name: str, classes: int, *, weights: str = "none", load: bool = True) -> nn.Module:
@@ -47,6 +49,11 @@ def build(name: str, classes: int, *, weights: str = "none", load: bool = True) 
     if name not in names():
         raise unknown("model", name, names())
     published = weights == "pretrained"
+    if published and name in CIFAR_MODELS:
+        raise InputError(
+            f"weights=pretrained is not valid for {name}, of which no weights are published here: "
+            "pass weights=none or weights=<file>"
+        )
     model = _new(name, classes, _published_options(name) if published else {})
     if published and load:
         _take(model, _published(name), f"the ImageNet weights of {name}")
@@ -56,8 +63,10 @@ def build(name: str, classes: int, *, weights: str = "none", load: bool = True) 
     return model
 
 
-def describe(model: nn.Module) -> dict[str, object]:
+def describe(name: str, model: nn.Module) -> dict[str, object]:
     """What `rebuild` needs of a classifier beside its name and classes, as JSON values."""
+    if name in CIFAR_MODELS:
+        return {"builder": "cifar"}
     values = {name: getattr(model, name, usual) for name, usual in _OPTIONS.items()}
     options = {name: value for name, value in values.items() if value != _OPTIONS[name]}
     return {"builder": "torchvision"} | ({"options": options} if options else {})
@@ -69,7 +78,7 @@ def rebuild(structure: Mapping[str, Any]) -> nn.Module:
         from pruneflow.workloads import encoders
 
         return encoders.rebuild(structure)
-    if structure.get("builder") != "torchvision":
+    if structure.get("builder") not in ("torchvision", "cifar"):
         raise ValueError(f"the builder {structure.get('builder')!r} is not known")
     name, options = str(structure["model"]), dict(structure.get("options", {}))
     if name not in names():
@@ -80,6 +89,8 @@ def rebuild(structure: Mapping[str, Any]) -> nn.Module:
 
 
 def _new(name: str, classes: int, options: Mapping[str, Any]) -> nn.Module:
+    if name in CIFAR_MODELS:
+        return CIFAR_MODELS[name](classes)
     fixed = {"aux_logits": False, "init_weights": True} if name in _WITH_AUXILIARY_HEADS else {}
     model: nn.Module = torchvision.models.get_model(
         name, weights=None, num_classes=classes, **fixed, **options

@@ -21,9 +21,10 @@ from torch.optim.swa_utils import update_bn
 
 from pruneflow.errors import ExperimentError
 from pruneflow.workloads import learning_rates, models
+from pruneflow.workloads.augmentations import AUGMENTATIONS, NO_AUGMENTATION
 from pruneflow.workloads.batches import shuffled, slices, to_model
 from pruneflow.workloads.machine import Machine
-from pruneflow.workloads.splits import Samples, Tokens
+from pruneflow.workloads.splits import Samples, Split, Tokens
 
 _PROGRESS_SECONDS = 0.5
 # Pixels of an evaluation batch (512 images of 64x64): beyond it, speed no longer grows.
@@ -40,10 +41,12 @@ class Recipe:
     batch_size: int
     learning_rate: float  # the highest that the schedule comes to
     lr_schedule: str  # a name in `LR_SCHEDULES`
-    optimizer: str  # `adamw`, or `sgd` with momentum 0.9
+    optimizer: str  # a name in `_OPTIMIZERS`
     weight_decay: float
     image_size: int | None  # side of the square images the model sees; None for texts
     seed: int  # decides data order and dropout
+    augment: str = NO_AUGMENTATION  # or a name in `AUGMENTATIONS`
+    label_smoothing: float = 0.0  # share of a label that is spread over all classes, in [0, 1)
     warmup_epochs: int = 0  # in which the learning rate rises first
     epochs_before: int = 0  # that the learning-rate schedule has behind it, beside `epochs`
     distill: float = 0.0  # share of the loss that is the distance to a teacher's outputs, in [0, 1)
@@ -78,6 +81,7 @@ class Epoch:
 _OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adamw": functools.partial(torch.optim.AdamW, fused=True),
     "sgd": functools.partial(torch.optim.SGD, momentum=0.9, fused=True),
+    "nesterov": functools.partial(torch.optim.SGD, momentum=0.9, nesterov=True, fused=True),
 }
 
 
@@ -97,7 +101,7 @@ class _Training:
         torch.manual_seed(recipe.seed)
         self.order = torch.Generator().manual_seed(recipe.seed)
         if recipe.optimizer not in _OPTIMIZERS:
-            raise ValueError(f"optimizer {recipe.optimizer!r} is neither 'adamw' nor 'sgd'")
+            raise ValueError(f"optimizer {recipe.optimizer!r} is none of {', '.join(_OPTIMIZERS)}")
         parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = _OPTIMIZERS[recipe.optimizer](
             parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay
@@ -123,10 +127,11 @@ class _Training:
         correct = torch.zeros((), dtype=torch.int64, device=device)
         seen, reported = 0, time.perf_counter()
         for batch in shuffled(self.data, recipe.batch_size, self.order):
-            inputs, labels = to_model(self.data, batch, recipe.image_size, self.machine)
+            inputs, labels = self.inputs(batch)
             with self.machine.autocast():
                 logits = models.logits(model, inputs)
-            loss = functional.cross_entropy(logits.float(), labels)
+            smoothing = recipe.label_smoothing
+            loss = functional.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
             if self.teacher is not None:
                 loss = (1 - recipe.distill) * loss + recipe.distill * self.distance(logits, inputs)
             self.optimizer.zero_grad()
@@ -148,6 +153,16 @@ class _Training:
         if not all(bool(p.isfinite().all()) for p in model.parameters()):
             raise self.diverged("weights became NaN or infinite", number)
         return float(loss_sum) / seen, int(correct) / seen
+
+    def inputs(self, batch: NDArray[np.int64]) -> tuple[Tensor | dict[str, Tensor], Tensor]:
+        """Samples as the model takes them in training, and their labels (N,)."""
+        data, size, augment = self.data, self.recipe.image_size, self.recipe.augment
+        if augment == NO_AUGMENTATION:
+            return to_model(data, batch, size, self.machine)
+        assert isinstance(data, Split)
+        changed = AUGMENTATIONS[augment](data.samples[batch], self.order)
+        everything = np.arange(len(batch))
+        return to_model(Split(changed, data.labels[batch]), everything, size, self.machine)
 
     def distance(self, logits: Tensor, inputs: Any) -> Tensor:
         """Distance of logits (N, classes) to the teacher's, of the size of a cross entropy."""
