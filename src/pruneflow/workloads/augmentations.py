@@ -1,8 +1,8 @@
 """Augmentations: what training images are changed by, anew in every epoch.
 
-To add one, write the function and its row in AUGMENTATIONS. It takes a batch of images (N, H, W, 3),
-uint8, and the training's generator, which alone it draws from (so a training that goes on draws the
-same), and returns another batch of that shape.
+To add one, write the function and its row in AUGMENTATIONS. It takes a batch of images, uint8 of
+(N, H, W, 3), and the training's generator, which alone it draws from (so a training that goes on
+draws the same), and returns another batch of that shape.
 """
 
 from __future__ import annotations
