@@ -24,7 +24,7 @@ from pruneflow.config import (
     Settings,
 )
 from pruneflow.errors import InputError, unknown
-from pruneflow.workloads.datasets import TEXTS
+from pruneflow.workloads.datasets import IMAGES, TEXTS
 
 PRESET = "preset"  # what MLproject passes for a parameter that was not given
 _ALTERNATIVES = {  # parameters that mean the same, of which one can be given -> what they mean
@@ -51,8 +51,9 @@ def _preset_values(kind: type[Settings], given: Mapping[str, Any]) -> dict[str, 
     for layer in presets()[name]:
         known = {**values, **given}
         model, texts = str(known.get("model")), str(known.get("dataset")) in TEXTS
+        encoder = model.startswith("hf:") and str(given.get("dataset")) not in IMAGES
         published = model == "bert" and given.get("weights", "none") != "none"
-        model = "hf" if published or model.startswith("hf:") else model
+        model = "hf" if published or encoder else model
         stage = "finetune" if kind is FinetuneConfig else "prune"
         known |= {"stage": stage, "model": model, "texts": texts}
         when = layer.get("when", {}).items()

@@ -320,7 +320,7 @@ def test_pretrained_is_the_librarys_own_model_with_a_new_head_and_is_rebuilt_so(
     expected, found = features(library, head, images), features(model, head, images)
     assert torch.equal(expected, found)
 
-    json_values = json.loads(json.dumps({"model": name, "classes": 6, **describe(model)}))
+    json_values = json.loads(json.dumps({"model": name, "classes": 6, **describe(name, model)}))
     again = rebuild(json_values).eval()
     load_state(again, model.state_dict())
     with torch.inference_mode():

@@ -20,6 +20,7 @@ from pruneflow.config import (
 )
 from pruneflow.errors import unknown
 from pruneflow.resolution import resolve
+from pruneflow.workloads import factories
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -67,6 +68,8 @@ class FinishedRun:
 def run(stage: str, parameters: Mapping[str, Any]) -> FinishedRun | None:
     """Run a stage with the parameters of its entry point; the rest comes from the preset.
 
+    A factory of a model or data set may be the callable itself, where a module has its name.
+
     Random states, threads and modes of the caller's PyTorch are afterwards as they were. Gives its
     run, the first if there are several; None after a dry run, which makes none.
 
@@ -76,7 +79,11 @@ def run(stage: str, parameters: Mapping[str, Any]) -> FinishedRun | None:
     """
     if stage not in STAGES:
         raise unknown("stage", stage, STAGES)
-    config = resolve(STAGES[stage].config, parameters)
+    named = {
+        name: factories.name_of(name, value) if callable(value) else value
+        for name, value in parameters.items()
+    }
+    config = resolve(STAGES[stage].config, named)
 
     import pandas as pd
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from pruneflow.config import BenchmarkConfig, reads_texts
-from pruneflow.errors import InputError, unknown
+from pruneflow.errors import InputError
 from pruneflow.inference import EAGER, engines
 from pruneflow.inference.forms import FORMS, PrunedLevel
 from pruneflow.pruning import cost, tracing
@@ -89,8 +89,8 @@ def _chosen(config: BenchmarkConfig) -> list[str]:
     if newest is not None:
         return [newest]
     model = config.model or "alexnet"
-    if not reads_texts(model) and model not in models.names():
-        raise unknown("model", model, models.names())
+    if not reads_texts(model):
+        models.check(model)
     which = "" if config.model is None else f" of {config.model}"
     raise InputError(
         f"there is no finished pruning run{which} to time in the current experiment: make one "
@@ -161,7 +161,9 @@ def _subject(run: PruningRun, config: BenchmarkConfig) -> Subject:
     groups = []
     is_compact, wanted = run.config.get("form") == "compact", config.forms or FORMS
     if "compact" in wanted and not is_compact and levels != (0,):
-        groups = tracing.find_groups(dense, probe, outputs=[models.head_name(dense)]).groups
+        pair = models.random_inputs(checkpoint.structure, 2, size=size, device="cpu")
+        head = models.head_of(dense, pair)
+        groups = tracing.find_groups(dense, probe, outputs=[head]).groups
     one = models.random_inputs(checkpoint.structure, 1, size=size, device="cpu")
     return Subject(run, levels, (name, size), checkpoint, dense, cost.positions(dense, one), groups)
 

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pruneflow.config import PruneConfig, Settings, reads_texts
-from pruneflow.errors import InputError, unknown
+from pruneflow.config import PruneConfig, Settings
+from pruneflow.errors import InputError
 from pruneflow.pruning import cost, statistics
 from pruneflow.pruning.densities import Curve
 from pruneflow.pruning.statistics import Batch, Statistics
@@ -22,7 +22,7 @@ from pruneflow.stages.progress import Reporter
 from pruneflow.tracking import resume
 from pruneflow.tracking.resume import Earlier
 from pruneflow.tracking.run import Ended, Run
-from pruneflow.workloads import batches, datasets, models, training
+from pruneflow.workloads import batches, datasets, factories, models, other_models, training
 from pruneflow.workloads.datasets import IMAGES, TEXTS, Data
 from pruneflow.workloads.machine import Machine
 from pruneflow.workloads.splits import Samples, Split, Tokens, balanced
@@ -195,8 +195,10 @@ def build(
     """
     torch.manual_seed(config.seed)
     name, weights = config.model, config.weights
-    if tokenizer is None:
-        return machine.move(models.build(name, classes, weights=weights, load=load))
+    if tokenizer is None or factories.is_factory(name):
+        words = None if tokenizer is None else len(tokenizer)
+        model = models.build(name, classes, weights=weights, load=load, vocabulary=words)
+        return machine.move(model)
     from pruneflow.workloads import encoders
 
     model = encoders.build(name, classes, weights=weights, tokenizer=tokenizer, load=load)
@@ -210,11 +212,10 @@ def prepare(config: C, *, load: bool) -> tuple[Experiment[C], nn.Module]:
     """
     machine = Machine.choose(config.device, config.threads, cores(), config.precision)
     config = config.resolved(device=machine.device, threads=machine.threads)
-    texts = reads_texts(config.model)
-    if not texts and config.model not in models.names():
-        raise unknown("model", config.model, models.names())
-    if texts != (config.dataset in TEXTS):
-        kind, fitting = ("texts", TEXTS) if texts else ("images", IMAGES)
+    models.check(config.model)
+    texts = config.dataset in TEXTS
+    if texts not in models.reads_texts(config.model):
+        kind, fitting = ("images", IMAGES) if texts else ("texts", TEXTS)
         raise InputError(
             f"model={config.model} reads {kind}, dataset={config.dataset} is none of them: pass "
             f"dataset={' or '.join(fitting)}"
@@ -234,8 +235,11 @@ def _with_images(
     draw = torch.Generator().manual_seed(0)
     pair = torch.randn(2, *sample.shape[1:], generator=draw, dtype=torch.float64)
     pair = pair.to(machine.device)
-    uses, head = cost.positions(model, sample), models.head_name(model)
+    images = pair.float()
+    models.check_runs(config.model, model, [images], len(data.classes), "images")
+    uses, head = cost.positions(model, sample), models.head_of(model, images)
     identity = models.describe(config.model, model) | {"input": {"image_size": config.image_size}}
+    _check_rebuilds(config, identity, len(data.classes), model, images)
     return Experiment(config, data, machine, uses, head, pair, identity), model
 
 
@@ -248,12 +252,12 @@ def _with_texts(
     name, classes = config.model, len(data.classes)
     tokenizer = encoders.tokenizer_for(name, config.weights, cast(Split, data.train))
     model = build(config, classes, machine, load=load, tokenizer=tokenizer)
-    longest = encoders.longest(model, tokenizer)
+    longest, stated = encoders.longest(model, tokenizer), getattr(model, "config", None)
 
     tokens: dict[str, Tokens] = {}
     for part in ("train", "val", "test"):
         texts = getattr(data, part)
-        tokens[part] = encoders.encode(tokenizer, texts, longest=longest, config=model.config)
+        tokens[part] = encoders.encode(tokenizer, texts, longest=longest, config=stated)
         encoders.check_tokens(name, model, part, texts, tokens[part])
 
     def batch(part: str, *index: int) -> dict[str, Tensor]:
@@ -264,13 +268,28 @@ def _with_texts(
     median, longer = by_length[len(by_length) // 2], by_length[-1]
     other = max("val", "test", key=lambda part: lengths[part].max())
     pair = batch("train", median, longer)
-    encoders.check_runs(name, model, [pair, batch(other, int(lengths[other].argmax()))], classes)
-    uses, head = cost.positions(model, batch("train", median)), models.head_name(model)
+    longest_other = batch(other, int(lengths[other].argmax()))
+    models.check_runs(name, model, [pair, longest_other], classes, "texts")
+    uses, head = cost.positions(model, batch("train", median)), models.head_of(model, pair)
     model.train()
     size = {"sequence_length": int(lengths["train"][median])}
-    identity = encoders.describe(model, tokenizer) | {"input": size}
+    if factories.is_factory(name):
+        identity = models.describe(name, model) | encoders.describe_tokenizer(tokenizer)
+    else:
+        identity = encoders.describe(model, tokenizer)
+    identity |= {"input": size}
+    _check_rebuilds(config, identity, classes, model, pair)
     data = replace(data, train=tokens["train"], val=tokens["val"], test=tokens["test"])
     return Experiment(config, data, machine, uses, head, pair, identity, tokenizer), model
+
+
+def _check_rebuilds(
+    config: Settings, identity: Mapping[str, object], classes: int, model: nn.Module, inputs: Any
+) -> None:
+    """See that checkpoints of a model that is not listed will lead to it again."""
+    if identity["builder"] in other_models.BUILDERS:
+        structure = {"model": config.model, "classes": classes, **identity}
+        other_models.check_rebuilds(structure, model, inputs)
 
 
 def report_finished(run: Earlier, reporter: Reporter, experiment_id: str | None) -> Ended:

@@ -14,6 +14,8 @@ from pruneflow.config import BenchmarkConfig, PruneConfig, Settings, reads_texts
 from pruneflow.errors import user_path
 from pruneflow.tracking import environment
 from pruneflow.version import __version__
+from pruneflow.workloads import factories
+from pruneflow.workloads.datasets import TEXTS
 
 # What does not decide a run's result: the preset's values are there one by one, what a folder
 # or a base run holds counts, not where it lies.
@@ -57,7 +59,7 @@ def fingerprint(
         deciding["sensitivity_run"] = sensitivity
         if config.cost_budget is not None and config.cost_budget.measured:
             deciding["machine"] = environment.machine(config.device)
-    libraries = ["torch", "transformers" if reads_texts(config.model) else "torchvision"]
+    libraries = ["torch", *_libraries(config)]
     libraries += ["torch-pruning"] if stage != "finetune" else []
     versions = {name: metadata.version(name) for name in libraries}
     return _hash(stage, deciding, data_digest, base, code(), versions)
@@ -105,8 +107,22 @@ def _normal_source(path: Path) -> str:
     return ast.unparse(tree)
 
 
+def _libraries(config: Settings) -> list[str]:
+    """What makes a model, and its tokenizer."""
+    if config.model.startswith("timm:"):
+        return ["timm"]
+    if reads_texts(config.model):
+        return ["transformers"]
+    if factories.is_factory(config.model):
+        return ["transformers"] if config.dataset in TEXTS else []
+    return ["torchvision"]
+
+
 def _model(config: Settings) -> str:
-    """What tells models apart: their name, or of `hf:` what the folder or hub's snapshot holds."""
+    """What tells models apart: their name, or the content of what the name stands for."""
+    if factories.is_factory(config.model):
+        name = config.model.rpartition(":")[2]
+        return f"{name}@{factories.source_hash('model', config.model)}"
     name = config.model.removeprefix("hf:")
     return name if name == config.model else f"hf:{_content(name, 'model')}"
 
@@ -117,6 +133,8 @@ def _weights(config: Settings) -> str:
         return "none"
     if config.weights != "pretrained":
         return _content(config.weights, "weights")
+    if config.model.startswith("timm:"):
+        return f"{config.model}@{metadata.version('timm')}"
     if reads_texts(config.model):
         return _content(_BERT, "weights") if config.model == "bert" else _model(config)
     import torchvision

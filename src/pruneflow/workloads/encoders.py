@@ -9,7 +9,7 @@ import hashlib
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -27,7 +27,7 @@ from transformers import (
 )
 
 from pruneflow.errors import InputError, first_line, user_path
-from pruneflow.workloads import models
+from pruneflow.workloads.factories import is_factory
 from pruneflow.workloads.splits import Split, Tokens
 
 BERT = "bert-base-uncased"
@@ -55,11 +55,11 @@ _SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
 def tokenizer_for(name: str, weights: str, texts: Split) -> Any:
-    """The tokenizer that belongs to a model; of `bert` from scratch, one made from the texts."""
-    if name == "bert" and weights == "none":
+    """The tokenizer that belongs to a model; of `bert` from scratch and factories, of the texts."""
+    if (name == "bert" and weights == "none") or is_factory(name):
         return BertTokenizer(vocab=_vocabulary(texts), do_lower_case=True, model_max_length=512)
-    source = _source(name, weights)
-    with _reading(source):
+    source = source_of(name, weights)
+    with reading(source):
         tokenizer = AutoTokenizer.from_pretrained(source)
     if len(tokenizer.get_vocab()) <= len(set(tokenizer.all_special_tokens)):
         raise InputError(f"{source!r} has no tokenizer: put tokenizer.json beside the weights")
@@ -77,8 +77,8 @@ def build(
     this size. Without `load`, the architecture is the same and the weights are new.
     """
     scratch = name == "bert" and weights == "none"
-    source = name if scratch else _source(name, weights)
-    with _reading(source):
+    source = name if scratch else source_of(name, weights)
+    with reading(source):
         if scratch:
             config: Any = BertConfig(vocab_size=len(tokenizer), num_labels=classes, **_MINI)
         else:
@@ -118,6 +118,11 @@ def describe(model: nn.Module, tokenizer: Any) -> dict[str, object]:
         "positions": _positions(model),
         "tokenizer": fingerprint(tokenizer),
     }
+
+
+def describe_tokenizer(tokenizer: Any) -> dict[str, object]:
+    """What a checkpoint says of the tokenizer of a model that is no encoder of transformers."""
+    return {"vocabulary": len(tokenizer), "tokenizer": fingerprint(tokenizer)}
 
 
 def rebuild(structure: Mapping[str, Any]) -> nn.Module:
@@ -172,7 +177,7 @@ def _stated(owner: Any, name: str) -> int | None:
 
 def _positions(model: nn.Module) -> int | None:
     """Tokens that a model has positions for; None if any number, or it does not say."""
-    stated = _stated(model.config, "max_position_embeddings")
+    stated = _stated(getattr(model, "config", None), "max_position_embeddings")
     for name, table in model.named_modules():
         # RoBERTa and its kin number positions from the padding's number on
         first = getattr(table, "padding_idx", None)
@@ -204,31 +209,15 @@ def check_tokens(name: str, model: Any, part: str, texts: Split, tokens: Tokens)
             f"set), and the model's embedding has {rows} rows: use the tokenizer that it was "
             "trained with, or call resize_token_embeddings(len(tokenizer)) and save it again"
         )
-    if model.config.is_encoder_decoder and isinstance(model.config.eos_token_id, int):
-        ends = np.add.reduceat(tokens.ids == model.config.eos_token_id, tokens.starts[:-1])
+    config = getattr(model, "config", None)
+    end = getattr(config, "eos_token_id", None)
+    if getattr(config, "is_encoder_decoder", False) and isinstance(end, int):
+        ends = np.add.reduceat(tokens.ids == end, tokens.starts[:-1])
         for number in np.flatnonzero(ends != ends[0]):
             raise InputError(
                 f"model={name} needs as many ends of text in one text as in another: "
                 f"{shown[number]!r} (in the {part} set) has {ends[number]}, {shown[0]!r} {ends[0]}"
             )
-
-
-def check_runs(
-    name: str, model: nn.Module, batches: Sequence[Mapping[str, torch.Tensor]], classes: int
-) -> None:
-    """See that a model gives logits for some batches, in training and in evaluation."""
-    try:
-        with models.looking(model), torch.no_grad():
-            for batch in batches:
-                for mode in (True, False):
-                    logits = models.logits(model.train(mode), batch)
-                    wanted = (len(batch["input_ids"]), classes)
-                    if logits.shape != wanted:
-                        raise ValueError(f"logits of shape {tuple(logits.shape)}, not {wanted}")
-                    if not bool(logits.isfinite().all()):
-                        raise ValueError("its logits are not finite")
-    except Exception as error:  # whatever an encoder of the hub does with tokens it cannot take
-        raise InputError(f"model={name} cannot classify these texts: {first_line(error)}") from None
 
 
 def _simplify(config: Any, tokenizer: Any) -> None:
@@ -269,7 +258,7 @@ def _vocabulary(texts: Split) -> dict[str, int]:
     return {token: number for number, token in enumerate(dict.fromkeys(tokens))}
 
 
-def _source(name: str, weights: str) -> str:
+def source_of(name: str, weights: str) -> str:
     """The hub id or folder that a model comes from."""
     if weights not in ("none", "pretrained"):
         folder = user_path("weights", weights)
@@ -287,7 +276,7 @@ def _source(name: str, weights: str) -> str:
 
 
 @contextmanager
-def _reading(source: str) -> Iterator[None]:
+def reading(source: str, samples: str = "texts") -> Iterator[None]:
     """Turn what transformers raises for a source into one line, and show none of its own."""
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
@@ -300,12 +289,13 @@ def _reading(source: str) -> Iterator[None]:
         if not folder.is_dir():
             where = "the Hugging Face hub's"
             way_out = "; pass weights=<folder>, or weights=none for model=bert"
+            way_out = way_out if samples == "texts" else "; pass model=hf:<folder>"
         elif not (folder / "config.json").is_file():
             reason = "it has no config.json"
         elif any(folder.glob("*.bin")) and not any(folder.glob("*.safetensors")):
             reason = "it has pickled weights (.bin) only, which are not read: save safetensors"
         raise InputError(
-            f"{where} {source} cannot be used as a classifier of texts: {reason}{way_out}"
+            f"{where} {source} cannot be used as a classifier of {samples}: {reason}{way_out}"
         ) from None
     finally:
         transformers.logging.set_verbosity(verbosity)

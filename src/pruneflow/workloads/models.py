@@ -1,129 +1,134 @@
-"""Models: torchvision's classifiers and those for CIFAR-10 by their names, with a head sized to the
-data set.
+"""Models: classifiers of images by their names, with a head sized to the data set.
 
 What is true of every model is here too: its logits, its head, its state, and looking at it.
 """
 
 from __future__ import annotations
 
-import os
+import functools
 import random
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torchvision
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pruneflow.errors import InputError, first_line, unknown, user_path
+from pruneflow.workloads import factories, other_models, torchvision_models
 from pruneflow.workloads.cifar_models import CIFAR_MODELS
 
-# Their auxiliary heads, for training on ImageNet, are left out: here they would train on nothing.
-_WITH_AUXILIARY_HEADS = ("googlenet", "inception_v3")
-# Arguments of torchvision's constructors that its builders set for some published weights, with
-# what they are otherwise: whether images are normalised anew, and the size of a vision transformer.
-_OPTIONS: dict[str, Any] = {"transform_input": False, "image_size": 224}
 _FEW_CHANNELS = 8
-_FORCE_SAFE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+# Parts of torchvision's published weights that no model here has.
+_AUXILIARY = ("AuxLogits.", "aux1.", "aux2.")
 
 
 def names() -> list[str]:
     """Names of the classifiers of images."""
-    return [*CIFAR_MODELS, *torchvision.models.list_models(module=torchvision.models)]
+    return [*CIFAR_MODELS, *torchvision_models.names()]
 
 
-def build(name: str, classes: int, *, weights: str = "none", load: bool = True) -> nn.Module:
+def check(name: str) -> None:
+    """See that there is a model of a name, before data are read; else an InputError."""
+    if other_models.builder(name) is not None:
+        other_models.check(name)
+    elif name != "bert" and name not in names():
+        if name.endswith(".py") or ":" in name:
+            forms = "package.module:factory, path/to/file.py:factory, timm:<name> or hf:<id>"
+            raise InputError(f"model={name!r} is not valid: it should be a name, {forms}")
+        raise unknown("model", name, names())
+
+
+def reads_texts(name: str) -> tuple[bool, ...]:
+    """Whether a model reads texts; both, where its data decide."""
+    if name.startswith("hf:") or factories.is_factory(name):
+        return (True, False)
+    return (name == "bert",)
+
+
+def build(
+    name: str,
+    classes: int,
+    *,
+    weights: str = "none",
+    load: bool = True,
+    vocabulary: int | None = None,
+) -> nn.Module:
     """A classifier with `classes` outputs, images (N, 3, H, W) in, logits (N, classes) out.
 
+    `name` is one of `names()`, or a name that `other_models` knows what to build of.
     `weights` is `none` (torchvision's initialisation, from torch's global generator), `pretrained`
     (ImageNet, downloaded by torchvision on first use; the head is new), or a safetensors file, of
     which all but the head is taken if that has another number of outputs. Without `load`, the
-    architecture is the same and the weights are new.
+    architecture is the same and the weights are new. `vocabulary` is how many tokens there are, for
+    a factory of a model that reads texts.
     """
-    if name not in names():
-        raise unknown("model", name, names())
-    published = weights == "pretrained"
-    if published and name in CIFAR_MODELS:
-        raise InputError(
-            f"weights=pretrained is not valid for {name}, of which no weights are published here: "
-            "pass weights=none or weights=<file>"
-        )
-    model = _new(name, classes, _published_options(name) if published else {})
-    if published and load:
-        _take(model, _published(name), f"the ImageNet weights of {name}")
-    elif weights != "none" and load:
+    if other_models.builder(name) is not None:
+        model = other_models.build(name, classes, weights=weights, load=load, vocabulary=vocabulary)
+    else:
+        model = _listed(name, classes, published=weights == "pretrained", load=load)
+    if weights not in ("none", "pretrained") and load:
         path = user_path("weights", weights)
         _take(model, _read(path), f"weights={str(path)!r}")
     return model
 
 
+def _listed(name: str, classes: int, *, published: bool, load: bool) -> nn.Module:
+    """A model of `names()`, with published weights or new ones."""
+    check(name)
+    if name in CIFAR_MODELS:
+        if published:
+            raise InputError(
+                f"weights=pretrained is not valid for {name}, of which no weights are published "
+                "here: pass weights=none or weights=<file>"
+            )
+        return CIFAR_MODELS[name](classes)
+    options = torchvision_models.published_options(name) if published else {}
+    model = torchvision_models.new(name, classes, options)
+    if published and load:
+        whole = torchvision_models.published(name)
+        heads = (f"{head_name(whole)}.", *_AUXILIARY)
+        state = {k: tensor for k, tensor in whole.state_dict().items() if not k.startswith(heads)}
+        _take(model, state, f"the ImageNet weights of {name}")
+    return model
+
+
 def describe(name: str, model: nn.Module) -> dict[str, object]:
     """What `rebuild` needs of a classifier beside its name and classes, as JSON values."""
+    if other_models.builder(name) is not None:
+        return other_models.describe(name, model)
     if name in CIFAR_MODELS:
         return {"builder": "cifar"}
-    values = {name: getattr(model, name, usual) for name, usual in _OPTIONS.items()}
-    options = {name: value for name, value in values.items() if value != _OPTIONS[name]}
+    options = torchvision_models.describe(model)
     return {"builder": "torchvision"} | ({"options": options} if options else {})
 
 
 def rebuild(structure: Mapping[str, Any]) -> nn.Module:
-    """A dense model as a checkpoint's structure describes it, with new weights, or a ValueError."""
-    if structure.get("builder") == "transformers":
+    """A dense model as a checkpoint's structure describes it, with new weights.
+
+    Raises:
+        ValueError: a structure that no version of this has written; an InputError, what is missing.
+    """
+    builder = structure.get("builder")
+    if builder == "transformers":
         from pruneflow.workloads import encoders
 
         return encoders.rebuild(structure)
-    if structure.get("builder") not in ("torchvision", "cifar"):
-        raise ValueError(f"the builder {structure.get('builder')!r} is not known")
-    name, options = str(structure["model"]), dict(structure.get("options", {}))
+    if builder in other_models.BUILDERS:
+        return other_models.rebuild(structure)
+    if builder not in ("torchvision", "cifar"):
+        raise ValueError(f"the builder {builder!r} is not known")
+    name, classes = str(structure["model"]), int(structure["classes"])
     if name not in names():
         raise unknown("model", name, names())
-    if strange := options.keys() - _OPTIONS.keys():
-        raise ValueError(f"the option {min(strange)!r} is not known")
-    return _new(name, int(structure["classes"]), options)
-
-
-def _new(name: str, classes: int, options: Mapping[str, Any]) -> nn.Module:
-    if name in CIFAR_MODELS:
+    if builder == "cifar":
         return CIFAR_MODELS[name](classes)
-    fixed = {"aux_logits": False, "init_weights": True} if name in _WITH_AUXILIARY_HEADS else {}
-    model: nn.Module = torchvision.models.get_model(
-        name, weights=None, num_classes=classes, **fixed, **options
-    )
-    return model
-
-
-def _published_options(name: str) -> dict[str, Any]:
-    """What torchvision's builder sets for its ImageNet weights, without fetching them."""
-    if name.startswith("vit_"):
-        weights = torchvision.models.get_model_weights(name).DEFAULT
-        return {"image_size": weights.meta["min_size"][0]}
-    return {"transform_input": True} if name in _WITH_AUXILIARY_HEADS else {}
-
-
-def _published(name: str) -> dict[str, Tensor]:
-    """ImageNet weights as torchvision's builder loads them, without those of any head."""
-    forced = os.environ.get(_FORCE_SAFE)
-    os.environ[_FORCE_SAFE] = "1"  # torch.load reads tensors alone, also where a builder calls it
-    try:
-        model = torchvision.models.get_model(name, weights="DEFAULT")
-    except Exception as error:  # torch.hub raises what network, disk or the file's bytes lead it to
-        folder = Path(torch.hub.get_dir()) / "checkpoints"
-        raise InputError(
-            f"the ImageNet weights of {name} could not be downloaded ({first_line(error)}): "
-            f"pass weights=none, weights=<file>, or put torchvision's file into {folder}"
-        ) from None
-    finally:
-        del os.environ[_FORCE_SAFE]
-        if forced is not None:
-            os.environ[_FORCE_SAFE] = forced
-    heads = (f"{head_name(model)}.", "AuxLogits.", "aux1.", "aux2.")
-    return {k: tensor for k, tensor in model.state_dict().items() if not k.startswith(heads)}
+    return torchvision_models.new(name, classes, structure.get("options", {}))
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -177,8 +182,33 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     model.load_state_dict(versioned)
 
 
+def head_of(model: nn.Module, inputs: Tensor | Mapping[str, Tensor]) -> str:
+    """Name of the layer that makes a model's logits (N, classes) of some inputs.
+
+    It is the last one called whose outputs the logits are; else, where they are computed from
+    those, the last with an output for each class; else `head_name`.
+    """
+    called: list[tuple[str, Tensor]] = []
+    with ExitStack() as hooks:
+        for name, module in model.named_modules():
+            if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
+                keep = functools.partial(_keep_output, called, name)
+                hooks.callback(module.register_forward_hook(keep).remove)
+        with looking(model), torch.no_grad():
+            result = logits(model, inputs)
+    equal = [n for n, o in called if o.shape == result.shape and torch.equal(o, result)]
+    per_class = [n for n, o in called if result.shape[1] in (o.shape[1], o.shape[-1])]
+    return (equal or per_class or [head_name(model)])[-1]
+
+
+def _keep_output(
+    called: list[tuple[str, Tensor]], name: str, module: nn.Module, inputs: object, output: Tensor
+) -> None:
+    called.append((name, output))
+
+
 def head_name(model: nn.Module) -> str:
-    """Name of the layer that makes the logits: the last linear layer, or convolution.
+    """Name of the layer that makes the logits, by its place: the last linear one, or convolution.
 
     Of an encoder the last of its head: some list the head before the body.
     """
@@ -189,9 +219,13 @@ def head_name(model: nn.Module) -> str:
 
 
 def logits(model: nn.Module, inputs: Tensor | Mapping[str, Tensor]) -> Tensor:
-    """Logits (N, classes) of a batch: images as one tensor, texts as an encoder's named ones."""
-    result: Tensor = model(inputs) if isinstance(inputs, Tensor) else model(**inputs).logits
-    return result
+    """Logits (N, classes) of a batch: images as one tensor, texts as an encoder's named ones.
+
+    Models of transformers return them in an object, with others.
+    """
+    result = model(inputs) if isinstance(inputs, Tensor) else model(**inputs)
+    logits: Tensor = result if isinstance(result, Tensor) else result.logits
+    return logits
 
 
 def check_image_size(model: nn.Module, name: str, size: int) -> Tensor:
@@ -200,10 +234,34 @@ def check_image_size(model: nn.Module, name: str, size: int) -> Tensor:
         sample = torch.zeros(1, 3, size, size, device=next(model.parameters()).device)
         with looking(model), torch.inference_mode():
             model(sample)
-    except (RuntimeError, ValueError, AssertionError, MemoryError) as error:
+    except Exception as error:  # whatever a model does with images that it cannot take
         reason = first_line(error)
         raise InputError(f"image_size={size} does not work with {name}: {reason}") from None
     return sample
+
+
+def check_runs(
+    name: str,
+    model: nn.Module,
+    batches: Sequence[Tensor | Mapping[str, Tensor]],
+    classes: int,
+    samples: str,
+) -> None:
+    """See that a model gives logits for some batches, in training and in evaluation."""
+    try:
+        with looking(model), torch.no_grad():
+            for batch in batches:
+                for mode in (True, False):
+                    result = logits(model.train(mode), batch)
+                    number = len(batch if isinstance(batch, Tensor) else batch["input_ids"])
+                    if result.shape != (number, classes):
+                        shape = tuple(result.shape)
+                        raise ValueError(f"logits of shape {shape}, not {(number, classes)}")
+                    if not bool(result.isfinite().all()):
+                        raise ValueError("its logits are not finite")
+    except Exception as error:  # whatever a model of somebody's does with samples
+        reason = first_line(error)
+        raise InputError(f"model={name} cannot classify these {samples}: {reason}") from None
 
 
 def random_inputs(
@@ -215,11 +273,13 @@ def random_inputs(
     `attention_mask`, both (batch, size).
     """
     generator = torch.Generator().manual_seed(0)
-    if structure.get("builder") != "transformers":
+    vocabulary = structure.get("vocabulary")
+    if structure.get("builder") != "transformers" and vocabulary is None:
         images = torch.randn(batch, 3, size, size, generator=generator)
         return images.to(device, memory_format=torch.channels_last)
-    config = structure["config"]
-    ids = torch.randint(config.get("vocab_size", 1_000), (batch, size), generator=generator)
+    config = structure.get("config", {})
+    words = vocabulary or config.get("vocab_size", 1_000)
+    ids = torch.randint(words, (batch, size), generator=generator)
     # as real texts have them: no padding, and one end, where models look for their summary
     special = [config.get(f"{name}_token_id") for name in ("pad", "eos")]
     plain = next(number for number in range(3) if number not in special)
