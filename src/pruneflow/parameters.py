@@ -23,6 +23,22 @@ def among(kind: str, valid: Collection[str]) -> AfterValidator:
     return AfterValidator(check)
 
 
+def devices(*others: str) -> AfterValidator:
+    """Refuses what is neither `cpu` nor a GPU, `cuda` or `cuda:1`, nor another that is valid."""
+
+    def check(value: Any) -> Any:
+        for name in value if isinstance(value, tuple) else (value,):
+            if name not in others and not re.fullmatch("cpu|cuda(:(0|[1-9][0-9]?))?", name):
+                valid = ", ".join([*others, "cpu", "cuda"])
+                raise InputError(
+                    f"device={name!r} is not valid: it should be {valid} or cuda:N, a GPU by its "
+                    "number"
+                )
+        return value
+
+    return AfterValidator(check)
+
+
 def _split(value: object) -> object:
     """'a, b' -> ('a', 'b'); a number is a list of one; lists pass through."""
     if isinstance(value, str):

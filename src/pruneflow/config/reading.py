@@ -17,6 +17,7 @@ from pruneflow.parameters import (
     Positive,
     Text,
     among,
+    devices,
 )
 
 
@@ -38,8 +39,9 @@ class BenchmarkConfig(Config):
     """samples in a batch (1,16)"""
     threads: Counts = ()
     """numbers of CPU threads to time with (1,2); all cores when not given"""
-    device: Annotated[Names, among("device", ("cpu", "cuda"))] = ()
-    """cpu, cuda or both (cpu,cuda); by default those that are there"""
+    device: Annotated[Names, devices()] = ()
+    """cpu, cuda, cuda:N (a GPU by its number) or several (cpu,cuda); by default cpu and cuda, if
+    there is one"""
     engines: Annotated[Names, among("engine", ENGINES)] = Field(
         (EAGER,), description=f"{', '.join(ENGINES)}; all but eager need pruneflow[engines]"
     )

@@ -13,6 +13,7 @@ from pruneflow.parameters import (
     Positive,
     Text,
     among,
+    devices,
 )
 from pruneflow.workloads.augmentations import AUGMENTATIONS, NO_AUGMENTATION
 from pruneflow.workloads.datasets import DATASETS, IMAGES, TEXTS
@@ -70,8 +71,8 @@ class Settings(Config):
     """decides initial weights, split, data order, dropout and random scores"""
     resume: Text = "auto"
     """auto (the same run goes on, or is shown if it is finished), never, or a run's id"""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto, cpu or cuda"""
+    device: Annotated[str, devices("auto")] = "auto"
+    """auto, cpu, cuda or cuda:N, a GPU by its number"""
     precision: Literal["fp32", "bf16"] = "fp32"
     """fp32, or bf16 (autocast; weights stay float32)"""
     threads: Count | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import time
@@ -36,19 +37,22 @@ def cpu_seconds(call: Call) -> float:
     return time.perf_counter() - start
 
 
-def cuda_seconds(call: Call) -> float:
+def cuda_seconds(call: Call, device: str) -> float:
     """Seconds of one call by CUDA's own events, to its very end."""
-    torch.cuda.synchronize()  # or this call's launches would hide behind the one before
-    start = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-    end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-    start.record()
-    call()
-    end.record()
-    torch.cuda.synchronize()
+    with torch.cuda.device(device):  # whose events they are
+        torch.cuda.synchronize()  # or this call's launches would hide behind the one before
+        start = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        start.record()
+        call()
+        end.record()
+        torch.cuda.synchronize()
     return float(start.elapsed_time(end)) / 1e3
 
 
-TIMERS: dict[str, Callable[[Call], float]] = {"cpu": cpu_seconds, "cuda": cuda_seconds}
+def timer(device: str) -> Callable[[Call], float]:
+    """What gives the seconds of one call on a device."""
+    return cpu_seconds if device == "cpu" else functools.partial(cuda_seconds, device=device)
 
 
 def warm_up(call: Call, timer: Callable[[Call], float], seconds: float) -> float:
@@ -180,13 +184,13 @@ def working_bytes(call: Call, device: str) -> int:
 
     As PyTorch's allocators report it: what libraries below it take on a CPU is not seen.
     """
-    if device == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+    if device != "cpu":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
         call()
-        torch.cuda.synchronize()
-        return int(torch.cuda.max_memory_allocated() - before)
+        torch.cuda.synchronize(device)
+        return int(torch.cuda.max_memory_allocated(device) - before)
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it writes a line at every start and stop
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities, profile_memory=True) as profiler:
@@ -198,7 +202,7 @@ def working_bytes(call: Call, device: str) -> int:
 
 def free_bytes(device: str) -> int:
     """Memory that is there to be taken on a device."""
-    if device == "cuda":
-        cached = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
-        return int(torch.cuda.mem_get_info()[0]) + cached
+    if device != "cpu":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + cached
     return int(psutil.virtual_memory().available)

@@ -54,8 +54,8 @@ def layer_times(
     """
 
     def now() -> float:
-        if device == "cuda":
-            torch.cuda.synchronize()
+        if device != "cpu":
+            torch.cuda.synchronize(device)
         return counter()
 
     layers = {name: m for name, m in model.named_modules() if next(m.children(), None) is None}

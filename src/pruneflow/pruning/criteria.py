@@ -102,7 +102,8 @@ def layer_adaptive(squares: Tensor) -> Tensor:
     """Each of a layer's squares (n,), float64, over the sum of those that are not smaller."""
     order = squares.argsort(stable=True)
     ordered = squares[order]
-    shares = ordered / ordered.flip(0).cumsum(0).flip(0).clamp_min(1e-300)
+    sums = ordered.flip(0).cpu().cumsum(0).flip(0)  # on CUDA they differ from time to time
+    shares = ordered / sums.to(ordered.device).clamp_min(1e-300)
     return squares.index_copy(0, order, shares)
 
 

@@ -27,7 +27,7 @@ from pruneflow.tracking.finished import PruningRun
 from pruneflow.tracking.latencies import CONTENDED, OK, Latency, LayerLatency
 from pruneflow.tracking.run import Ended, Run, open_run
 from pruneflow.workloads import models
-from pruneflow.workloads.machine import keep_large_buffers
+from pruneflow.workloads.machine import check_device, keep_large_buffers
 
 _SLOWEST = 3  # layers that a sentence names
 _UNITS = {"image_size": ("images", "pixels"), "sequence_length": ("texts", "tokens")}
@@ -53,10 +53,8 @@ def settled(
         InputError: a device or a number of threads that this machine has not.
     """
     has_cuda, available, used = torch.cuda.is_available(), cores(), [EAGER]
-    if "cuda" in config.device and not has_cuda:
-        raise InputError(
-            "device='cuda' is not available: PyTorch sees no CUDA GPU here (valid: cpu)"
-        )
+    for name in config.device:
+        check_device(name, "cpu")
     for number in config.threads:
         if number > available:
             raise InputError(
@@ -202,7 +200,7 @@ def _benchmark(subject: Subject, config: BenchmarkConfig, reporter: Reporter) ->
                     notes |= dict.fromkeys(point.notes)
                 del pruned, point  # before the next level's models are loaded
                 gc.collect()
-                if device == "cuda":
+                if device != "cpu":
                     torch.cuda.empty_cache()
             run.record_latencies(level, rows, profile, settings[0])
             speedups = {form_name(r.form, r.engine): r.speedup for r in rows if r.speedup}
@@ -217,16 +215,15 @@ def _benchmark(subject: Subject, config: BenchmarkConfig, reporter: Reporter) ->
 
 @contextmanager
 def _as_timed(threads: int) -> Iterator[None]:
-    """With these CPU threads, and products on CUDA in float32 proper, as on a CPU, not in TF32."""
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before, allowed = torch.get_num_threads(), (matmul.allow_tf32, cudnn.allow_tf32)
+    """With these CPU threads, and on CUDA convolutions that need not repeat to the last bit."""
+    cudnn, before = torch.backends.cudnn, torch.get_num_threads()
     torch.set_num_threads(threads)
-    matmul.allow_tf32 = cudnn.allow_tf32 = False
+    deterministic, cudnn.deterministic = cudnn.deterministic, False
     try:
         yield
     finally:
         torch.set_num_threads(before)
-        matmul.allow_tf32, cudnn.allow_tf32 = allowed
+        cudnn.deterministic = deterministic
 
 
 def _pruned(subject: Subject, level: int, device: str) -> PrunedLevel:

@@ -149,7 +149,7 @@ class Point:
     def _time(self, candidates: list[Candidate]) -> None:
         """Time candidates side by side, and look where the time of each eager one went."""
         calls = {form_name(c.form, c.engine): c.call for c in candidates}
-        timer, config = latency.TIMERS[self.device], self.config
+        timer, config = latency.timer(self.device), self.config
         rounds = latency.interleaved(calls, timer, config.rounds, config.seconds)
         n = len(rounds.seconds["dense"])
         if n < LEAST_ROUNDS:

@@ -101,6 +101,6 @@ def time_share(experiment: Experiment[PruneConfig], dense: nn.Module, compact: n
     both = {"dense": dense, "compact": compact}
     with models.looking(dense, compact):
         calls = {name: eager(model, inputs, machine.threads) for name, model in both.items()}
-        timer = latency.TIMERS[machine.device]
+        timer = latency.timer(machine.device)
         times = latency.interleaved(calls, timer, _ROUNDS, _SECONDS, load=_Unwatched()).seconds
     return float(times["compact"].min() / times["dense"].min())

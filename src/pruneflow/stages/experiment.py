@@ -58,6 +58,7 @@ class Experiment(Generic[C]):
     identity: dict[str, object]  # of the model, for checkpoints: who builds it, and from what
     tokenizer: Any = None  # of an encoder of texts
     curves: Mapping[str, Curve] = field(default_factory=dict)  # of scope=sensitivity, by mask
+    nondeterministic: str | None = None  # an operation whose bits may differ from time to time
 
     @property
     def data_name(self) -> str:
@@ -184,6 +185,8 @@ class Experiment(Generic[C]):
         sizes = {name: len(getattr(self.data, name)) for name in ("train", "val", "test")}
         run.log_data(self.data_name, self.data.digest, self.data.source, sizes)
         run.set_tags({"pruneflow.data": self.data.summary})
+        if self.nondeterministic is not None:
+            run.set_tags({"pruneflow.nondeterministic": self.nondeterministic})
 
 
 def build(
@@ -221,7 +224,9 @@ def prepare(config: C, *, load: bool) -> tuple[Experiment[C], nn.Module]:
             f"dataset={' or '.join(fitting)}"
         )
     data = datasets.load(config.dataset, **{name: getattr(config, name) for name in _DATA})
-    return (_with_texts if texts else _with_images)(config, data, machine, load=load)
+    experiment, model = (_with_texts if texts else _with_images)(config, data, machine, load=load)
+    nondeterministic = machine.make_deterministic(model, experiment.probe)
+    return replace(experiment, nondeterministic=nondeterministic), model
 
 
 def _with_images(

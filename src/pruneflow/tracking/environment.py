@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import subprocess
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import psutil
 import torch
 
 from pruneflow.version import __version__
+from pruneflow.workloads.machine import uses_tf32
 
 _PACKAGES = (
     "torch", "torchvision", "torch-pruning", "transformers", "mlflow", "numpy", "datasets",
@@ -21,8 +23,14 @@ _PACKAGES = (
 )  # fmt: skip
 
 
-def describe() -> dict[str, object]:
-    """Versions, processors, threads, memory, and the commit of the source that ran."""
+def describe(devices: Sequence[str] = ()) -> dict[str, object]:
+    """Versions, processors, threads, memory, and the commit of the source that ran.
+
+    Of what is computed on a GPU its name, whether TF32 was allowed, and whether each operation was
+    to give the same bits each time. A GPU that is not used is not asked: that takes memory of it.
+    """
+    gpus = [torch.cuda.get_device_name(device) for device in devices if device.startswith("cuda")]
+    modes = {"tf32": uses_tf32(), "deterministic": torch.are_deterministic_algorithms_enabled()}
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -32,7 +40,8 @@ def describe() -> dict[str, object]:
         "memory_bytes": psutil.virtual_memory().total,
         "threads": torch.get_num_threads(),
         "load_average": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "gpu": ", ".join(gpus) or None,
+        **(modes if gpus else {}),
         "git": _git_state(),
     }
 
@@ -55,8 +64,8 @@ def cpu() -> str:
 
 
 def machine(device: str) -> str:
-    """What times on `cpu` or `cuda` hang on: the processor's name, before it the GPU's on CUDA."""
-    return f"{torch.cuda.get_device_name()}, {cpu()}" if device == "cuda" else cpu()
+    """What times on a device hang on: the processor's name, before it the GPU's on CUDA."""
+    return cpu() if device == "cpu" else f"{torch.cuda.get_device_name(device)}, {cpu()}"
 
 
 def _git_state() -> dict[str, object] | None:

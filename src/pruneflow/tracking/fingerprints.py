@@ -50,7 +50,8 @@ def fingerprint(
     """
     deciding = {k: v for k, v in config.model_dump().items() if k not in _NOT_DECIDING}
     deciding |= {"model": _model(config), "weights": _weights(config)}
-    if config.device == "cuda":
+    if config.device.startswith("cuda"):
+        deciding["device"] = "cuda"  # whichever of them
         del deciding["threads"]  # they share out the CPU's sums alone
     if isinstance(config, PruneConfig):  # the levels, however they were asked for
         if stage == "prune_direct":

@@ -313,7 +313,9 @@ def open_run(
             params = {f"cfg/{key}": store.shown(value) for key, value in values.items()}
             run._journal.append(Entry(params=params))
             run._write("config.json", json.dumps({"stage": stage, **values}, indent=1))
-            run._write("environment.json", json.dumps(environment.describe(), indent=1))
+            device = getattr(config, "device", ())  # of a benchmark several
+            described = environment.describe([device] if isinstance(device, str) else device)
+            run._write("environment.json", json.dumps(described, indent=1))
             run.publish()
         yield run
     except BaseException as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
 import numpy as np
@@ -49,7 +50,7 @@ def to_model(
     data: Samples, index: NDArray[np.int64], image_size: int | None, machine: Machine
 ) -> tuple[Tensor | dict[str, Tensor], Tensor]:
     """A batch as the model takes it, and its labels (N,)."""
-    labels = torch.from_numpy(data.labels[index]).to(machine.device)
+    labels = machine.tensor(data.labels[index])
     if isinstance(data, Tokens):
         return tokens_to_model(data, index, machine), labels
     assert image_size is not None
@@ -58,15 +59,14 @@ def to_model(
 
 def tokens_to_model(data: Tokens, index: NDArray[np.int64], machine: Machine) -> dict[str, Tensor]:
     """Texts as an encoder takes them: `input_ids` and `attention_mask`, both (N, longest)."""
-    ids, mask = (torch.from_numpy(array).to(machine.device) for array in data.padded(index))
+    ids, mask = (machine.tensor(array) for array in data.padded(index))
     return {"input_ids": ids, "attention_mask": mask}
 
 
 def _pixels(images: NDArray[np.uint8], size: int, machine: Machine) -> Tensor:
     """Images as the model takes them: (N, 3, size, size), float32, channels_last, normalised."""
-    uint8 = torch.from_numpy(np.ascontiguousarray(images)).to(machine.device)
-    mean = torch.tensor(MEAN, device=machine.device) * 255
-    scale = 1 / (torch.tensor(STD, device=machine.device) * 255)
+    mean, scale = _normalisation(machine.device)
+    uint8 = machine.tensor(np.ascontiguousarray(images))
     pixels = ((uint8 - mean) * scale).permute(0, 3, 1, 2)
     if pixels.shape[2:] != (size, size):
         shrinks = pixels.shape[2] > size or pixels.shape[3] > size
@@ -74,3 +74,11 @@ def _pixels(images: NDArray[np.uint8], size: int, machine: Machine) -> Tensor:
             pixels, (size, size), mode="bilinear", align_corners=False, antialias=shrinks
         )
     return pixels.contiguous(memory_format=torch.channels_last)
+
+
+@functools.cache
+def _normalisation(device: str) -> tuple[Tensor, Tensor]:
+    """What is taken from pixels and what they are multiplied by then, (3,), once a device."""
+    with torch.inference_mode(False):
+        mean, deviation = (torch.tensor(v, dtype=torch.float32) * 255 for v in (MEAN, STD))
+        return mean.to(device), (1 / deviation).to(device)

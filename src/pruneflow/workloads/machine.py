@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from pruneflow.errors import InputError
 from pruneflow.workloads import models
@@ -18,7 +22,7 @@ from pruneflow.workloads import models
 
 @dataclass(frozen=True)
 class Machine:
-    """A device (`cpu`, `cuda`), a precision (`fp32`, `bf16` by autocast) and CPU threads."""
+    """A device (`cpu`, `cuda`, `cuda:1`), a precision (`fp32`, `bf16` by autocast), CPU threads."""
 
     device: str
     precision: str
@@ -35,10 +39,7 @@ class Machine:
         """
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        if device == "cuda" and not torch.cuda.is_available():
-            raise InputError(
-                "device='cuda' is not available: PyTorch sees no CUDA GPU here (valid: auto, cpu)"
-            )
+        check_device(device, "auto", "cpu")
         if threads is not None and threads > cores:
             raise InputError(f"threads={threads} is not valid: this process may use {cores} cores")
         threads = threads or cores
@@ -49,23 +50,73 @@ class Machine:
 
     def autocast(self) -> torch.autocast:
         """The context in which this machine's forward passes run."""
-        return torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bf16")
+        kind = torch.device(self.device).type
+        return torch.autocast(kind, torch.bfloat16, enabled=self.precision == "bf16")
 
     def move(self, model: nn.Module) -> nn.Module:
         """The model on the device, in the memory layout that its convolutions like."""
         return models.channels_last(model.to(self.device))
+
+    def tensor(self, array: NDArray[Any]) -> Tensor:
+        """An array on the device; a GPU copies it while it and the CPU do other things."""
+        tensor = torch.from_numpy(array)
+        if self.device == "cpu":
+            return tensor
+        return tensor.pin_memory().to(self.device, non_blocking=True)
+
+    def make_deterministic(
+        self, model: nn.Module, forward: Callable[[nn.Module], Tensor]
+    ) -> str | None:
+        """Have a GPU compute trainings of a model to the same bits each time, as a CPU does.
+
+        Returns:
+            The operation of the model that PyTorch cannot repeat so, if there is one: then it may
+            be the same bits, or not.
+        """
+        if self.device == "cpu":
+            return None
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # cuBLAS repeats nothing without
+        torch.use_deterministic_algorithms(True)
+        try:
+            with models.looking(model), self.autocast():
+                forward(model.train()).sum().backward()  # type: ignore[no-untyped-call]
+        except RuntimeError as error:
+            operation = re.match(r"(\w+) does not have a deterministic implementation", str(error))
+            if operation is None:
+                raise
+            torch.use_deterministic_algorithms(False)
+            return operation[1]
+        finally:
+            model.zero_grad()
+        return None
+
+
+def check_device(device: str, *others: str) -> None:
+    """Refuse a GPU that this machine has not; `others` are valid in its place."""
+    if not device.startswith("cuda"):
+        return
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if int(device.partition(":")[2] or 0) >= count:
+        seen = f"{count} CUDA GPU{'s' * (count > 1)}" if count else "no CUDA GPU"
+        gpus = ["cuda", *(f"cuda:{number}" for number in range(count))] if count else []
+        raise InputError(
+            f"device={device!r} is not available: PyTorch sees {seen} here "
+            f"(valid: {', '.join([*others, *gpus])})"
+        )
 
 
 @contextmanager
 def callers_state_kept() -> Iterator[None]:
     """Compute in PyTorch's default modes, and leave the caller's as they were.
 
-    Those are random states, threads, grad mode, autocast, default dtype and default device.
+    Those are random states, threads, grad mode, autocast, default dtype and default device; on CUDA
+    TF32, which is off, and what can be computed in several ways, of which one is taken each time.
     """
     threads = torch.get_num_threads()
     dtype, device = torch.get_default_dtype(), torch.get_default_device()
     with ExitStack() as modes:
         modes.enter_context(models.same_random_state())
+        modes.enter_context(_modes_of_cuda())
         modes.enter_context(torch.inference_mode(False))
         modes.enter_context(torch.enable_grad())
         for kind in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
@@ -78,6 +129,38 @@ def callers_state_kept() -> Iterator[None]:
         finally:
             torch.set_num_threads(threads)
             torch.set_default_dtype(dtype)
+
+
+@contextmanager
+def _modes_of_cuda() -> Iterator[None]:
+    """Float32 on CUDA as on a CPU, and no convolution chosen by its time."""
+    cudnn = torch.backends.cudnn
+    modes = [*_tf32_off(), (cudnn, "benchmark", False), (cudnn, "deterministic", True)]
+    before = [(part, name, getattr(part, name)) for part, name, _ in modes]
+    deterministic = torch.get_deterministic_debug_mode()
+    torch.set_deterministic_debug_mode("default")
+    for part, name, value in modes:
+        setattr(part, name, value)
+    try:
+        yield
+    finally:
+        for part, name, value in before:
+            setattr(part, name, value)
+        torch.set_deterministic_debug_mode(deterministic)
+
+
+def uses_tf32() -> bool:
+    """Whether CUDA may round the factors of float32 products, to 10 bits: TF32."""
+    return any(getattr(part, name) != off for part, name, off in _tf32_off())
+
+
+def _tf32_off() -> list[tuple[Any, str, Any]]:
+    """What allows TF32: where it is, its name, and the value that does not."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    if hasattr(matmul, "fp32_precision"):  # since PyTorch 2.9, whose other names may then raise
+        parts: list[Any] = [matmul, cudnn.conv, cudnn.rnn]  # type: ignore[attr-defined]
+        return [(part, "fp32_precision", "ieee") for part in parts]
+    return [(part, "allow_tf32", False) for part in (matmul, cudnn)]
 
 
 @functools.cache

@@ -183,8 +183,8 @@ class _Training:
         for index, moments in state["state"].items():
             tensors |= {f"optimizer.{index}.{name}": moment for name, moment in moments.items()}
         tensors |= {"random.order": self.order.get_state(), "random.cpu": torch.get_rng_state()}
-        if torch.cuda.is_available():
-            tensors["random.cuda"] = torch.cuda.get_rng_state()
+        if self.machine.device != "cpu":
+            tensors["random.cuda"] = torch.cuda.get_rng_state(self.machine.device)
         values = {"groups": state["param_groups"], "schedule": self.rates.state_dict()}
         return Snapshot(epoch, seconds, tensors, values)
 
@@ -208,8 +208,8 @@ class _Training:
             self.rates.load_state_dict(since.values["schedule"])
             self.order.set_state(parts["random"]["order"])
             torch.set_rng_state(parts["random"]["cpu"])
-            if "cuda" in parts["random"] and torch.cuda.is_available():
-                torch.cuda.set_rng_state(parts["random"]["cuda"])
+            if self.machine.device != "cpu":
+                torch.cuda.set_rng_state(parts["random"]["cuda"], self.machine.device)
         except (LookupError, TypeError, RuntimeError) as error:
             raise ValueError(f"the snapshot is of another training: {error}") from None
 
@@ -229,7 +229,7 @@ def fit(
 
     `after_step` is called with the optimizer after each of its steps; `on_progress` a few times a
     second at the most, with the epoch (from 1), the share of it that is done, and its loss so far.
-    `since` goes on from there, to the same weights as without the interruption (on a CPU); of
+    `since` goes on from there, to the same weights as without the interruption; of
     another model or recipe it is a ValueError. Where the recipe distills, a `teacher`, looked at in
     eval mode, gives the logits to come close to. The model is left in training mode. A loss, or a
     weight after an epoch, that is not finite is an ExperimentError.
@@ -289,12 +289,12 @@ def accuracy(
     else:
         assert image_size is not None
         size = max(batch_size, min(512, _EVALUATION_PIXELS // image_size**2))
-    correct = 0
     with models.looking(model), torch.inference_mode(), machine.autocast():
+        correct = torch.zeros((), dtype=torch.int64, device=machine.device)
         for start in range(0, len(order), size):
             inputs, labels = to_model(data, order[start : start + size], image_size, machine)
-            correct += int((models.logits(model, inputs).argmax(1) == labels).sum())
-    return correct / len(order)
+            correct += (models.logits(model, inputs).argmax(1) == labels).sum()
+    return int(correct) / len(order)
 
 
 def recalibrate(model: nn.Module, data: Samples, recipe: Recipe, machine: Machine) -> None:
