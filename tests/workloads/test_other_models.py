@@ -8,14 +8,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from mlflow.tracking import MlflowClient
 from transformers import AutoModelForImageClassification, ResNetConfig, ViTConfig
 
 import pruneflow
+from pruneflow.config import FinetuneConfig
 from pruneflow.errors import InputError
-from pruneflow.workloads import factories, models, other_models
+from pruneflow.resolution import resolve
+from pruneflow.stages.experiment import prepare
+from pruneflow.workloads import batches, factories, models, other_models
+from pruneflow.workloads.splits import MEAN, STD
 
 OWN = """
 import torch
@@ -101,7 +106,7 @@ def own(store: str, tmp_path: Path) -> Iterator[Path]:
 def same_when_loaded(run: Any, level: int) -> Any:
     model = pruneflow.load_model(run.run_id, level)
     kept = sum(int(p.count_nonzero()) for p in model.parameters())
-    assert 0 < kept
+    assert kept > 0
     return model
 
 
@@ -235,6 +240,29 @@ def test_an_image_classifier_of_hugging_face_is_pruned_saved_and_loaded(
     assert same is (weights == "pretrained")
     run = pruneflow.prune_direct(model=f"hf:{folder}", weights=weights, **SMALL)
     assert type(same_when_loaded(run, 1)) is type(published)
+
+
+@pytest.mark.parametrize("name", ["hf:{}", "timm:test_resnet", "own_net.py:Net"])
+def test_images_are_normalised_as_the_published_model_expects(own: Path, name: str) -> None:
+    folder = own.parent / "published"
+    AutoModelForImageClassification.from_config(TINY["resnet"]).save_pretrained(folder)
+    stated = {"image_mean": [0.5, 0.25, 0.125], "image_std": [0.5, 0.4, 0.3]}
+    (folder / "preprocessor_config.json").write_text(json.dumps(stated))
+    name = name.format(folder)
+    given = {k: v for k, v in SMALL.items() if k not in ("base_epochs", "iterations")}
+    config = resolve(FinetuneConfig, given | {"model": name, "epochs": 0})
+    experiment, _ = prepare(config, load=True)
+    train = experiment.data.train
+    images, _ = batches.to_model(train, np.arange(4), train.samples.shape[1], experiment.machine)
+    mean, deviation = {
+        "hf:": ((0.5, 0.25, 0.125), (0.5, 0.4, 0.3)),
+        "own": (MEAN, STD),
+        "tim": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    }[name[:3]]
+    pixels = torch.from_numpy(train.samples[:4]).permute(0, 3, 1, 2) / 255
+    for colour in range(3):
+        expected = (pixels[:, colour] - mean[colour]) / deviation[colour]
+        torch.testing.assert_close(images[:, colour], expected)
 
 
 def test_a_folder_that_is_no_image_classifier_is_one_line(own: Path) -> None:

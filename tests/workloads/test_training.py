@@ -15,10 +15,9 @@ from torch import Tensor, nn
 
 from pruneflow.errors import ExperimentError, InputError
 from pruneflow.workloads import training
-from pruneflow.workloads.batches import MEAN, STD
 from pruneflow.workloads.datasets import load
 from pruneflow.workloads.machine import Machine
-from pruneflow.workloads.splits import Split
+from pruneflow.workloads.splits import MEAN, STD, Split
 from pruneflow.workloads.training import Epoch, Recipe, accuracy, distillation, fit
 
 CPU = Machine("cpu", "fp32", 1)

@@ -25,7 +25,7 @@ from pruneflow.tracking.run import Ended, Run
 from pruneflow.workloads import batches, datasets, factories, models, other_models, training
 from pruneflow.workloads.datasets import IMAGES, TEXTS, Data
 from pruneflow.workloads.machine import Machine
-from pruneflow.workloads.splits import Samples, Split, Tokens, balanced
+from pruneflow.workloads.splits import MEAN, STD, Samples, Split, Tokens, balanced
 from pruneflow.workloads.training import Epoch, Recipe, Snapshot
 
 # A training is saved between epochs this often at the most, and less often if saving takes more
@@ -245,6 +245,12 @@ def _with_images(
     uses, head = cost.positions(model, sample), models.head_of(model, images)
     identity = models.describe(config.model, model) | {"input": {"image_size": config.image_size}}
     _check_rebuilds(config, identity, len(data.classes), model, images)
+    mean, deviation = other_models.normalisation(config.model, model)
+    if (mean, deviation) != (MEAN, STD):
+        splits = {part: getattr(data, part) for part in ("train", "val", "test")}
+        expected = {k: replace(s, mean=mean, deviation=deviation) for k, s in splits.items()}
+        data = replace(data, **expected)
+        identity |= {"mean": list(mean), "std": list(deviation)}
     return Experiment(config, data, machine, uses, head, pair, identity), model
 
 

@@ -12,12 +12,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from pruneflow.workloads.machine import Machine
-from pruneflow.workloads.splits import Samples, Tokens
+from pruneflow.workloads.splits import RGB, Samples, Tokens
 
-# ImageNet's channel means and deviations, for every data set: what pretrained weights expect,
-# and from scratch as good as the data's own.
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
 _BUCKET_BATCHES = 50  # batches of texts that are sorted by length together
 
 
@@ -54,7 +50,8 @@ def to_model(
     if isinstance(data, Tokens):
         return tokens_to_model(data, index, machine), labels
     assert image_size is not None
-    return _pixels(data.samples[index], image_size, machine), labels
+    constants = _normalisation(machine.device, data.mean, data.deviation)
+    return _pixels(data.samples[index], image_size, machine, constants), labels
 
 
 def tokens_to_model(data: Tokens, index: NDArray[np.int64], machine: Machine) -> dict[str, Tensor]:
@@ -63,9 +60,11 @@ def tokens_to_model(data: Tokens, index: NDArray[np.int64], machine: Machine) ->
     return {"input_ids": ids, "attention_mask": mask}
 
 
-def _pixels(images: NDArray[np.uint8], size: int, machine: Machine) -> Tensor:
+def _pixels(
+    images: NDArray[np.uint8], size: int, machine: Machine, constants: tuple[Tensor, Tensor]
+) -> Tensor:
     """Images as the model takes them: (N, 3, size, size), float32, channels_last, normalised."""
-    mean, scale = _normalisation(machine.device)
+    mean, scale = constants
     uint8 = machine.tensor(np.ascontiguousarray(images))
     pixels = ((uint8 - mean) * scale).permute(0, 3, 1, 2)
     if pixels.shape[2:] != (size, size):
@@ -77,8 +76,8 @@ def _pixels(images: NDArray[np.uint8], size: int, machine: Machine) -> Tensor:
 
 
 @functools.cache
-def _normalisation(device: str) -> tuple[Tensor, Tensor]:
+def _normalisation(device: str, mean: RGB, deviation: RGB) -> tuple[Tensor, Tensor]:
     """What is taken from pixels and what they are multiplied by then, (3,), once a device."""
     with torch.inference_mode(False):
-        mean, deviation = (torch.tensor(v, dtype=torch.float32) * 255 for v in (MEAN, STD))
-        return mean.to(device), (1 / deviation).to(device)
+        means, scales = (torch.tensor(v, dtype=torch.float32) * 255 for v in (mean, deviation))
+        return means.to(device), (1 / scales).to(device)

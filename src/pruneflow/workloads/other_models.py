@@ -15,6 +15,7 @@ from torch import nn
 
 from pruneflow.errors import InputError, first_line, unknown
 from pruneflow.workloads import factories
+from pruneflow.workloads.splits import MEAN, RGB, STD
 
 TIMM, HUGGING_FACE, FACTORY = "timm", "transformers_images", "factory"  # builders of checkpoints
 BUILDERS = (TIMM, HUGGING_FACE, FACTORY)
@@ -96,8 +97,8 @@ def rebuild(structure: Mapping[str, Any]) -> nn.Module:
     return cast(nn.Module, AutoModelForImageClassification.from_config(made).float())
 
 
-def normalisation(name: str, model: nn.Module) -> tuple[list[float], list[float]] | None:
-    """Mean and deviation of each colour that a published model expects; None where none is said."""
+def normalisation(name: str, model: nn.Module) -> tuple[RGB, RGB]:
+    """Mean and deviation of colours that a published model expects; ImageNet's if it says none."""
     if builder(name) == TIMM:
         stated = getattr(model, "pretrained_cfg", {})
         mean, deviation = stated.get("mean"), stated.get("std")
@@ -107,13 +108,13 @@ def normalisation(name: str, model: nn.Module) -> tuple[list[float], list[float]
         try:
             stated, _ = BaseImageProcessor.get_image_processor_dict(name.removeprefix("hf:"))
         except (OSError, ValueError):  # it has no such file
-            return None
+            return MEAN, STD
         mean, deviation = stated.get("image_mean"), stated.get("image_std")
     else:
-        return None
-    if not mean or not deviation or len(mean) != 3 or len(deviation) != 3:
-        return None
-    return list(map(float, mean)), list(map(float, deviation))
+        return MEAN, STD
+    if mean is None or deviation is None or len(mean) != 3 or len(deviation) != 3:
+        return MEAN, STD
+    return (mean[0], mean[1], mean[2]), (deviation[0], deviation[1], deviation[2])
 
 
 def check_rebuilds(structure: Mapping[str, Any], model: nn.Module, inputs: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:  # imported when used: names and help must not wait for it
@@ -14,18 +14,30 @@ if TYPE_CHECKING:  # imported when used: names and help must not wait for it
     Integers: TypeAlias = NDArray[np.int64]
 
 
+RGB: TypeAlias = tuple[float, float, float]
+# ImageNet's means and deviations of colours in [0, 1], for every data set: what most published
+# weights expect, and from scratch as good as the data's own.
+MEAN: RGB = (0.485, 0.456, 0.406)
+STD: RGB = (0.229, 0.224, 0.225)
+
+
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images (N, H, W, 3) of uint8, or texts (N,) as objects, and their class numbers (N,)."""
+    """Images (N, H, W, 3) of uint8, or texts (N,) as objects, and their class numbers (N,).
+
+    A model is given images less `mean` and over `deviation`, of each colour.
+    """
 
     samples: NDArray[Any]
     labels: Integers
+    mean: RGB = MEAN
+    deviation: RGB = STD
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: Integers) -> Split:
-        return Split(self.samples[index], self.labels[index])
+        return replace(self, samples=self.samples[index], labels=self.labels[index])
 
 
 @dataclass(frozen=True, eq=False)

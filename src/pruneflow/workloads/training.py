@@ -9,7 +9,7 @@ import functools
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -160,9 +160,9 @@ class _Training:
         if augment == NO_AUGMENTATION:
             return to_model(data, batch, size, self.machine)
         assert isinstance(data, Split)
-        changed = AUGMENTATIONS[augment](data.samples[batch], self.order)
-        everything = np.arange(len(batch))
-        return to_model(Split(changed, data.labels[batch]), everything, size, self.machine)
+        chosen = data[batch]
+        chosen = replace(chosen, samples=AUGMENTATIONS[augment](chosen.samples, self.order))
+        return to_model(chosen, np.arange(len(batch)), size, self.machine)
 
     def distance(self, logits: Tensor, inputs: Any) -> Tensor:
         """Distance of logits (N, classes) to the teacher's, of the size of a cross entropy."""
