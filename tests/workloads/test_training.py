@@ -547,6 +547,15 @@ def test_bf16_computes_in_bf16_and_keeps_weights_and_optimizer_in_float32() -> N
     assert model.layer.weight.dtype == torch.float32
 
 
+def test_bf16_within_an_autocast_of_the_caller_sees_each_steps_weights() -> None:
+    """As all stages run: what autocast remembers of weights is not forgotten within another."""
+    recipe, machine = replace(RECIPE, epochs=3, learning_rate=0.1), Machine("cpu", "bf16", 1)
+    trained, within = Recorder(), Recorder()
+    list(fit(trained, samples(24), recipe, machine))
+    with callers_state_kept(), torch.autocast("cpu", torch.bfloat16):
+        list(fit(within, samples(24), recipe, machine))
+    assert torch.equal(trained.layer.weight, within.layer.weight)
+
 
 # ------------------------------------------------------------------------------ recalibration
 

@@ -50,8 +50,10 @@ class Machine:
 
     def autocast(self) -> torch.autocast:
         """The context in which this machine's forward passes run."""
-        kind = torch.device(self.device).type
-        return torch.autocast(kind, torch.bfloat16, enabled=self.precision == "bf16")
+        kind, enabled = torch.device(self.device).type, self.precision == "bf16"
+        # what it remembers of weights is forgotten only where no other autocast is around it, so
+        # within a caller's every step would see those of the first
+        return torch.autocast(kind, torch.bfloat16, enabled=enabled, cache_enabled=False)
 
     def move(self, model: nn.Module) -> nn.Module:
         """The model on the device, in the memory layout that its convolutions like."""
