@@ -37,14 +37,25 @@ def test_a_benchmarks_fingerprint_is_of_its_machine(monkeypatch: pytest.MonkeyPa
         return [fingerprints.benchmark_fingerprint(config, "pruned") for config in configs]
 
     monkeypatch.setattr(environment, "cpu", lambda: "a processor")
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
     cpu, cuda = both()
     assert both() == [cpu, cuda]
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "another")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "another")
     assert both()[0] == cpu
     assert both()[1] != cuda
     monkeypatch.setattr(environment, "cpu", lambda: "another")
     assert both()[0] != cpu
+
+
+def test_a_run_is_described_with_the_gpus_that_it_computes_on_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"the GPU {device}")
+    on_cpu, on_both = environment.describe(["cpu"]), environment.describe(["cpu", "cuda:1"])
+    assert on_cpu["gpu"] is None
+    assert "tf32" not in on_cpu
+    assert on_both["gpu"] == "the GPU cuda:1"
+    assert {"tf32", "deterministic"} <= on_both.keys()
 
 
 def test_fingerprints_follow_the_content_of_a_weights_file(tmp_path: Path) -> None:
@@ -71,6 +82,10 @@ def digest(stage: str = "finetune", **given: object) -> str:
 def test_threads_decide_on_a_cpu_alone() -> None:
     assert digest(device="cpu", threads=1) != digest(device="cpu", threads=2)
     assert digest(device="cuda", threads=1) == digest(device="cuda", threads=2)
+
+
+def test_which_gpu_of_several_decides_nothing() -> None:
+    assert digest(device="cuda:1") == digest(device="cuda") != digest(device="cpu")
 
 
 def test_levels_count_however_they_are_asked_for() -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pruneflow.errors import ExperimentError, InputError
 from pruneflow.workloads import training
 from pruneflow.workloads.datasets import load
-from pruneflow.workloads.machine import Machine
+from pruneflow.workloads.machine import Machine, callers_state_kept
 from pruneflow.workloads.splits import MEAN, STD, Split
 from pruneflow.workloads.training import Epoch, Recipe, accuracy, distillation, fit
 
@@ -477,6 +477,40 @@ def test_cuda_is_refused_where_there_is_none() -> None:
         Machine.choose("cuda", 1, cores=1)
 
 
+def test_a_gpu_is_taken_by_its_number_and_refused_if_there_are_not_as_many(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert Machine.choose("auto", 1, cores=1).device == "cuda"
+    assert Machine.choose("cuda:1", 1, cores=1).device == "cuda:1"
+    there = r"PyTorch sees 2 CUDA GPUs here \(valid: auto, cpu, cuda, cuda:0, cuda:1\)"
+    with pytest.raises(InputError, match=f"device='cuda:2' is not available: {there}"):
+        Machine.choose("cuda:2", 1, cores=1)
+
+
+@pytest.mark.parametrize("name", ["allow_tf32", "fp32_precision"])
+def test_a_stage_has_no_tf32_and_takes_no_convolution_by_its_time(name: str) -> None:
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    if not hasattr(matmul, name):
+        pytest.skip("PyTorch has it since 2.9")
+    value = True if name == "allow_tf32" else "tf32"
+    before = getattr(matmul, name), cudnn.benchmark
+    try:
+        setattr(matmul, name, value)
+        cudnn.benchmark = True
+        with callers_state_kept():
+            assert not matmul.allow_tf32
+            assert not cudnn.allow_tf32
+            assert (cudnn.benchmark, cudnn.deterministic) == (False, True)
+        assert getattr(matmul, name) == value
+        assert (cudnn.benchmark, cudnn.deterministic) == (True, False)
+    finally:
+        matmul.allow_tf32 = False
+        setattr(matmul, name, before[0])
+        cudnn.benchmark = before[1]
+
+
 @pytest.mark.usefixtures("no_gpu")
 def test_auto_is_the_cpu_where_there_is_no_gpu() -> None:
     machine = Machine.choose("auto", 1, cores=4)
@@ -510,6 +544,16 @@ def test_bf16_computes_in_bf16_and_keeps_weights_and_optimizer_in_float32() -> N
     list(fit(model, samples(8), RECIPE, CPU))
     assert kinds == [torch.bfloat16, torch.float32]
     assert model.layer.weight.dtype == torch.float32
+
+
+def test_bf16_within_an_autocast_of_the_caller_sees_each_steps_weights() -> None:
+    """As all stages run: what autocast remembers of weights is not forgotten within another."""
+    recipe, machine = replace(RECIPE, epochs=3, learning_rate=0.1), Machine("cpu", "bf16", 1)
+    trained, within = Recorder(), Recorder()
+    list(fit(trained, samples(24), recipe, machine))
+    with callers_state_kept(), torch.autocast("cpu", torch.bfloat16):
+        list(fit(within, samples(24), recipe, machine))
+    assert torch.equal(trained.layer.weight, within.layer.weight)
 
 
 # ------------------------------------------------------------------------------ recalibration

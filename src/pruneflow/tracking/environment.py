@@ -15,7 +15,6 @@ import psutil
 import torch
 
 from pruneflow.version import __version__
-from pruneflow.workloads.machine import uses_tf32
 
 _PACKAGES = (
     "torch", "torchvision", "torch-pruning", "transformers", "mlflow", "numpy", "datasets",
@@ -30,7 +29,11 @@ def describe(devices: Sequence[str] = ()) -> dict[str, object]:
     to give the same bits each time. A GPU that is not used is not asked: that takes memory of it.
     """
     gpus = [torch.cuda.get_device_name(device) for device in devices if device.startswith("cuda")]
-    modes = {"tf32": uses_tf32(), "deterministic": torch.are_deterministic_algorithms_enabled()}
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    modes = {
+        "tf32": matmul.allow_tf32 or cudnn.allow_tf32,
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+    }
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),

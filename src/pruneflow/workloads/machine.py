@@ -50,8 +50,10 @@ class Machine:
 
     def autocast(self) -> torch.autocast:
         """The context in which this machine's forward passes run."""
-        kind = torch.device(self.device).type
-        return torch.autocast(kind, torch.bfloat16, enabled=self.precision == "bf16")
+        kind, enabled = torch.device(self.device).type, self.precision == "bf16"
+        # what it remembers of weights is forgotten only where no other autocast is around it, so
+        # within a caller's every step would see those of the first
+        return torch.autocast(kind, torch.bfloat16, enabled=enabled, cache_enabled=False)
 
     def move(self, model: nn.Module) -> nn.Module:
         """The model on the device, in the memory layout that its convolutions like."""
@@ -134,9 +136,16 @@ def callers_state_kept() -> Iterator[None]:
 @contextmanager
 def _modes_of_cuda() -> Iterator[None]:
     """Float32 on CUDA as on a CPU, and no convolution chosen by its time."""
-    cudnn = torch.backends.cudnn
-    modes = [*_tf32_off(), (cudnn, "benchmark", False), (cudnn, "deterministic", True)]
-    before = [(part, name, getattr(part, name)) for part, name, _ in modes]
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    modes: list[tuple[Any, str, Any]] = [
+        (matmul, "allow_tf32", False),
+        (cudnn, "allow_tf32", False),
+        (cudnn, "benchmark", False),
+        (cudnn, "deterministic", True),
+    ]
+    if hasattr(matmul, "fp32_precision"):  # since PyTorch 2.9: what those fall back on
+        modes += [(part, "fp32_precision", "none") for part in (torch.backends, cudnn)]
+    before = [(part, name, _mode(part, name)) for part, name, _ in modes]
     deterministic = torch.get_deterministic_debug_mode()
     torch.set_deterministic_debug_mode("default")
     for part, name, value in modes:
@@ -149,18 +158,11 @@ def _modes_of_cuda() -> Iterator[None]:
         torch.set_deterministic_debug_mode(deterministic)
 
 
-def uses_tf32() -> bool:
-    """Whether CUDA may round the factors of float32 products, to 10 bits: TF32."""
-    return any(getattr(part, name) != off for part, name, off in _tf32_off())
-
-
-def _tf32_off() -> list[tuple[Any, str, Any]]:
-    """What allows TF32: where it is, its name, and the value that does not."""
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    if hasattr(matmul, "fp32_precision"):  # since PyTorch 2.9, whose other names may then raise
-        parts: list[Any] = [matmul, cudnn.conv, cudnn.rnn]  # type: ignore[attr-defined]
-        return [(part, "fp32_precision", "ieee") for part in parts]
-    return [(part, "allow_tf32", False) for part in (matmul, cudnn)]
+def _mode(part: Any, name: str) -> Any:
+    try:
+        return getattr(part, name)
+    except RuntimeError:  # of `allow_tf32`, where the caller has used its newer name
+        return part.fp32_precision == "tf32"
 
 
 @functools.cache
