@@ -229,10 +229,11 @@ def fit(
 
     `after_step` is called with the optimizer after each of its steps; `on_progress` a few times a
     second at the most, with the epoch (from 1), the share of it that is done, and its loss so far.
-    `since` goes on from there, to the same weights as without the interruption; of
-    another model or recipe it is a ValueError. Where the recipe distills, a `teacher`, looked at in
-    eval mode, gives the logits to come close to. The model is left in training mode. A loss, or a
-    weight after an epoch, that is not finite is an ExperimentError.
+    `since` goes on from there, to the same weights as without the interruption (on a GPU, where
+    `Machine.make_deterministic` finds nothing); of another model or recipe it is a ValueError.
+    Where the recipe distills, a `teacher`, looked at in eval mode, gives the logits to come close
+    to. The model is left in training mode. A loss, or a weight after an epoch, that is not finite
+    is an ExperimentError.
     """
     if recipe.epochs == 0:
         return
