@@ -123,7 +123,8 @@ class Units(ABC):
     def apply(self, masks: Mapping[str, Tensor]) -> None:
         """Prune what masks (of the names and shapes of `masks`) do not keep, from now on."""
         for name, mask in Masks(self.masks, masks).items():
-            self.masks[name].logical_and_(mask)
+            held = self.masks[name]
+            held.logical_and_(mask.to(held.device))
         over_parameters = self.parameter_masks()
         over_parameters.apply(self.model)
         self.conv_params = cost.conv_params(self.model, over_parameters)
