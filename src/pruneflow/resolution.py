@@ -133,7 +133,8 @@ def base_config(config: PruneConfig) -> FinetuneConfig:
         values["rewind_epoch"] = config.rewind_epoch
     if config.resume == "never":
         values["resume"] = "never"
-    return resolve(FinetuneConfig, values | {"epochs": config.base_epochs})
+    base = resolve(FinetuneConfig, values | {"epochs": config.base_epochs})
+    return base.resolved(image_size=config.image_size)  # None of data that turned out to be texts
 
 
 def trained_as(config: PruneConfig, base: FinetuneConfig) -> PruneConfig:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, create_model, model_validator
 
-from pruneflow.config.base import NEWEST, Config, short_model
+from pruneflow.config.base import NEWEST, Config
 from pruneflow.config.training import OF_RATE, Settings
 from pruneflow.errors import InputError
 from pruneflow.parameters import (
@@ -199,7 +199,7 @@ class PruneConfig(Settings):
         if self.granularity == "channel" and self.fraction:
             unusual = ("independent", "compact")
             parts += [kind for kind in (self.coupling, self.form) if kind in unusual]
-        return "-".join([*parts, short_model(self.model), self.dataset, f"s{self.seed}"])
+        return "-".join([*parts, self.workload_name])
 
     @property
     def final_sparsity(self) -> float:
@@ -255,8 +255,8 @@ class GradualConfig(PruneConfig):
 
 # What of pruning applies where each layer is pruned alone and nothing is trained after it.
 _OF_PRUNING = (
-    "model", "dataset", "data_dir", "weights", "preset", "image_size", "train_limit", "batch_size",
-    "seed", "resume", "device", "precision", "threads", "granularity", "criterion",
+    "model", "dataset", "columns", "data_dir", "weights", "preset", "image_size", "train_limit",
+    "batch_size", "seed", "resume", "device", "precision", "threads", "granularity", "criterion",
     "calibration_samples", "coupling", "targets", "base_epochs", "include", "exclude",
     "prune_bias", "recalibrate_bn", "base_run",
 )  # fmt: skip

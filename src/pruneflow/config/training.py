@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from pruneflow.config.base import Config, short_model
+from pruneflow.config.base import Config, as_text, short_model
+from pruneflow.errors import InputError, unknown
 from pruneflow.parameters import (
     Count,
+    Names,
     Pixels,
     Positive,
     Text,
@@ -18,11 +20,18 @@ from pruneflow.parameters import (
 from pruneflow.workloads.augmentations import AUGMENTATIONS, NO_AUGMENTATION
 from pruneflow.workloads.datasets import DATASETS, IMAGES, TEXTS
 from pruneflow.workloads.learning_rates import LR_SCHEDULES, ONE_CYCLE
+from pruneflow.workloads.other_datasets import is_other
 
 # How fast a training learns; a pruning run's own, and never its base run's.
 OF_RATE = frozenset({"learning_rate", "lr_schedule", "warmup_epochs"})
 OF_TRAINING = OF_RATE | {"optimizer", "weight_decay", "augment", "label_smoothing"}
 _AUGMENTS = (NO_AUGMENTATION, *AUGMENTATIONS)
+
+
+def _check_dataset(name: str) -> str:
+    if name not in DATASETS and not is_other(name):
+        raise unknown("data set", name, DATASETS)
+    return name
 
 
 class Settings(Config):
@@ -31,9 +40,12 @@ class Settings(Config):
     model: Text
     """alexnet, resnet18, any other torchvision classifier, cifar_resnet20 and others for images of
     32x32, bert, or hf:<hub id or folder>"""
-    dataset: Annotated[str, among("data set", DATASETS)] = Field(
-        description=f"images: {', '.join(IMAGES)}; texts: {', '.join(TEXTS)} (reviews: synthetic)"
+    dataset: Annotated[str, AfterValidator(_check_dataset)] = Field(
+        description=f"images: {', '.join(IMAGES)}; texts: {', '.join(TEXTS)} (reviews: synthetic); "
+        "either: hf:<hub id or folder>, module:factory or file.py:factory"
     )
+    columns: Names = ()
+    """of dataset=hf:..., the columns of inputs and labels (img,fine_label); found by default"""
     data_dir: str | None = None
     """folder of the data set, instead of the Hugging Face hub"""
     weights: Text
@@ -78,6 +90,17 @@ class Settings(Config):
     threads: Count | None = None
     """CPU threads; all cores when not given"""
 
+    @property
+    def workload_name(self) -> str:
+        """Model, data set and seed, as runs are called after them."""
+        return f"{short_model(self.model)}-{short_model(self.dataset)}-s{self.seed}"
+
+    def without_images(self) -> Self:
+        """The configuration for data that turned out to be texts."""
+        reason = f"has no effect with dataset={self.dataset}, which holds texts: leave it out"
+        self._refuse(["augment", "image_size"], reason)
+        return self.resolved(image_size=None)
+
     def _refuse_warmup(self, epochs: int) -> None:
         """Refuse a rise of the learning rate that a training of so many epochs has no room for."""
         if self.lr_schedule == ONE_CYCLE:
@@ -89,10 +112,19 @@ class Settings(Config):
             self._refuse(["warmup_epochs"], reason)
 
     @model_validator(mode="after")
-    def _texts_are_no_images(self) -> Self:
+    def _data_have_their_parameters(self) -> Self:
         if self.dataset in TEXTS:
-            reason = f"has no effect with dataset={self.dataset}, which holds texts: leave it out"
-            self._refuse(["augment", "image_size"], reason)
+            self.without_images()
+        if self.columns and not is_other(self.dataset):
+            reason = f"has no effect with dataset={self.dataset}, whose columns are known"
+            self._refuse(["columns"], f"{reason}: leave it out")
+        if len(self.columns) not in (0, 2):
+            raise InputError(
+                f"columns={as_text(self.columns)} is not valid: it should be the column of inputs "
+                "and that of labels, as img,label"
+            )
+        if is_other(self.dataset):
+            self._refuse(["data_dir"], f"has no effect with dataset={self.dataset}: leave it out")
         return self
 
 
@@ -118,4 +150,4 @@ class FinetuneConfig(Settings):
     @property
     def run_name(self) -> str:
         """What its run is called."""
-        return f"base-{short_model(self.model)}-{self.dataset}-s{self.seed}"
+        return f"base-{self.workload_name}"

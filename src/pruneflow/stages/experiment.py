@@ -23,7 +23,7 @@ from pruneflow.tracking import resume
 from pruneflow.tracking.resume import Earlier
 from pruneflow.tracking.run import Ended, Run
 from pruneflow.workloads import batches, datasets, factories, models, other_models, training
-from pruneflow.workloads.datasets import IMAGES, TEXTS, Data
+from pruneflow.workloads.datasets import DATASETS, IMAGES, TEXTS, Data
 from pruneflow.workloads.machine import Machine
 from pruneflow.workloads.splits import MEAN, STD, Samples, Split, Tokens, balanced
 from pruneflow.workloads.training import Epoch, Recipe, Snapshot
@@ -38,7 +38,7 @@ _RECIPE = (
     "batch_size", "learning_rate", "lr_schedule", "warmup_epochs", "optimizer", "weight_decay",
     "augment", "label_smoothing", "image_size",
 )  # fmt: skip
-_DATA = ("data_dir", "image_size", "train_limit", "seed")
+_DATA = ("columns", "data_dir", "image_size", "train_limit", "seed")
 
 C = TypeVar("C", bound=Settings)
 D = TypeVar("D", bound=Settings)
@@ -216,17 +216,26 @@ def prepare(config: C, *, load: bool) -> tuple[Experiment[C], nn.Module]:
     machine = Machine.choose(config.device, config.threads, cores(), config.precision)
     config = config.resolved(device=machine.device, threads=machine.threads)
     models.check(config.model)
-    texts = config.dataset in TEXTS
+    if config.dataset in DATASETS:
+        _check_kind(config, config.dataset in TEXTS)
+    data = datasets.load(config.dataset, **{name: getattr(config, name) for name in _DATA})
+    texts = data.holds_texts
+    _check_kind(config, texts)
+    if texts and config.image_size is not None:
+        config = config.without_images()
+    experiment, model = (_with_texts if texts else _with_images)(config, data, machine, load=load)
+    nondeterministic = machine.make_deterministic(model, experiment.probe)
+    return replace(experiment, nondeterministic=nondeterministic), model
+
+
+def _check_kind(config: Settings, texts: bool) -> None:
+    """Refuse data of a kind that the model does not read."""
     if texts not in models.reads_texts(config.model):
         kind, fitting = ("images", IMAGES) if texts else ("texts", TEXTS)
         raise InputError(
             f"model={config.model} reads {kind}, dataset={config.dataset} is none of them: pass "
             f"dataset={' or '.join(fitting)}"
         )
-    data = datasets.load(config.dataset, **{name: getattr(config, name) for name in _DATA})
-    experiment, model = (_with_texts if texts else _with_images)(config, data, machine, load=load)
-    nondeterministic = machine.make_deterministic(model, experiment.probe)
-    return replace(experiment, nondeterministic=nondeterministic), model
 
 
 def _with_images(

@@ -123,7 +123,7 @@ def _restored(model: nn.Module, state: Mapping[str, Tensor]) -> Iterator[None]:
 def _name(config: PruneConfig) -> str:
     parts = ["sensitivity", config.criterion, config.granularity]
     parts += ["independent"] if config.coupling == "independent" else []
-    return "-".join([*parts, short_model(config.model), config.dataset, f"s{config.seed}"])
+    return "-".join([*parts, config.workload_name])
 
 
 def _describe(experiment: Experiment[PruneConfig], run: Run, accuracy: float) -> None:

@@ -40,6 +40,7 @@ from pruneflow.errors import InputError, first_line, unknown, user_path
 from pruneflow.resolution import base_config, resolve
 from pruneflow.tracking.store import check_name
 from pruneflow.workloads.datasets import BUNDLED
+from pruneflow.workloads.other_datasets import is_other
 
 _STAGES: dict[str, type[FinetuneConfig] | type[PruneConfig]] = {
     "prune_iterative": PruneConfig,
@@ -197,7 +198,7 @@ def _add(listed: dict[str, Job], given: dict[str, Any], data_dir: Path | None) -
     if stage not in _STAGES:
         raise unknown("stage", stage, _STAGES)
     config = resolve(_STAGES[stage], given)
-    if data_dir is not None and config.data_dir is None and config.dataset not in BUNDLED:
+    if data_dir is not None and config.data_dir is None and not _needs_no_folder(config.dataset):
         if not (data_dir / config.dataset).is_dir():
             raise InputError(f"data_dir={str(data_dir)!r} has no folder {config.dataset}")
         given["data_dir"] = str(data_dir / config.dataset)
@@ -212,6 +213,10 @@ def _add(listed: dict[str, Job], given: dict[str, Any], data_dir: Path | None) -
             needs = _add(listed, {"stage": "finetune", **values}, None)
         listed[key] = Job(stage, given, config, name, needs)
     return listed[key]
+
+
+def _needs_no_folder(dataset: str) -> bool:
+    return dataset in BUNDLED or is_other(dataset)
 
 
 def _timed(benchmark: _Benchmark, pruned: list[Job]) -> list[Job]:

@@ -15,7 +15,6 @@ from pruneflow.errors import user_path
 from pruneflow.tracking import environment
 from pruneflow.version import __version__
 from pruneflow.workloads import factories
-from pruneflow.workloads.datasets import TEXTS
 
 # What does not decide a run's result: the preset's values are there one by one, what a folder
 # or a base run holds counts, not where it lies.
@@ -115,7 +114,7 @@ def _libraries(config: Settings) -> list[str]:
     if reads_texts(config.model):
         return ["transformers"]
     if factories.is_factory(config.model):
-        return ["transformers"] if config.dataset in TEXTS else []
+        return ["transformers"] if config.image_size is None else []
     return ["torchvision"]
 
 

@@ -5,11 +5,11 @@ To add one, write a function that returns `Raw` (see `images` and `texts`), and 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pruneflow.errors import InputError, one_line
-from pruneflow.workloads import images, texts
+from pruneflow.workloads import images, other_datasets, texts
 from pruneflow.workloads.folders import count, listed
 from pruneflow.workloads.splits import Raw, Samples, Split, balanced, digest
 
@@ -46,16 +46,31 @@ class Data:
     source: str
     summary: str  # a line on what was read as what
 
+    @property
+    def holds_texts(self) -> bool:
+        """Whether samples are texts, and no images."""
+        return isinstance(self.train, Split) and self.train.samples.dtype == object
+
 
 def load(
-    name: str, *, data_dir: str | None, image_size: int | None, train_limit: int | None, seed: int
+    name: str,
+    *,
+    data_dir: str | None,
+    image_size: int | None,
+    train_limit: int | None,
+    seed: int,
+    columns: Sequence[str] = (),
 ) -> Data:
     """Load a data set, hold out its validation samples and keep `train_limit` of the rest.
 
     Both are drawn by `seed` with an equal share of every class. `image_size` is used only where
-    images differ in size and have to be brought to one.
+    images differ in size and have to be brought to one. `columns` are those of inputs and labels,
+    for data sets of Hugging Face.
     """
-    raw = (IMAGES | TEXTS)[name](data_dir, image_size)
+    if other_datasets.is_other(name):
+        raw = other_datasets.read(name, columns, image_size)
+    else:
+        raw = (IMAGES | TEXTS)[name](data_dir, image_size)
     train, val, test = raw.train, raw.val, raw.test
     if test is None:
         held, rest = balanced(train.labels, round(TEST * len(train)), _TEST_SEED, shares=True)

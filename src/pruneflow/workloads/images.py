@@ -42,7 +42,7 @@ def cifar10(data_dir: str | None, image_size: int | None) -> Raw:
     """CIFAR-10 (Krizhevsky 2009): from the hub, or a folder with its layout or an ImageFolder."""
     hub = "uoft-cs/cifar10"
     if data_dir is None:
-        raw = _read(from_hub("cifar10", hub), hub, image_size, [])
+        raw = read_tables(from_hub("cifar10", hub), hub, image_size, [])
     else:
         raw = _folder("cifar10", data_dir, image_size)
     if len(raw.classes) != 10:
@@ -70,7 +70,7 @@ def _folder(name: str, data_dir: str, size: int | None) -> Raw:
     tables = listing.ending((".parquet",))
     if not tables:
         splits, notes = _class_folders(folder, listing)
-        return _read(splits, str(folder.resolve()), size, notes)
+        return read_tables(splits, str(folder.resolve()), size, notes)
     files = {  # the library keeps the name `all` for itself
         "train" if split == "all" else split: [str(path) for path in paths]
         for split, paths in folders.by_split(tables, folder).items()
@@ -83,7 +83,7 @@ def _folder(name: str, data_dir: str, size: int | None) -> Raw:
         if (folder / "README.md").is_file():  # its card may say what the columns are
             features = datasets.load_dataset_builder(str(folder)).info.features
         splits = datasets.load_dataset("parquet", data_files=files, features=features)
-    return _read(splits, str(folder.resolve()), size, listing.left_out(tables))
+    return read_tables(splits, str(folder.resolve()), size, listing.left_out(tables))
 
 
 def _class_folders(folder: Path, listing: Listing) -> tuple[dict[str, Any], list[str]]:
@@ -174,7 +174,7 @@ def _by_class(root: Path, images: Sequence[Path], split: str) -> dict[str, list[
     return members
 
 
-def _read(splits: Any, source: str, size: int | None, notes: Sequence[str]) -> Raw:
+def read_tables(splits: Any, source: str, size: int | None, notes: Sequence[str]) -> Raw:
     """A data set of tables with an image and a class label column, decoded."""
     parts = folders.roles(splits)
     if "train" not in parts:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
@@ -158,6 +158,11 @@ def _by_name(
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise InputError(f"{table} has two columns of one name: {listed(twice)}")
     return dict(zip(names, columns, strict=True))
+
+
+def label_column(columns: Collection[str]) -> str | None:
+    """The column of labels, by the names that are usual for it."""
+    return next((name for name in columns if name.lower() in _LABEL), None)
 
 
 def text_and_label(table: Table) -> tuple[str, str]:

@@ -79,7 +79,7 @@ def sst2(data_dir: str | None, image_size: int | None = None) -> Raw:
         raise InputError(f"{source} is not SST-2: it needs a train and a validation file")
     if splits.pop("test", None):
         notes.append("the test set has no labels and is not read")
-    raw = _raw(splits, source, notes)
+    raw = read_tables(splits, source, notes)
     if len(raw.classes) != 2:
         raise InputError(f"{source} is not SST-2: it has {len(raw.classes)} classes, not 2")
     return replace(raw, classes=("negative", "positive")) if raw.classes == ("0", "1") else raw
@@ -101,10 +101,10 @@ def textfolder(data_dir: str | None, image_size: int | None = None) -> Raw:
         raise InputError(
             f"data_dir={data_dir!r} has test files but no training file (train*.csv): {there}"
         )
-    return _raw(splits, str(folder.resolve()), notes)
+    return read_tables(splits, str(folder.resolve()), notes)
 
 
-def _raw(splits: Mapping[str, Sequence[Table]], source: str, notes: Sequence[str]) -> Raw:
+def read_tables(splits: Mapping[str, Sequence[Table]], source: str, notes: Sequence[str]) -> Raw:
     """Texts and class numbers out of the tables of each split."""
     import numpy as np
 
