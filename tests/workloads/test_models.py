@@ -328,7 +328,7 @@ def test_pretrained_is_the_librarys_own_model_with_a_new_head_and_is_rebuilt_so(
         assert logits.shape == (2, 6)
         assert torch.equal(again(images), logits)
     untrained = build(name, 6, weights="pretrained", load=False)
-    assert describe(untrained) == describe(model)
+    assert describe(name, untrained) == describe(name, model)
     assert [n for n, _ in untrained.named_parameters()] == [n for n, _ in model.named_parameters()]
 
 

@@ -221,7 +221,7 @@ def prepare(config: C, *, load: bool) -> tuple[Experiment[C], nn.Module]:
     data = datasets.load(config.dataset, **{name: getattr(config, name) for name in _DATA})
     texts = data.holds_texts
     _check_kind(config, texts)
-    if texts and config.image_size is not None:
+    if texts:
         config = config.without_images()
     experiment, model = (_with_texts if texts else _with_images)(config, data, machine, load=load)
     nondeterministic = machine.make_deterministic(model, experiment.probe)
