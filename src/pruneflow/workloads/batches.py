@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import collections
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -12,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pruneflow.workloads.machine import Machine
-from pruneflow.workloads.splits import RGB, Samples, Tokens
+from pruneflow.workloads.splits import RGB, Samples, Split, Tokens
 
 _BUCKET_BATCHES = 50  # batches of texts that are sorted by length together
 
@@ -40,6 +43,29 @@ def shuffled(data: Samples, size: int, generator: torch.Generator) -> Iterator[N
             order[start : start + stretch] = part[np.argsort(-data.lengths[part], kind="stable")]
         batches = [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
     yield from (order[batch] for batch in batches)
+
+
+def loaded(
+    data: Samples, index: Iterable[NDArray[np.int64]]
+) -> Iterator[tuple[Samples, NDArray[np.int64]]]:
+    """Batches as numbers of samples that are in memory: those of files are decoded one ahead."""
+    if isinstance(data, Tokens) or isinstance(data.samples, np.ndarray):
+        yield from ((data, batch) for batch in index)
+        return
+
+    def read(batch: NDArray[np.int64]) -> Split:
+        chosen = data[batch]
+        return replace(chosen, samples=np.asarray(chosen.samples))
+
+    with ThreadPoolExecutor(1) as ahead:
+        pending = collections.deque[Future[Split]]()
+        for batch in index:
+            pending.append(ahead.submit(read, batch))
+            if len(pending) > 1:
+                split = pending.popleft().result()
+                yield split, np.arange(len(split))
+        for future in pending:
+            yield future.result(), np.arange(len(future.result()))
 
 
 def to_model(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pruneflow.errors import InputError, one_line
 from pruneflow.workloads import images, other_datasets, texts
 from pruneflow.workloads.folders import count, listed
-from pruneflow.workloads.splits import Raw, Samples, Split, balanced, digest
+from pruneflow.workloads.splits import Raw, Samples, Split, balanced, contents, digest
 
 VALIDATION = 0.1  # share of the training set that is held out for validation
 TEST = 0.2  # share held out as the test set, where a data set has none of its own
@@ -98,7 +98,7 @@ def _summary(raw: Raw, train: Split, val: Split, test: Split) -> str:
     """What was read as what, how it is split, and what stands in two splits."""
 
     def hashes(split: Split) -> list[int]:
-        return [hash(s if isinstance(s, str) else s.tobytes()) for s in split.samples]
+        return [hash(content) for content in contents(split.samples)]
 
     read = "; ".join(raw.notes or (count(len(raw.train), "sample"),))
     sizes = f"{len(train):,} to train, {len(val):,} to validate, {len(test):,} to test"

@@ -5,16 +5,16 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pruneflow.errors import InputError, first_line
-from pruneflow.workloads import folders
+from pruneflow.workloads import folders, image_files
 from pruneflow.workloads.folders import Listing, count, listed, split_words
-from pruneflow.workloads.pictures import to_rgb
+from pruneflow.workloads.image_files import opened, place_of
+from pruneflow.workloads.pictures import to_rgb, upright_size
 from pruneflow.workloads.splits import Raw, Split
 from pruneflow.workloads.tables import from_hub, reading
 
@@ -224,9 +224,18 @@ def _decode(
     from PIL import ImageOps
 
     splits, several, side = {}, 0, fit
+    column = columns["Image"]
     for part, table in tables.items():
+        labels = np.asarray(table[columns["ClassLabel"]], dtype=np.int64)
+        if _is_large(table, column, fit):
+            surveyed = image_files.survey(table, column, names[part], fit)
+            if surveyed is None or surveyed[0].shape[1:3] != (side or surveyed[0].size)[::-1]:
+                return None
+            side, several = surveyed[0].size, several + surveyed[1]
+            splits[part] = Split(surveyed[0], labels)
+            continue
         images = np.empty(0, dtype=np.uint8)
-        for row, (rgb, frames) in enumerate(_pictures(table, columns["Image"], names[part])):
+        for row, (rgb, frames) in enumerate(_pictures(table, column, names[part])):
             several += frames > 1
             side = side or rgb.size
             if fit is None and rgb.size != side:
@@ -234,9 +243,19 @@ def _decode(
             if row == 0:
                 images = np.empty((len(table), side[1], side[0], 3), dtype=np.uint8)
             images[row] = np.asarray(ImageOps.fit(rgb, side) if fit else rgb)
-        labels = np.asarray(table[columns["ClassLabel"]], dtype=np.int64)
         splits[part] = Split(images, labels)
     return splits, several
+
+
+def _is_large(table: Any, column: str, fit: tuple[int, int] | None) -> bool:
+    """Whether images, all as large as the first or as `fit`, are too much to be held decoded."""
+    import datasets
+
+    file = table.cast_column(column, datasets.Image(decode=False))[0][column]
+    width = height = 0
+    with suppress(Exception):  # a picture that cannot be decoded is named where it is
+        width, height = fit or upright_size(opened(file))
+    return 3 * width * height * len(table) > image_files.IN_MEMORY_BYTES
 
 
 def _pictures(table: Any, column: str, name: str) -> Iterator[tuple[Image.Image, int]]:
@@ -264,26 +283,18 @@ def _pictures(table: Any, column: str, name: str) -> Iterator[tuple[Image.Image,
             yield Image.frombytes("RGB", size, pixels.as_buffer()), 1
     for row, file in enumerate(files[column] if decoded is None else ()):
         try:
-            picture = _opened(file)
+            picture = opened(file)
             rgb, frames = to_rgb(picture), getattr(picture, "n_frames", 1)
         except Exception as error:  # Pillow raises whatever a file's bytes lead it to
-            where = file["path"] if file and file["bytes"] is None else f"{name}, row {row}"
+            where = place_of(file, name, row)
             raise InputError(f"{where} cannot be decoded: {first_line(error)}") from None
         yield rgb, frames
-
-
-def _opened(file: Mapping[str, Any] | None) -> Image.Image:
-    from PIL import Image
-
-    if file is None:
-        raise ValueError("there is none")
-    return Image.open(file["path"] if file["bytes"] is None else io.BytesIO(file["bytes"]))
 
 
 def _upright_rgb(files: list[Mapping[str, Any]]) -> dict[str, list[Any]]:
     # The library knows what it has computed before by this function's name: what `to_rgb` makes of
     # a picture cannot change without another name here.
-    rgb = [to_rgb(_opened(file)) for file in files]
+    rgb = [to_rgb(opened(file)) for file in files]
     return {
         "width": [picture.width for picture in rgb],
         "height": [picture.height for picture in rgb],

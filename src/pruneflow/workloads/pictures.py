@@ -47,6 +47,13 @@ def to_rgb(picture: Image.Image) -> Image.Image:
     return rgb if turn is None else rgb.transpose(turn)
 
 
+def upright_size(picture: Image.Image) -> tuple[int, int]:
+    """Width and height that `to_rgb` gives a picture, which need not be decoded for it."""
+    width, height = picture.size
+    turned = picture.getexif().get(_ORIENTATION, 1) >= 5
+    return (height, width) if turned else (width, height)
+
+
 def _converted(picture: Image.Image) -> Image.Image:
     from PIL import Image
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 if TYPE_CHECKING:  # imported when used: names and help must not wait for it
     import numpy as np
@@ -25,10 +25,13 @@ STD: RGB = (0.229, 0.224, 0.225)
 class Split:
     """Images (N, H, W, 3) of uint8, or texts (N,) as objects, and their class numbers (N,).
 
+    Of many images, `samples` are `ImageFiles`, which an index gives others of and which become an
+    array where one is needed.
+
     A model is given images less `mean` and over `deviation`, of each colour.
     """
 
-    samples: NDArray[Any]
+    samples: Any
     labels: Integers
     mean: RGB = MEAN
     deviation: RGB = STD
@@ -111,6 +114,13 @@ def balanced(labels: Integers, count: int, seed: int, *, shares: bool) -> tuple[
     return np.sort(queue[:count]), np.sort(queue[count:])
 
 
+def contents(samples: Any) -> Iterator[bytes]:
+    """What tells samples apart: their pixels or text, or a hash of the file that holds them."""
+    if hasattr(samples, "contents"):
+        return cast("Iterator[bytes]", samples.contents())
+    return (s.encode() if isinstance(s, str) else s.tobytes() for s in samples)
+
+
 def digest(splits: Iterable[Split]) -> str:
     """Hash of every sample and label, the same on every machine."""
     import numpy as np
@@ -121,6 +131,9 @@ def digest(splits: Iterable[Split]) -> str:
             total.update(repr(split.samples.tolist()).encode())
         else:
             total.update(repr(split.samples.shape).encode())
-            total.update(np.ascontiguousarray(split.samples).data)
+            if isinstance(split.samples, np.ndarray):
+                total.update(np.ascontiguousarray(split.samples).data)
+            else:
+                total.update(b"".join(contents(split.samples)))
         total.update(np.ascontiguousarray(split.labels).data)
     return total.hexdigest()[:16]

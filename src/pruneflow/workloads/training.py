@@ -22,7 +22,7 @@ from torch.optim.swa_utils import update_bn
 from pruneflow.errors import ExperimentError
 from pruneflow.workloads import learning_rates, models
 from pruneflow.workloads.augmentations import AUGMENTATIONS, NO_AUGMENTATION
-from pruneflow.workloads.batches import shuffled, slices, to_model
+from pruneflow.workloads.batches import loaded, shuffled, slices, to_model
 from pruneflow.workloads.machine import Machine
 from pruneflow.workloads.splits import Samples, Split, Tokens
 
@@ -126,8 +126,9 @@ class _Training:
         loss_sum = torch.zeros((), device=device)
         correct = torch.zeros((), dtype=torch.int64, device=device)
         seen, reported = 0, time.perf_counter()
-        for batch in shuffled(self.data, recipe.batch_size, self.order):
-            inputs, labels = self.inputs(batch)
+        order = shuffled(self.data, recipe.batch_size, self.order)
+        for samples, batch in loaded(self.data, order):
+            inputs, labels = self.inputs(samples, batch)
             with self.machine.autocast():
                 logits = models.logits(model, inputs)
             smoothing = recipe.label_smoothing
@@ -154,9 +155,11 @@ class _Training:
             raise self.diverged("weights became NaN or infinite", number)
         return float(loss_sum) / seen, int(correct) / seen
 
-    def inputs(self, batch: NDArray[np.int64]) -> tuple[Tensor | dict[str, Tensor], Tensor]:
+    def inputs(
+        self, data: Samples, batch: NDArray[np.int64]
+    ) -> tuple[Tensor | dict[str, Tensor], Tensor]:
         """Samples as the model takes them in training, and their labels (N,)."""
-        data, size, augment = self.data, self.recipe.image_size, self.recipe.augment
+        size, augment = self.recipe.image_size, self.recipe.augment
         if augment == NO_AUGMENTATION:
             return to_model(data, batch, size, self.machine)
         assert isinstance(data, Split)
@@ -292,8 +295,9 @@ def accuracy(
         size = max(batch_size, min(512, _EVALUATION_PIXELS // image_size**2))
     with models.looking(model), torch.inference_mode(), machine.autocast():
         correct = torch.zeros((), dtype=torch.int64, device=machine.device)
-        for start in range(0, len(order), size):
-            inputs, labels = to_model(data, order[start : start + size], image_size, machine)
+        batches = (order[start : start + size] for start in range(0, len(order), size))
+        for samples, batch in loaded(data, batches):
+            inputs, labels = to_model(samples, batch, image_size, machine)
             correct += (models.logits(model, inputs).argmax(1) == labels).sum()
     return int(correct) / len(order)
 
