@@ -146,7 +146,7 @@ def trained_as(config: PruneConfig, base: FinetuneConfig) -> PruneConfig:
     if epochs < 1:
         raise InputError(
             f"rewind_epoch={config.rewind_epoch} leaves nothing to train again of the base's "
-            f"{base.epochs} epochs: pass a smaller one"
+            f"{base.epochs} epochs: it should be less"
         )
     values = {name: getattr(base, name) for name in (*sorted(OF_TRAINING), "batch_size")}
     for name in sorted(config.given & values.keys()):
