@@ -129,7 +129,7 @@ def base_config(config: PruneConfig) -> FinetuneConfig:
     if not config.base_epochs:
         shared -= OF_TRAINING
     values = {name: getattr(config, name) for name in shared}
-    if config.rewind == "weights":
+    if config.rewind == "weights" and config.named_base is None:
         values["rewind_epoch"] = config.rewind_epoch
     if config.resume == "never":
         values["resume"] = "never"
