@@ -258,6 +258,18 @@ PRUNE: list[tuple[dict[str, object], str]] = [
     ),
     ({"max_layer_sparsity": "0"}, "max_layer_sparsity='0' is not valid"),
     ({"max_layer_sparsity": "1.5"}, "max_layer_sparsity='1.5' is not valid"),
+    (
+        {"max_layer_sparsity": "0.5"},
+        "max_layer_sparsity=0.5 keeps every layer from the sparsity of the last level, 0.9688",
+    ),
+    (
+        {"max_layer_sparsity": "0.3", "target_sparsity": "0.31", "granularity": "channel"},
+        "max_layer_sparsity=0.3 keeps every layer from the sparsity of the last level, 0.31",
+    ),
+    (
+        {"max_layer_sparsity": "0.3", "budget": "params:0.5"},
+        "budget=params:0.5 cannot be met",
+    ),
     ({"granularity": "row"}, "granularity='row' is not valid"),
     ({"coupling": "group"}, "coupling=group has no effect with granularity=weight"),
     ({"targets": "conv"}, "targets=conv has no effect with granularity=weight"),
@@ -325,9 +337,24 @@ PRUNE: list[tuple[dict[str, object], str]] = [
         {"distill": "0.5", "finetune_epochs": "0"},
         "distill=0.5 has no effect with finetune_epochs=0",
     ),
+    ({"finetune_epochs": "0", "learning_rate": "0.1"}, "learning_rate=0.1 has no effect with fine"),
+    ({"finetune_epochs": "0", "lr_schedule": "step"}, "lr_schedule=step has no effect with finet"),
+    ({"finetune_epochs": "0", "warmup_epochs": "1"}, "warmup_epochs=1 has no effect with finetune"),
+    (
+        {"finetune_epochs": "0", "base_epochs": "0", "optimizer": "sgd"},
+        "optimizer=sgd has no effect with finetune_epochs=0, which trains nothing",
+    ),
+    (
+        {"finetune_epochs": "0", "base_run": "0123", "weight_decay": "0.1"},
+        "weight_decay=0.1 has no effect with finetune_epochs=0",
+    ),
     ({"rewind": "epoch"}, "rewind='epoch' is not valid"),
     ({"rewind_epoch": "1"}, "rewind_epoch=1 has no effect without rewind"),
     ({"rewind": "weights", "rewind_epoch": "5"}, "rewind_epoch=5 leaves nothing to train again"),
+    (
+        {"rewind": "learning_rate", "base_epochs": "0"},
+        "rewind_epoch=0 leaves nothing to train again of a base run of base_epochs=0",
+    ),
     (
         {"rewind": "weights", "finetune_epochs": "2"},
         "finetune_epochs=2 has no effect with rewind=weights, which trains as the base was",
@@ -358,7 +385,12 @@ PRUNE: list[tuple[dict[str, object], str]] = [
     ({"pattern": "2:4", "scope": "row"}, "scope=row has no effect with pattern=2:4"),
     ({"pattern": "2:4", "max_layer_sparsity": "0.9"}, "max_layer_sparsity=0.9 has no effect with"),
     ({"pattern": "2:4", "prune_bias": "true"}, "prune_bias=True has no effect with pattern=2:4"),
+    (
+        {"pattern": "2:4", "sensitivity_run": "newest"},
+        "sensitivity_run=newest has no effect with p",
+    ),
     ({"pattern": "2:4", "granularity": "channel"}, "pattern=2:4 is of single weights"),
+    ({"schedule": "cubic", "iterations": "1"}, "schedule=cubic has no effect with iterations=1"),
     ({"schedule": "cubical"}, "unknown schedule 'cubical': did you mean cubic"),
     ({"finetune_epochs": "-1"}, "finetune_epochs='-1' is not valid"),
     ({"base_epochs": "-1"}, "base_epochs='-1' is not valid"),
@@ -440,6 +472,7 @@ GRADUAL: list[tuple[dict[str, object], str]] = [
         {"granularity": "channel", "form": "compact"},
         "form=compact is not valid: prune_gradual",
     ),
+    ({"schedule": "linear", "iterations": "1"}, "schedule=linear has no effect with iterations=1"),
     ({"iterations": "9"}, "iterations=9 is too many: 9 prunings do not fit into 0 training steps"),
 ]
 FINETUNE: list[tuple[dict[str, object], str]] = [
@@ -447,6 +480,10 @@ FINETUNE: list[tuple[dict[str, object], str]] = [
     ({"epochs": "0", "optimizer": "sgd"}, "optimizer=sgd has no effect with epochs=0"),
     ({"epochs": "many"}, "epochs='many' is not valid"),
     ({"fraction": "0.5"}, "unknown parameter 'fraction'"),
+    (
+        {"epochs": "2", "rewind_epoch": "2"},
+        "rewind_epoch=2 leaves nothing to train again of epochs",
+    ),
 ]
 SENSITIVITY: list[tuple[dict[str, object], str]] = [
     ({"fractions": "0,0.5"}, "fractions='0' is not valid: it should be greater than 0"),

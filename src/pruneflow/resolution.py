@@ -129,7 +129,7 @@ def base_config(config: PruneConfig) -> FinetuneConfig:
     if not config.base_epochs:
         shared -= OF_TRAINING
     values = {name: getattr(config, name) for name in shared}
-    if config.rewind == "weights":
+    if config.rewind == "weights" and config.named_base is None:
         values["rewind_epoch"] = config.rewind_epoch
     if config.resume == "never":
         values["resume"] = "never"
@@ -147,7 +147,7 @@ def trained_as(config: PruneConfig, base: FinetuneConfig) -> PruneConfig:
     if epochs < 1:
         raise InputError(
             f"rewind_epoch={config.rewind_epoch} leaves nothing to train again of the base's "
-            f"{base.epochs} epochs: pass a smaller one"
+            f"{base.epochs} epochs: it should be less"
         )
     values = {name: getattr(base, name) for name in (*sorted(OF_TRAINING), "batch_size")}
     for name in sorted(config.given & values.keys()):

@@ -112,6 +112,24 @@ class Normalised(nn.Module):
         return logits
 
 
+class Tied(nn.Module):
+    """Two convolutions that share their weight, between two others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(6)
+        self.first = nn.Conv2d(3, 6, 1)
+        self.shared = nn.Conv2d(6, 6, 3, padding=1)
+        self.again = nn.Conv2d(6, 6, 3, padding=1)
+        self.again.weight = self.shared.weight
+        self.last = nn.Conv2d(6, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.shared(torch.relu(self.first(x))))
+        logits: Tensor = self.last(torch.relu(self.again(x))).mean((2, 3))
+        return logits
+
+
 def trained_looking(model: nn.Module) -> nn.Module:
     """Every normalisation and bias drawn at random, as training leaves them."""
     generator = torch.Generator().manual_seed(5)

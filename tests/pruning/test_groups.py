@@ -15,7 +15,7 @@ from pruneflow.pruning.groups import Group, Tie
 from pruneflow.pruning.masks import Masks
 from pruneflow.pruning.prunable import prunable_groups
 from pruneflow.pruning.selection import select
-from tests.pruning.networks import Residual, images, plain
+from tests.pruning.networks import Residual, Tied, images, plain
 
 FORWARD = images()
 
@@ -189,3 +189,14 @@ def test_what_chooses_nothing_is_refused(options: dict[str, tuple[str, ...]], pr
 def test_filters_leave_out_a_convolution_that_makes_the_outputs() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1))
     assert [g.name for g in groups.filters(model, outputs=["1"])] == ["0"]
+
+
+def test_layers_that_share_a_weight_are_pruned_as_one() -> None:
+    model = Tied()
+    filters = groups.filters(model, outputs=["last"])
+    assert [group.name for group in filters] == ["first", "shared"]
+    kept = groups.keep_all(filters)
+    kept["shared"][2:] = False
+    groups.expand(model, filters, kept).apply(model)
+    for layer in (model.shared, model.again):
+        assert layer.weight.detach().flatten(1).any(1).tolist() == [True] * 2 + [False] * 4

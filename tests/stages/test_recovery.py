@@ -11,9 +11,11 @@ import torch
 from mlflow.tracking import MlflowClient
 
 import pruneflow
+from pruneflow.config import OF_TRAINING, PruneConfig
 from pruneflow.errors import InputError
+from pruneflow.resolution import base_config, resolve
 from pruneflow.stages import experiment
-from pruneflow.tracking.finished import load_checkpoint, load_epoch
+from pruneflow.tracking.finished import load_checkpoint, load_epoch, with_base
 from pruneflow.tracking.run import Run
 from pruneflow.workloads import training
 from pruneflow.workloads.training import Recipe
@@ -85,6 +87,26 @@ def test_a_base_that_keeps_an_epoch_is_trained_as_one_that_does_not(folder: Path
     named = {"rewind": "weights", "rewind_epoch": 1, "base_run": plain.run_id}
     with pytest.raises(InputError, match="did not keep its weights of after epoch 1: leave"):
         pruneflow.prune_direct(**given, **named)
+
+
+def test_all_of_a_named_bases_training_is_taken_from_it(folder: Path) -> None:
+    unusual = {
+        "epochs": 50, "batch_size": 7, "learning_rate": 0.5, "lr_schedule": "step",
+        "warmup_epochs": 3, "optimizer": "nesterov", "weight_decay": 0.125, "augment": "crop_flip",
+        "label_smoothing": 0.25,
+    }  # fmt: skip
+    assert unusual.keys() == OF_TRAINING | {"epochs", "batch_size"}
+    client = MlflowClient()
+    base = client.create_run("0", tags={"pruneflow.stage": "finetune"}).info.run_id
+    for name, value in (unusual | {"weights": "none"}).items():
+        client.log_param(base, f"cfg/{name}", value)
+    client.set_terminated(base)
+    for rewind in ("weights", "learning_rate"):
+        given = {"rewind": rewind, "rewind_epoch": 40, "base_run": base, "model": "alexnet"}
+        config = with_base(resolve(PruneConfig, given))
+        trained = config.model_dump() | {"epochs": config.finetune_epochs + config.rewind_epoch}
+        assert {name: trained[name] for name in unusual} == unusual
+        base_config(config)  # whose epochs are the preset's, and fewer
 
 
 def test_rewound_rates_leave_weights(

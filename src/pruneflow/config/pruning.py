@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, create_model, model_validator
 
 from pruneflow.config.base import NEWEST, Config
-from pruneflow.config.training import OF_RATE, Settings
+from pruneflow.config.training import OF_RATE, OF_TRAINING, Settings
 from pruneflow.errors import InputError
 from pruneflow.parameters import (
     Count,
@@ -23,6 +23,8 @@ from pruneflow.pruning.budgets import Budget
 from pruneflow.pruning.criteria import CRITERIA, OF_CHANNELS, OF_OUTPUTS, OF_SAMPLES, SCALE, needs
 from pruneflow.pruning.densities import SCOPES
 from pruneflow.pruning.schedule import SCHEDULES
+
+_ROUNDING = 1e-9  # of a sparsity that levels lead to
 
 
 class PruneConfig(Settings):
@@ -112,7 +114,8 @@ class PruneConfig(Settings):
             if self.granularity != "weight":
                 self._refuse(["pattern"], "is of single weights: pass granularity=weight")
             reason = f"has no effect with pattern={self.pattern}, which spreads by itself"
-            self._refuse(["scope", "max_layer_sparsity", "prune_bias"], f"{reason}: leave it out")
+            spreading = ["scope", "sensitivity_run", "max_layer_sparsity", "prune_bias"]
+            self._refuse(spreading, f"{reason}: leave it out")
         seen = set(needs(CRITERIA[self.criterion]))
         if self.granularity == "weight" and seen & {*OF_CHANNELS}:
             self._refuse(["criterion"], "scores whole channels: pass granularity=channel")
@@ -145,8 +148,9 @@ class PruneConfig(Settings):
         if self.rewind == "none":
             self._refuse(["rewind_epoch"], "has no effect without rewind: pass rewind=weights")
             if not self.finetune_epochs:
+                makes_base = self.named_base is None and self.base_epochs
                 reason = "has no effect with finetune_epochs=0, which trains nothing: leave it out"
-                self._refuse(["distill"], reason)
+                self._refuse(["distill", *(OF_RATE if makes_base else OF_TRAINING)], reason)
             self._refuse_warmup(self.finetune_epochs)
             return self
         reason = (
@@ -158,6 +162,11 @@ class PruneConfig(Settings):
         if self.base_run == NEWEST:
             self._refuse(
                 ["base_run"], f"is not known to rewind={self.rewind}: pass its id, or none"
+            )
+        if self.named_base is None and self.rewind_epoch >= self.base_epochs:
+            raise InputError(
+                f"rewind_epoch={self.rewind_epoch} leaves nothing to train again of a base run of "
+                f"base_epochs={self.base_epochs}: it should be less"
             )
         return self
 
@@ -171,6 +180,18 @@ class PruneConfig(Settings):
             fraction = -math.expm1(math.log1p(-fraction) / self.iterations)
         no_bias = {} if self.pattern is None else {"prune_bias": False}
         return self.resolved(fraction=fraction, **no_bias)
+
+    @model_validator(mode="after")
+    def _levels_can_be_reached(self) -> Self:
+        if self.iterations == 1:
+            self._refuse(["schedule"], "has no effect with iterations=1: leave it out")
+        if self.budget is None and self.final_sparsity > self.max_layer_sparsity + _ROUNDING:
+            raise InputError(
+                f"max_layer_sparsity={self.max_layer_sparsity:g} keeps every layer from the "
+                f"sparsity of the last level, {self.final_sparsity:.4g}: pass a larger one, or "
+                "prune less far"
+            )
+        return self
 
     @property
     def block(self) -> tuple[int, int] | None:

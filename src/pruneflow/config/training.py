@@ -143,7 +143,7 @@ class FinetuneConfig(Settings):
             self._refuse(OF_TRAINING, reason)
         self._refuse_warmup(self.epochs)
         if self.rewind_epoch is not None and self.rewind_epoch >= self.epochs:
-            reason = f"leaves nothing to train again of epochs={self.epochs}: pass a smaller one"
+            reason = f"leaves nothing to train again of epochs={self.epochs}: it should be less"
             self._refuse(["rewind_epoch"], reason)
         return self
 

@@ -150,12 +150,14 @@ def relative(scores: Tensor, kept: Tensor) -> Tensor:
 def filters(model: nn.Module, *, outputs: Sequence[str]) -> list[Group]:
     """Every Conv2d by itself, weight only: the units of `torch.nn.utils.prune.ln_structured`.
 
-    The layers that make the model's outputs are left out.
+    The layers that make the model's outputs are left out; of layers that share a weight, all but
+    the first, whose filters are theirs too.
     """
+    weights = {name for name, _ in model.named_parameters()}  # names a shared one once
     return [
         Group(name, "conv", (Tie(name, "filter", torch.arange(conv.out_channels)[:, None]),))
         for name, conv in model.named_modules()
-        if isinstance(conv, nn.Conv2d) and name not in outputs
+        if isinstance(conv, nn.Conv2d) and name not in outputs and f"{name}.weight" in weights
     ]
 
 

@@ -103,6 +103,11 @@ def _off_budget(config: PruneConfig, level: Level) -> Iterator[str]:
 def _why_short(config: PruneConfig) -> str:
     if config.pattern is not None:
         return "a whole number of each block of inputs, and nothing of what has no whole block"
+    limit = f", and no layer further than max_layer_sparsity={config.max_layer_sparsity:g}"
+    return _whole_units(config) + (limit if config.max_layer_sparsity < 1 else "")
+
+
+def _whole_units(config: PruneConfig) -> str:
     if config.granularity == "weight":
         return "whole weights only in every layer"
     if config.coupling == "group":

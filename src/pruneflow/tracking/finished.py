@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 from mlflow.entities import Run as MlflowRun
 from mlflow.tracking import MlflowClient
 
-from pruneflow.config import PruneConfig, Settings
+from pruneflow.config import OF_TRAINING, FinetuneConfig, PruneConfig, Settings
 from pruneflow.errors import InputError
 from pruneflow.resolution import base_config, trained_as
 from pruneflow.tracking import checkpoints, journal, reader, tables
@@ -96,12 +96,10 @@ def with_base(config: PruneConfig) -> PruneConfig:
     config = config.resolved(weights=params["cfg/weights"])
     if not rewinds:
         return config
-    kinds: dict[str, Callable[[str], Any]] = {
-        "epochs": int, "batch_size": int, "learning_rate": float, "lr_schedule": str,
-        "warmup_epochs": int, "optimizer": str, "weight_decay": float,
-    }  # fmt: skip
-    recorded = {n: kind(params[f"cfg/{n}"]) for n, kind in kinds.items() if f"cfg/{n}" in params}
-    return trained_as(config, base_config(config).resolved(**recorded))
+    names = ("epochs", "batch_size", *OF_TRAINING)
+    recorded = {n: params[f"cfg/{n}"] for n in names if f"cfg/{n}" in params}
+    base = FinetuneConfig.model_validate(base_config(config).model_dump() | recorded)
+    return trained_as(config, base)
 
 
 def open_base(
