@@ -136,13 +136,6 @@ def test_a_training_that_goes_on_is_the_same_to_the_last_bit(
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
 
 
-def test_one_pruning_is_the_same_by_every_schedule(folder: Path) -> None:
-    given = GRADUAL | {"iterations": 1, "fraction": 0.8, "finetune_epochs": 1}
-    linear, cubic = (pruneflow.prune_gradual(**given, schedule=s) for s in ("linear", "cubic"))
-    assert linear.run_id != cubic.run_id
-    same_levels(linear.levels, cubic.levels)
-
-
 def test_a_study_can_have_gradual_runs() -> None:
     listed = study.Study(name="x", axes={"stage": ["prune_gradual", "prune_direct"]})
     jobs = study.jobs(listed)

@@ -201,6 +201,27 @@ def test_what_needs_a_failed_job_is_skipped_and_the_rest_runs() -> None:
     }
 
 
+@pytest.mark.parametrize("error", [None, OSError("the disk is full")])
+def test_what_is_not_carried_out_has_failed_and_holds_up_no_sweep(error: OSError | None) -> None:
+    class Idle(Recorder):
+        def run(self, job: Job) -> None:
+            if job.name != "b":
+                super().run(job)
+            elif error is not None:
+                raise error
+
+    jobs = planned(NEEDS)
+    sweep._run_all(jobs, 2, Idle(), lambda _: None, lambda _: None)  # type: ignore[arg-type]
+    of = {job.name: job for job in jobs}
+    assert of["b"].state == "failed"
+    assert of["b"].failure == str(error or "it was not carried out")
+    assert [of[name].state for name in ("b1", "latency", "latency2")] == [
+        "skipped",
+        "skipped",
+        "finished",
+    ]
+
+
 def test_an_interrupted_sweep_closes_its_executor() -> None:
     executor = Recorder()
 

@@ -16,7 +16,7 @@ import pandas as pd
 from rich.table import Table
 
 from pruneflow.config import BenchmarkConfig, FinetuneConfig, SweepConfig
-from pruneflow.errors import ExperimentError, InputError, user_path
+from pruneflow.errors import ExperimentError, InputError, first_line, user_path
 from pruneflow.resolution import resolve
 from pruneflow.stages import study
 from pruneflow.stages.experiment import ALIVE_SECONDS, cores
@@ -159,5 +159,14 @@ def _run_all(
                 waiting.remove(job)
                 say(f"  [{total - len(waiting)}/{total}] {job.stage} {_in_words(job)}")
                 running[pool.submit(executor.run, job)] = job
-            ended, _ = wait(running, ALIVE_SECONDS, return_when=FIRST_COMPLETED)
-            record([running.pop(future) for future in ended])
+            done, _ = wait(running, ALIVE_SECONDS, return_when=FIRST_COMPLETED)
+            record([_concluded(running.pop(future), future) for future in done])
+
+
+def _concluded(job: Job, future: Future[None]) -> Job:
+    """A job that was run; failed if that has not said so itself, since others wait for it."""
+    if job.state == "to do":
+        error = future.exception()
+        reason = "it was not carried out" if error is None else first_line(error)
+        job.state, job.failure = "failed", reason
+    return job
