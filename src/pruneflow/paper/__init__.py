@@ -1,12 +1,14 @@
 """The 2020 study (Ou Yang and Xu, "Pruning in Deep Neural Network"), and what a report adds for it.
 
-Its claims, its own curves, and the study files that repeat it. Nothing but the stages knows of it.
+Its claims, its own curves, and the study files that repeat it; and what others have published since
+(`published`). Nothing but the stages knows of it.
 """
 
 from __future__ import annotations
 
 from pruneflow.paper.claims import CLAIMS, judge
 from pruneflow.paper.curves import OVERLAY
+from pruneflow.paper.published import section
 from pruneflow.report.evidence import Evidence
 from pruneflow.report.page import Addition, Section
 
@@ -33,8 +35,15 @@ _LABELS = {
 }
 
 
-def addition(evidence: Evidence) -> Addition:
-    """The study's claims judged by runs, its curves and its numbers of figures, for a report."""
+def addition(evidence: Evidence, *, reference: bool) -> Addition:
+    """What others have published of the same models, where there is something, for a report.
+
+    With `reference`, also the study's claims judged by runs, its curves, its numbers of figures.
+    """
+    published = section(evidence)
+    sections = [] if published is None else [published]
+    if not reference:
+        return Addition(sections)
     claims = [judge(evidence, number) for number in CLAIMS]
-    section = Section("claims", "Claims of the 2020 study", _ABOUT, claims)
-    return Addition([section], OVERLAY, _NOTE, _LABELS)
+    of_study = Section("claims", "Claims of the 2020 study", _ABOUT, claims)
+    return Addition([of_study, *sections], OVERLAY, _NOTE, _LABELS)

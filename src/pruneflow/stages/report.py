@@ -26,7 +26,7 @@ def report(config: ReportConfig, reporter: Reporter) -> Ended:
         )
     with open_run("report", config, name=f"report-{subject.replace(' ', '-')}", tags={}) as run:
         reporter.say(f"report of {subject}: run {run.id}, of {len(runs.runs)} runs")
-        missing = page.write(runs, folder, paper.addition(runs) if config.reference else None)
+        missing = page.write(runs, folder, paper.addition(runs, reference=config.reference))
         run.log_folder(folder, ("report.html", "report.md", "figures", "tables"))
         for name in missing:
             reporter.say(f"  no runs for: {FIGURES[name].title} ({FIGURES[name].command})")

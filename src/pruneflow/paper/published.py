@@ -1,0 +1,100 @@
+"""Published numbers, and the levels of runs that they can be laid beside."""
+
+from __future__ import annotations
+
+from importlib import resources
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from pruneflow.report.evidence import Evidence, where
+from pruneflow.report.page import Section, Statement
+
+_NEAR = 0.02  # of sparsity or of the MACs left: a level so near is at the same place
+_ABOUT = (
+    "Numbers of others for the same model and data set, and the runs of this report at the same "
+    "sparsity, or share of the MACs. Recipes differ: what counts is what each loses of its base."
+)
+_COLUMNS = ["configuration", "seeds", "level", "base", "accuracy", "lost", "published lost"]
+
+
+def published() -> list[dict[str, Any]]:
+    """The facts: model, data set, where, accuracy and base in [0, 1], recipe and source."""
+    text = (resources.files("pruneflow.paper") / "published.yaml").read_text("utf-8")
+    facts: list[dict[str, Any]] = yaml.safe_load(text)
+    return facts
+
+
+def section(evidence: Evidence) -> Section | None:
+    """The facts that runs of a report can be laid beside, with those; None if there are none."""
+    statements = [beside for fact in published() if (beside := _beside(evidence, fact))]
+    if not statements:
+        return None
+    return Section("published", "Published numbers", _ABOUT, statements)
+
+
+def _beside(evidence: Evidence, fact: dict[str, Any]) -> Statement | None:
+    """A fact with the levels that fit it; None if none does."""
+    axis = "macs_left" if "macs_left" in fact else "sparsity"
+    wanted = {name: fact[name] for name in ("model", "dataset", "granularity") if name in fact}
+    levels = where(evidence.levels, **wanted)
+    dense = axis == "sparsity" and fact["sparsity"] == 0
+    if dense:
+        levels = levels[levels["level"] == 0].drop_duplicates("base_run")
+    rows, recipes = [], []
+    for number, of in levels.groupby("configuration", sort=True):
+        run = evidence.configurations.loc[number]
+        means = of.groupby("level")[[axis, "test_after"]].mean()
+        off = (means[axis] - fact[axis]).abs()
+        if dense:
+            off[:] = 0.0  # a level 0 is dense, whatever zeros its weights came with
+        if off.min() > _NEAR:
+            continue
+        level = off.idxmin()
+        base = where(evidence.levels, configuration=number, level=0)["test_after"].mean()
+        rows.append({
+            "configuration": run["label"],
+            "seeds": of["seed"].nunique(),
+            "level": level,
+            "base": base,
+            "accuracy": means["test_after"][level],
+            "lost": base - means["test_after"][level],
+            "published lost": fact["base"] - fact["accuracy"] if "base" in fact else None,
+        })  # fmt: skip
+        recipes.append(_recipe(run, dense=dense))
+    if not rows:
+        return None
+    best = max(row["accuracy"] for row in rows)
+    return Statement(
+        outcome=f"{best - fact['accuracy']:+.4f}",
+        reason=f"here: {'; '.join(dict.fromkeys(recipes))}. There: {fact['recipe']}",
+        text=_text(fact),
+        rows=pd.DataFrame(rows, columns=_COLUMNS).dropna(axis=1, how="all"),
+    )
+
+
+def _text(fact: dict[str, Any]) -> str:
+    if fact.get("sparsity") == 0:
+        at = "dense"
+    elif "macs_left" in fact:
+        at = f"{fact['granularity']}s, {fact['macs_left']:.3f} of the MACs"
+    else:
+        at = f"{fact['granularity']}s, sparsity {fact['sparsity']:.2f}"
+    base = f" (base {fact['base']:.4f})" if "base" in fact else ""
+    what = f"{fact['model']} on {fact['dataset']}, {at}"
+    return f"{what}: {fact['accuracy']:.4f}{base}. {fact['source']}"
+
+
+def _recipe(run: Any, *, dense: bool) -> str:
+    """How a run was trained, in the words of its parameters."""
+    images = "all" if pd.isna(run["train_limit"]) else f"{int(run['train_limit']):,}"
+    words = [
+        f"preset {run['preset']}",
+        f"base_epochs={run['base_epochs']}",
+        f"augment={run['augment']}",
+        f"{images} training images less those for validation",
+    ]
+    if not dense:
+        words += [run["procedure"], f"finetune_epochs={run['finetune_epochs']}"]
+    return ", ".join(map(str, words))
