@@ -102,6 +102,33 @@ def test_what_one_stage_alone_refuses_is_refused_before_anything_runs() -> None:
         study.jobs(study.Study(name="x", axes=axes))
 
 
+def test_what_goes_by_sensitivity_comes_after_that_run_of_its_base_and_units(
+    tmp_path: Path,
+) -> None:
+    content = {
+        "axes": {"scope": ["sensitivity", "layer"], "criterion": ["l1", "l2"], "seed": [0, 1]},
+        "include": [
+            {"stage": "sensitivity", "criterion": "l2", "seed": [0, 1], "fractions": "0.2,0.6"},
+            {"scope": "sensitivity", "criterion": "l2", "sensitivity_run": "0123"},
+        ],
+    }
+    jobs = study.jobs(study.read(write(tmp_path, yaml.safe_dump(content))))
+    measured = [job for job in jobs if job.stage == "sensitivity"]
+    assert [job.name for job in measured] == [
+        f"sensitivity-l2-weight-alexnet-digits-s{seed}" for seed in (0, 1)
+    ]
+    by_needs = {
+        job: (job.config.scope, job.config.criterion, job.config.seed)
+        for job in jobs
+        if isinstance(job.config, PruneConfig) and job.needs in measured
+    }
+    assert list(by_needs.values()) == [("sensitivity", "l2", seed) for seed in (0, 1)]
+    assert [job.needs for job in by_needs] == measured
+    assert [base.needs.stage for base in measured if base.needs] == ["finetune"] * 2
+    for job in jobs:
+        assert job.needs is None or jobs.index(job.needs) < jobs.index(job)
+
+
 @pytest.mark.parametrize("name", study.shipped())
 def test_shipped_studies_resolve(name: str) -> None:
     read = study.read(name)

@@ -19,6 +19,11 @@ def short_model(model: str) -> str:
     return re.sub(r"[^\w.\-]+", "-", name)[:100]
 
 
+def workload_name(model: str, dataset: str, seed: int) -> str:
+    """Model, data set and seed, as runs are called after them."""
+    return f"{short_model(model)}-{short_model(dataset)}-s{seed}"
+
+
 def reads_texts(model: str) -> bool:
     """Whether a model's name means an encoder of texts."""
     return model == "bert" or model.startswith("hf:")

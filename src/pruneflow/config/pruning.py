@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, create_model, model_validator
 
-from pruneflow.config.base import NEWEST, Config
+from pruneflow.config.base import NEWEST, Config, workload_name
 from pruneflow.config.training import OF_RATE, OF_TRAINING, Settings
 from pruneflow.errors import InputError
 from pruneflow.parameters import (
@@ -220,7 +220,7 @@ class PruneConfig(Settings):
         if self.granularity == "channel" and self.fraction:
             unusual = ("independent", "compact")
             parts += [kind for kind in (self.coupling, self.form) if kind in unusual]
-        return "-".join([*parts, self.workload_name])
+        return "-".join([*parts, workload_name(self.model, self.dataset, self.seed)])
 
     @property
     def final_sparsity(self) -> float:
@@ -292,3 +292,9 @@ class SensitivityConfig(_Shared):  # type: ignore[misc]
 
     fractions: Annotated[Fractions, Field(min_length=1)] = (0.1, 0.3, 0.5, 0.7, 0.9)
     """shares of a layer (channels: of a group) that are pruned of it alone (0.1,0.5), in (0, 1)"""
+
+    def run_name(self, stage: str) -> str:
+        """What its run is called."""
+        parts = [stage, self.criterion, self.granularity]
+        parts += ["independent"] if self.coupling == "independent" else []
+        return "-".join([*parts, workload_name(self.model, self.dataset, self.seed)])

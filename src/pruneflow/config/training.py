@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from pruneflow.config.base import Config, as_text, short_model
+from pruneflow.config.base import Config, as_text, workload_name
 from pruneflow.errors import InputError, unknown
 from pruneflow.parameters import (
     Count,
@@ -90,11 +90,6 @@ class Settings(Config):
     threads: Count | None = None
     """CPU threads; all cores when not given"""
 
-    @property
-    def workload_name(self) -> str:
-        """Model, data set and seed, as runs are called after them."""
-        return f"{short_model(self.model)}-{short_model(self.dataset)}-s{self.seed}"
-
     def without_images(self) -> Self:
         """The configuration for data that turned out to be texts."""
         reason = f"has no effect with dataset={self.dataset}, which holds texts: leave it out"
@@ -150,4 +145,4 @@ class FinetuneConfig(Settings):
     @property
     def run_name(self) -> str:
         """What its run is called."""
-        return f"base-{self.workload_name}"
+        return f"base-{workload_name(self.model, self.dataset, self.seed)}"

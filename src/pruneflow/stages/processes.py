@@ -15,13 +15,24 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from pruneflow.config import NEWEST, BenchmarkConfig, FinetuneConfig
+from pruneflow.config import (
+    NEWEST,
+    BenchmarkConfig,
+    FinetuneConfig,
+    PruneConfig,
+    SensitivityConfig,
+)
 from pruneflow.errors import ExperimentError, first_line
-from pruneflow.resolution import base_config, given_for_base
+from pruneflow.resolution import base_config, given_for_base, pruning_config
 from pruneflow.stages import benchmark, sensitivity_run
 from pruneflow.stages.study import Job
 from pruneflow.tracking import finished, journal, publish, resume, store, writers
-from pruneflow.tracking.fingerprints import benchmark_fingerprint, fingerprint, workload_fingerprint
+from pruneflow.tracking.fingerprints import (
+    benchmark_fingerprint,
+    fingerprint,
+    sensitivity_fingerprint,
+    workload_fingerprint,
+)
 from pruneflow.tracking.refusals import in_short, is_refusal
 from pruneflow.workloads import datasets
 
@@ -67,6 +78,8 @@ class Processes:
             job.needs.run_id = finished.stands_for(job.needs.run_id)
             if isinstance(job.config, BenchmarkConfig):
                 job.given["run"] = job.needs.run_id
+            elif isinstance(job.needs.config, SensitivityConfig):
+                job.given["sensitivity_run"] = job.needs.run_id
         known = planned_fingerprint(job)
         before = resume.earlier(resume.AUTO, known, self._experiment_id) if known else None
         if before is None:
@@ -191,19 +204,30 @@ def planned_fingerprint(job: Job) -> str | None:
     digest = _digest(**{name: getattr(config, name) for name in names})
     if isinstance(config, FinetuneConfig):
         return fingerprint(job.stage, config, digest, None)
+    if isinstance(config, SensitivityConfig):
+        pruning = finished.with_base(pruning_config(config))
+        base = _base_fingerprint(pruning, digest)
+        return sensitivity_fingerprint(pruning, config.fractions, digest, base)
     config = finished.with_base(config)
+    of_base = _base_fingerprint(config, digest)
+    if config.scope != "sensitivity":
+        return fingerprint(job.stage, config, digest, of_base)
+    of_scope = sensitivity_run.find(config, digest)
+    if job.needs is not None and isinstance(job.needs.config, SensitivityConfig):
+        of_scope = job.needs.run_id if job.needs.state == "finished" else None
+    if of_scope is None:
+        return None
+    return fingerprint(job.stage, config, digest, of_base, finished.fingerprint_of(of_scope))
+
+
+def _base_fingerprint(config: PruneConfig, digest: str) -> str:
+    """Fingerprint of the base run that a pruning run starts from, there already or to be made."""
     base, run_id = base_config(config), config.named_base
     if config.base_run == NEWEST:
         wanted = {name: getattr(base, name) for name in given_for_base(config)}
         run_id = finished.newest_base(workload_fingerprint(config, digest), wanted)
     exact = fingerprint("finetune", base, digest, None)
-    of_base = exact if run_id is None else finished.fingerprint_of(run_id)
-    if config.scope != "sensitivity":
-        return fingerprint(job.stage, config, digest, of_base)
-    of_scope = sensitivity_run.find(config, digest)
-    if of_scope is None:
-        return None
-    return fingerprint(job.stage, config, digest, of_base, finished.fingerprint_of(of_scope))
+    return exact if run_id is None else finished.fingerprint_of(run_id)
 
 
 @functools.cache

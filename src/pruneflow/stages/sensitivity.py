@@ -48,7 +48,7 @@ def sensitivity(config: SensitivityConfig, reporter: Reporter) -> Ended:
         return report_finished(earlier, reporter, None)
     settled = {name: getattr(pruning, name) for name in ("device", "threads", "weights")}
     config, interrupted = config.resolved(**settled), None if earlier is None else earlier.id
-    name = _name(pruning)
+    name = config.run_name("sensitivity")
     with open_run("sensitivity", config, name=name, tags=tags, interrupted=interrupted) as run:
         measured = run.measured_layers() if earlier is not None else []
         experiment.log_workload(run)
@@ -118,12 +118,6 @@ def _restored(model: nn.Module, state: Mapping[str, Tensor]) -> Iterator[None]:
         yield
     finally:
         models.load_state(model, state)
-
-
-def _name(config: PruneConfig) -> str:
-    parts = ["sensitivity", config.criterion, config.granularity]
-    parts += ["independent"] if config.coupling == "independent" else []
-    return "-".join([*parts, config.workload_name])
 
 
 def _describe(experiment: Experiment[PruneConfig], run: Run, accuracy: float) -> None:

@@ -8,8 +8,9 @@
     benchmarks: [{of: {criterion: l1}, batch_sizes: "1,16"}]
 
 A name is a parameter of the entry points, or `stage` (`prune_iterative` where nothing is said,
-`prune_direct`, `prune_gradual` or `finetune`). A value that is itself a list is written with
-commas, as on the command line.
+`prune_direct`, `prune_gradual`, `sensitivity` or `finetune`). A value that is itself a list is
+written with commas, as on the command line. With `scope=sensitivity` a pruning run goes by the
+sensitivity run that the study lists of the same units, where there is one.
 """
 
 from __future__ import annotations
@@ -29,23 +30,26 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from pruneflow.config import (
+    NEWEST,
     BenchmarkConfig,
     DirectConfig,
     FinetuneConfig,
     GradualConfig,
     PruneConfig,
+    SensitivityConfig,
     as_text,
 )
 from pruneflow.errors import InputError, first_line, unknown, user_path
-from pruneflow.resolution import base_config, resolve
+from pruneflow.resolution import base_config, pruning_config, resolve
 from pruneflow.tracking.store import check_name
 from pruneflow.workloads.datasets import BUNDLED
 from pruneflow.workloads.other_datasets import is_other
 
-_STAGES: dict[str, type[FinetuneConfig] | type[PruneConfig]] = {
+_STAGES: dict[str, type[FinetuneConfig] | type[PruneConfig] | type[SensitivityConfig]] = {
     "prune_iterative": PruneConfig,
     "prune_direct": DirectConfig,
     "prune_gradual": GradualConfig,
+    "sensitivity": SensitivityConfig,
     "finetune": FinetuneConfig,
 }
 _MOST = 10_000  # configurations of a study
@@ -79,9 +83,11 @@ class Job:
 
     stage: str
     given: dict[str, Any]  # parameters that the stage is called with
-    config: FinetuneConfig | PruneConfig | BenchmarkConfig  # what they amount to
+    config: (
+        FinetuneConfig | PruneConfig | SensitivityConfig | BenchmarkConfig
+    )  # what they amount to
     name: str
-    needs: Job | None = None  # the base run, or of a benchmark the pruning run
+    needs: Job | None = None  # the base run, sensitivity run or, of a benchmark, pruning run
     state: Literal["to do", "finished", "failed", "skipped"] = "to do"
     run_id: str = ""
     seconds: float | None = None  # that it took, if it was run now
@@ -160,11 +166,15 @@ def jobs(
         if not listed:
             raise InputError("it has no configurations: give axes or include")
         pruned = [job for job in listed.values() if isinstance(job.config, PruneConfig)]
+        measured = [job for job in listed.values() if isinstance(job.config, SensitivityConfig)]
+        for job in pruned:
+            job.needs = _sensitivity_of(job, measured) or job.needs
         timed: list[Job] = []
         for number, benchmark in enumerate(study.benchmarks):
             with _named(f"benchmarks[{number}]"):
                 timed += _timed(benchmark, pruned)
-    return [*listed.values(), *timed]
+    last = [job for job in pruned if job.needs in measured]
+    return [*(job for job in listed.values() if job not in last), *last, *timed]
 
 
 def _combinations(study: Study) -> list[dict[str, Value]]:
@@ -205,10 +215,12 @@ def _add(listed: dict[str, Job], given: dict[str, Any], data_dir: Path | None) -
         config = resolve(_STAGES[stage], given)
     key = f"{stage} {config.model_dump_json()}"
     if key not in listed:
-        name = config.run_name if isinstance(config, FinetuneConfig) else config.run_name(stage)
+        named = config.run_name
+        name = named if isinstance(named, str) else named(stage)
+        pruning = pruning_config(config) if isinstance(config, SensitivityConfig) else config
         needs = None
-        if isinstance(config, PruneConfig) and config.base_run is None:
-            base = base_config(config)
+        if isinstance(pruning, PruneConfig) and pruning.base_run is None:
+            base = base_config(pruning)
             values = base.model_dump(include=set(base.given))
             needs = _add(listed, {"stage": "finetune", **values}, None)
         listed[key] = Job(stage, given, config, name, needs)
@@ -217,6 +229,20 @@ def _add(listed: dict[str, Job], given: dict[str, Any], data_dir: Path | None) -
 
 def _needs_no_folder(dataset: str) -> bool:
     return dataset in BUNDLED or is_other(dataset)
+
+
+def _sensitivity_of(job: Job, measured: list[Job]) -> Job | None:
+    """The last sensitivity run of the same base and units, of a pruning run that goes by one."""
+    config = job.config
+    assert isinstance(config, PruneConfig)
+    if config.scope != "sensitivity" or config.sensitivity_run not in (None, NEWEST):
+        return None
+    names = (SensitivityConfig.model_fields.keys() & PruneConfig.model_fields.keys()) - {"resume"}
+    for other in reversed(measured):
+        same = all(getattr(other.config, name) == getattr(config, name) for name in names)
+        if same and other.needs is job.needs:
+            return other
+    return None
 
 
 def _timed(benchmark: _Benchmark, pruned: list[Job]) -> list[Job]:
