@@ -6,7 +6,6 @@ from importlib import resources
 from typing import Any
 
 import pandas as pd
-import yaml
 
 from pruneflow.report.evidence import Evidence, where
 from pruneflow.report.page import Section, Statement
@@ -20,10 +19,13 @@ _COLUMNS = ["configuration", "seeds", "level", "base", "accuracy", "lost", "publ
 
 
 def published() -> list[dict[str, Any]]:
-    """The facts: model, data set, where, accuracy and base in [0, 1], recipe and source."""
-    text = (resources.files("pruneflow.paper") / "published.yaml").read_text("utf-8")
-    facts: list[dict[str, Any]] = yaml.safe_load(text)
-    return facts
+    """The facts: model, data set, where, accuracy and base in [0, 1], recipe and source.
+
+    `sparsity` or `macs_left` says where (sparsity 0 is the dense model), `base` what was pruned.
+    """
+    with (resources.files("pruneflow.paper") / "published.csv").open("rb") as file:
+        table = pd.read_csv(file)
+    return [row.dropna().to_dict() for _, row in table.iterrows()]
 
 
 def section(evidence: Evidence) -> Section | None:
