@@ -25,7 +25,7 @@ def published() -> list[dict[str, Any]]:
     """
     with (resources.files("pruneflow.paper") / "published.csv").open("rb") as file:
         table = pd.read_csv(file)
-    return [row.dropna().to_dict() for _, row in table.iterrows()]
+    return [{str(k): v for k, v in row.dropna().items()} for _, row in table.iterrows()]
 
 
 def section(evidence: Evidence) -> Section | None:
