@@ -222,3 +222,11 @@ def test_comments_docstrings_and_layout_decide_nothing(package: Path) -> None:
         # unparsed, comments are gone and every line is laid out anew
         path.write_text("# a comment\n" + ast.unparse(tree) + "\n\n\n# another\n", "utf-8")
     assert digest() == before
+
+
+def test_fractions_of_a_sensitivity_run_count_whatever_their_order() -> None:
+    config = resolve(PruneConfig, {"device": "cpu", "threads": 1})
+    orders = [(0.1, 0.5), (0.5, 0.1), (0.1, 0.6)]
+    of = fingerprints.sensitivity_fingerprint
+    same, turned, other = (of(config, fractions, "data", "base") for fractions in orders)
+    assert same == turned != other

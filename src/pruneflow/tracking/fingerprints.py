@@ -69,7 +69,7 @@ def sensitivity_fingerprint(
     config: PruneConfig, fractions: Sequence[float], data_digest: str, base: str
 ) -> str:
     """Hash of what a sensitivity run measures: units of a base, scored, pruned by fractions."""
-    return _hash(fingerprint("sensitivity", config, data_digest, base), list(fractions))
+    return _hash(fingerprint("sensitivity", config, data_digest, base), sorted(fractions))
 
 
 def benchmark_fingerprint(config: BenchmarkConfig, pruned: str) -> str:
