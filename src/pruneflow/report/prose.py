@@ -73,7 +73,7 @@ def warnings(
     rows = [row for row in layers if row.layer in units.prunable and "weight" in row.layer]
     if emptied := [row.layer for row in rows if row.zeros == row.params]:
         more = f" and {len(emptied) - _SHOWN} more" if len(emptied) > _SHOWN else ""
-        instead = "" if config.scope == "layer" else ", or prune by scope=layer"
+        instead = "" if config.scope == "layer" else ", or pass scope=layer or max_layer_sparsity"
         yield f"nothing is left of {', '.join(emptied[:_SHOWN])}{more}: exclude them{instead}"
     yield from _off_budget(config, level)
     shares = {} if config.budget else units.pruned_shares()
@@ -104,10 +104,10 @@ def _why_short(config: PruneConfig) -> str:
     if config.pattern is not None:
         return "a whole number of each block of inputs, and nothing of what has no whole block"
     limit = f", and no layer further than max_layer_sparsity={config.max_layer_sparsity:g}"
-    return _whole_units(config) + (limit if config.max_layer_sparsity < 1 else "")
+    return _rounding(config) + (limit if config.max_layer_sparsity < 1 else "")
 
 
-def _whole_units(config: PruneConfig) -> str:
+def _rounding(config: PruneConfig) -> str:
     if config.granularity == "weight":
         return "whole weights only in every layer"
     if config.coupling == "group":
