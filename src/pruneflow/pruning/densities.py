@@ -96,17 +96,17 @@ def _erdos_renyi(masks: Masks, names: list[str], fraction: float) -> Shares:
             break
         for name in full:  # stays as it is, and the others share the rest
             weight[name] = 0.0
-    whole = _whole(shares, keep)
-    return [([name], kept[name] - whole[name]) for name in names]
+    rounded = _rounded(shares, keep)
+    return [([name], kept[name] - rounded[name]) for name in names]
 
 
-def _whole(shares: Mapping[str, float], total: int) -> dict[str, int]:
+def _rounded(shares: Mapping[str, float], total: int) -> dict[str, int]:
     """Shares of a total as whole numbers, the largest remainders rounded up."""
-    whole = {name: math.floor(share) for name, share in shares.items()}
-    by_rest = sorted(shares, key=lambda name: whole[name] - shares[name])
-    for name in by_rest[: total - sum(whole.values())]:
-        whole[name] += 1
-    return whole
+    rounded = {name: math.floor(share) for name, share in shares.items()}
+    by_rest = sorted(shares, key=lambda name: rounded[name] - shares[name])
+    for name in by_rest[: total - sum(rounded.values())]:
+        rounded[name] += 1
+    return rounded
 
 
 def by_sensitivity(
@@ -128,19 +128,19 @@ def _by_sensitivity(
     keep = sum(kept.values()) - round(fraction * sum(kept.values()))
     points = {name: curves[name].points() for name in names}
 
-    def left(drop: float) -> dict[str, float]:
+    def kept_at(drop: float) -> dict[str, float]:
         shares = {name: _at(points[name], drop) for name in names}
         return {n: min(float(kept[n]), curves[n].units * (1 - shares[n])) for n in names}
 
     low, high = 0.0, max(of[-1][0] for of in points.values())
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        if sum(left(middle).values()) > keep:
+        if sum(kept_at(middle).values()) > keep:
             low = middle
         else:
             high = middle
-    whole = _whole(left(high), keep)
-    return [([name], kept[name] - whole[name]) for name in names]
+    rounded = _rounded(kept_at(high), keep)
+    return [([name], kept[name] - rounded[name]) for name in names]
 
 
 def _at(points: Sequence[tuple[float, float]], x: float) -> float:

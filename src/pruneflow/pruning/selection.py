@@ -102,11 +102,11 @@ def select_pattern(
     """
     selected = {name: mask.clone() for name, mask in masks.items()}
     for name, axis in inputs.items():
-        mask, whole = selected[name], masks[name].shape[axis] // block * block
+        mask, blocked = selected[name], masks[name].shape[axis] // block * block
         layer = _checked(name, scores(name), slice(0, mask.numel()), mask)
         layer = layer.view(mask.shape).masked_fill(~mask.to(layer.device), -math.inf)
         blocks, kept = (
-            tensor.movedim(axis, -1)[..., :whole].unflatten(-1, (-1, block))  # type: ignore[no-untyped-call]
+            tensor.movedim(axis, -1)[..., :blocked].unflatten(-1, (-1, block))  # type: ignore[no-untyped-call]
             for tensor in (layer, mask)
         )
         rows = max(1, _CHUNK * len(blocks) // max(1, blocks.numel()))

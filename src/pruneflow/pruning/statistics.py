@@ -214,10 +214,10 @@ def _flow(
         output = torch.func.functional_call(model, tensors, args, inputs)
         total = getattr(output, "logits", output).sum()
         names = list(parameters)
-        found = torch.autograd.grad(total, [tensors[n] for n in names], allow_unused=True)
+        of_each = torch.autograd.grad(total, [tensors[n] for n in names], allow_unused=True)
     gradients = {
         n: torch.zeros_like(tensors[n]) if g is None else g
-        for n, g in zip(names, found, strict=True)
+        for n, g in zip(names, of_each, strict=True)
     }
     if not all(bool(g.isfinite().all()) for g in gradients.values()):
         return None

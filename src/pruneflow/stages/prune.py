@@ -79,15 +79,15 @@ def _prune(
     budgets.check(experiment, units)
     if isinstance(config, GradualConfig):
         _pruned_after(experiment)
-    bears = sensitivity_run.bearing(config, data.digest, units)
-    experiment = replace(experiment, curves=bears.curves)
+    measured = sensitivity_run.load(config, data.digest, units)
+    experiment = replace(experiment, curves=measured.curves)
     base = base_run.find_or_make(experiment, model, reporter)
-    decisive = (config, data.digest, base.fingerprint, bears.fingerprint)
+    decisive = (config, data.digest, base.fingerprint, measured.fingerprint)
     tags = {
         "pruneflow.workload": workload_fingerprint(config, data.digest),
         "pruneflow.fingerprint": fingerprint(stage, *decisive),
     }
-    tags |= {} if bears.run_id is None else {"pruneflow.sensitivity_run": bears.run_id}
+    tags |= {} if measured.run_id is None else {"pruneflow.sensitivity_run": measured.run_id}
     earlier = resume.earlier(config.resume, tags["pruneflow.fingerprint"], experiment_id)
     if earlier is not None and earlier.finished:
         return report_finished(earlier, reporter, experiment_id)
@@ -218,11 +218,11 @@ def _gradual_level(
     last = max(after)
     measured = {"score_seconds": 0.0, "finetune_seconds": 0.0, "evaluate_seconds": 0.0}
 
-    def prune(one: Step) -> None:
+    def prune(removal: Step) -> None:
         start = time.perf_counter()
-        measured.update(_remove_lowest(experiment, units, one))
+        measured.update(_remove_lowest(experiment, units, removal))
         measured["score_seconds"] += time.perf_counter() - start
-        if one is after[last]:
+        if removal is after[last]:
             _measure(experiment, units, measured, "before", "test", "train")
 
     def progress(epoch: int, share: float, loss: float) -> None:

@@ -46,8 +46,8 @@ def sensitivity(config: SensitivityConfig, reporter: Reporter) -> Ended:
     earlier = resume.earlier(config.resume, tags["pruneflow.fingerprint"])
     if earlier is not None and earlier.finished:
         return report_finished(earlier, reporter, None)
-    settled = {name: getattr(pruning, name) for name in ("device", "threads", "weights")}
-    config, interrupted = config.resolved(**settled), None if earlier is None else earlier.id
+    resolved = {name: getattr(pruning, name) for name in ("device", "threads", "weights")}
+    config, interrupted = config.resolved(**resolved), None if earlier is None else earlier.id
     name = config.run_name("sensitivity")
     with open_run("sensitivity", config, name=name, tags=tags, interrupted=interrupted) as run:
         measured = run.measured_layers() if earlier is not None else []

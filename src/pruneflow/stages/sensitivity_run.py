@@ -15,8 +15,8 @@ from pruneflow.tracking.sensitivities import Sensitivity
 
 
 @dataclass(frozen=True)
-class Bearing:
-    """What each name of `Units.masks` bears, by a sensitivity run; without one, nothing."""
+class SensitivityRun:
+    """A sensitivity run, and its curve for each name of `Units.masks`; without one, no curves."""
 
     run_id: str | None = None
     fingerprint: str | None = None  # of that run
@@ -38,14 +38,14 @@ def find(config: PruneConfig, data_digest: str) -> str | None:
     return run_id
 
 
-def bearing(config: PruneConfig, data_digest: str, units: Units) -> Bearing:
-    """What each name of the units bears; nothing of a scope that does not ask.
+def load(config: PruneConfig, data_digest: str, units: Units) -> SensitivityRun:
+    """The run whose curves a scope goes by; one without curves for a scope that needs none.
 
     Raises:
         InputError: no sensitivity run, or one that has not measured all of these units.
     """
     if config.scope != "sensitivity":
-        return Bearing()
+        return SensitivityRun()
     run_id = find(config, data_digest)
     if run_id is None:
         units_of = f"--granularity {config.granularity} --criterion {config.criterion}"
@@ -55,7 +55,7 @@ def bearing(config: PruneConfig, data_digest: str, units: Units) -> Bearing:
             f"{config.dataset} --seed {config.seed} {units_of}, and what else was given"
         )
     rows = finished.sensitivities_of(run_id)
-    return Bearing(run_id, finished.fingerprint_of(run_id), _curves(run_id, rows, units))
+    return SensitivityRun(run_id, finished.fingerprint_of(run_id), _curves(run_id, rows, units))
 
 
 def _curves(run_id: str, rows: list[Sensitivity], units: Units) -> dict[str, Curve]:
