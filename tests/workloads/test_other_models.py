@@ -270,3 +270,21 @@ def test_a_folder_that_is_no_image_classifier_is_one_line(own: Path) -> None:
     (own.parent / "odd" / "config.json").write_text(json.dumps({"model_type": "nothing"}))
     with pytest.raises(InputError, match="cannot be used as a classifier of images"):
         models.build(f"hf:{own.parent / 'odd'}", 10)
+
+
+def test_the_readmes_own_model_and_data_set_go_through_every_training_stage(
+    root: Path, store: str, tmp_path: Path
+) -> None:
+    section = (root / "README.md").read_text("utf-8").partition("## Your model and data")[2]
+    (tmp_path / "mine.py").write_text(section.split("```python\n")[1].split("```")[0])
+    given = {"model": "mine.py:Net", "dataset": "mine.py:stripes", "image_size": 16}
+    given |= {"base_epochs": 2, "device": "cpu", "threads": 1, "learning_rate": 0.01}
+    run = pruneflow.prune_iterative(**given, iterations=2, granularity="channel", form="compact")
+    assert run.levels["macs_left"].iloc[-1] < 0.8
+    assert len(pruneflow.prune_gradual(**given, iterations=2).levels) == 2
+    del given["learning_rate"]
+    measured = pruneflow.sensitivity(**given, fractions=0.5)
+    assert len(pruneflow.query.sensitivity(run_ids=[measured.run_id])) > 0
+    timed = pruneflow.benchmark_latency(run=run.run_id, batch_sizes=1, rounds=3, seconds=0.1)
+    assert set(timed.latencies["form"]) >= {"dense", "compact"}
+    assert pruneflow.write_report(output_dir=str(tmp_path / "report")).run_id
