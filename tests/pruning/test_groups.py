@@ -200,3 +200,12 @@ def test_layers_that_share_a_weight_are_pruned_as_one() -> None:
     groups.expand(model, filters, kept).apply(model)
     for layer in (model.shared, model.again):
         assert layer.weight.detach().flatten(1).any(1).tolist() == [True] * 2 + [False] * 4
+
+
+def test_groups_that_change_a_shared_weight_are_left_out_with_the_reason() -> None:
+    traced = tracing.find_groups(Tied(), FORWARD, outputs=["last"])
+    assert traced.groups == []
+    assert traced.left_out["first"] == "it would change a weight that two layers share"
+    smaller = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), Tied())
+    smaller[2].first = nn.Conv2d(4, 6, 1)
+    assert [group.name for group in found(smaller, "2.last")] == ["0"]

@@ -23,7 +23,7 @@ from torch_pruning._helpers import _HybridIndex
 from torch_pruning.dependency import index_mapping, shape_infer
 
 from pruneflow.pruning.compaction import MAKERS, Forward, channels, observe, projections, remove
-from pruneflow.pruning.groups import BATCH_NORMS, CONVOLUTIONS, Group, Tie, expand
+from pruneflow.pruning.groups import BATCH_NORMS, CONVOLUTIONS, Group, Tie, entries, expand
 from pruneflow.workloads import models
 
 Side: TypeAlias = tuple[str, str]  # a layer, and `in` or `out`
@@ -57,6 +57,11 @@ def find_groups(model: nn.Module, forward: Forward, *, outputs: Sequence[str]) -
     with models.looking(model):
         units, left_out = _units(model, forward, outputs)
         groups = _groups(model, units, _sequential(model, forward))
+        shared = _shared_parameters(model)
+        for group in groups:
+            if any(name in shared for tie in group.ties for name in entries(model, tie)):
+                left_out[group.name] = "it would change a weight that two layers share"
+        groups = [group for group in groups if group.name not in left_out]
         sound = _sound(model, forward, groups)
     names = {group.name for group in sound}
     for group in groups:
@@ -67,6 +72,13 @@ def find_groups(model: nn.Module, forward: Forward, *, outputs: Sequence[str]) -
         if isinstance(module, MAKERS) and name not in makers:
             left_out.setdefault(name, "nothing was found that reads its channels")
     return Removable(sound, left_out)
+
+
+def _shared_parameters(model: nn.Module) -> set[str]:
+    """All names of the parameters that have more than one."""
+    every = list(model.named_parameters(remove_duplicate=False))
+    counts = collections.Counter(id(parameter) for _, parameter in every)
+    return {name for name, parameter in every if counts[id(parameter)] > 1}
 
 
 def _units(
