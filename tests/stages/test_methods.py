@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 import pruneflow
-from tests.stages.test_prune import SMALL, TIMES
+from tests.stages.test_prune import TIMES, UNTRAINED
 
 METHODS: list[dict[str, Any]] = [
     {"criterion": "taylor"},
@@ -26,8 +26,8 @@ METHODS: list[dict[str, Any]] = [
 def test_a_method_prunes_what_is_asked_and_the_same_again(
     folder: object, method: dict[str, Any]
 ) -> None:
-    few = {"iterations": 1, "fraction": 0.4, "finetune_epochs": 0, "train_limit": 100}
-    given = SMALL | few | method
+    few = {"iterations": 1, "fraction": 0.4, "train_limit": 100}
+    given = UNTRAINED | few | method
     if "pattern" in method:
         del given["fraction"]
     if method["criterion"] in ("taylor", "wanda", "fisher", "apoz"):

@@ -28,6 +28,8 @@ SMALL: dict[str, Any] = {
     "threads": 1,
     "precision": "fp32",
 }
+# without fine-tuning, where a learning rate would have no effect
+UNTRAINED = {k: v for k, v in SMALL.items() if k != "learning_rate"} | {"finetune_epochs": 0}
 TIMES = ["score_seconds", "finetune_seconds", "evaluate_seconds"]
 
 
@@ -178,13 +180,11 @@ def test_direct_is_iterative_of_one_level(job: tuple[Any, Run, Path]) -> None:
 
 
 def test_base_epochs_that_are_given_are_kept_to(job: tuple[Any, Run, Path]) -> None:
-    other = pruneflow.prune_direct(**(SMALL | {"base_epochs": 2, "finetune_epochs": 0}))
+    other = pruneflow.prune_direct(**(UNTRAINED | {"base_epochs": 2}))
     tags = MlflowClient().get_run(other.run_id).data.tags
     assert tags["pruneflow.base_run"] != job[1].data.tags["pruneflow.base_run"]
     newest = pruneflow.prune_direct(
-        **{k: v for k, v in SMALL.items() if k != "base_epochs"},
-        finetune_epochs=0,
-        base_run="newest",
+        **{k: v for k, v in UNTRAINED.items() if k != "base_epochs"}, base_run="newest"
     )
     found = MlflowClient().get_run(newest.run_id).data.tags["pruneflow.base_run"]
     assert found == tags["pruneflow.base_run"]
@@ -206,14 +206,14 @@ def test_a_base_run_of_other_samples_is_refused_with_both_digests(
 
 
 def test_without_fine_tuning_before_and_after_are_one(job: tuple[Any, Run, Path]) -> None:
-    levels = pruneflow.prune_direct(**(SMALL | {"finetune_epochs": 0, "scope": "layer"})).levels
+    levels = pruneflow.prune_direct(**(UNTRAINED | {"scope": "layer"})).levels
     assert levels["test_before"].tolist() == levels["test_after"].tolist()
     assert levels["finetune_seconds"].tolist() == [0.0, 0.0]
 
 
 def test_options_reach_the_masks(job: tuple[Any, Run, Path]) -> None:
     done = pruneflow.prune_direct(
-        **(SMALL | {"finetune_epochs": 0}),
+        **UNTRAINED,
         include="conv1*,fc",
         exclude="conv1*",
         prune_bias=False,
@@ -246,9 +246,7 @@ def test_bad_input_from_python_is_an_input_error(job: tuple[Any, Run, Path]) -> 
 def test_a_layer_that_is_emptied_is_named(
     job: tuple[Any, Run, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    done = pruneflow.prune_direct(
-        **(SMALL | {"finetune_epochs": 0}), include="fc", target_sparsity=0.99999
-    )
+    done = pruneflow.prune_direct(**UNTRAINED, include="fc", target_sparsity=0.99999)
     assert "nothing is left of fc.weight" in capsys.readouterr().out
     note = MlflowClient().get_run(done.run_id).data.tags["mlflow.note.content"]
     assert "Nothing is left of fc.weight" in note
@@ -312,8 +310,8 @@ def test_accuracy_on_the_training_set_is_of_a_sample_of_it(
     job: tuple[pruneflow.FinishedRun, Run, Path],
 ) -> None:
     base = job[1].data.tags["pruneflow.base_run"]
-    few = {k: v for k, v in SMALL.items() if k != "base_epochs"}
-    few |= {"finetune_epochs": 0, "iterations": 2, "base_run": base}
+    few = {k: v for k, v in UNTRAINED.items() if k != "base_epochs"}
+    few |= {"iterations": 2, "base_run": base}
     sampled = pruneflow.prune_iterative(**few, train_eval_samples=17)
     every = pruneflow.prune_iterative(**few)
     correct = 17 * sampled.levels[["train_before", "train_after"]]
