@@ -350,7 +350,6 @@ PRUNE: list[tuple[dict[str, object], str]] = [
     ),
     ({"rewind": "epoch"}, "rewind='epoch' is not valid"),
     ({"rewind_epoch": "1"}, "rewind_epoch=1 has no effect without rewind"),
-    ({"rewind": "weights", "base_epochs": "0"}, "rewind=weights goes through the base's training"),
     ({"rewind": "weights", "rewind_epoch": "5"}, "rewind_epoch=5 leaves nothing to train again"),
     (
         {"rewind": "learning_rate", "base_epochs": "0"},

@@ -143,11 +143,6 @@ def trained_as(config: PruneConfig, base: FinetuneConfig) -> PruneConfig:
     Raises:
         InputError: a base that was not trained any longer than to that epoch.
     """
-    if not base.epochs:
-        raise InputError(
-            f"rewind={config.rewind} goes through the base's training again, and it has none (0 "
-            "epochs): leave it out"
-        )
     epochs = base.epochs - config.rewind_epoch
     if epochs < 1:
         raise InputError(
