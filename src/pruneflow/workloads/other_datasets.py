@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain
 from typing import Any
 
 from pruneflow.errors import InputError, first_line, user_path
 from pruneflow.workloads import factories, images, tables, texts
-from pruneflow.workloads.decoded import Decoded, fit
 from pruneflow.workloads.folders import count, listed, roles
 from pruneflow.workloads.pictures import to_rgb
 from pruneflow.workloads.splits import Raw, Split
@@ -150,53 +148,21 @@ def _texts(splits: Mapping[str, Any], name: str, columns: Sequence[str]) -> Raw:
 
 
 def _of_samples(splits: Mapping[str, Any], name: str, size: int | None) -> Raw:
-    """Images or texts of sets that give a sample and its label by number, each read once."""
+    """Images or texts of sets that give a sample and its label by number."""
     parts = roles(splits)
     if "train" not in parts:
         raise InputError(f"{name} has no training set; it has: {listed(list(splits))}")
-    samples: dict[str, Any] = {}
-    found: dict[str, list[Any]] = {}
+    pairs = {part: list(_pairs(splits[key], f"{name}, {key}")) for part, key in parts.items()}
     for part, key in parts.items():
-        pairs = _pairs(splits[key], f"{name}, {key}")
-        first = next(pairs, None)
-        if first is None:
+        if not pairs[part]:
             raise InputError(f"{name}, {key} is empty")
-        texts_wanted = isinstance(samples.get("train", first[0]), list | str)
-        keep = _kept_texts if texts_wanted else _kept_images
-        kept = keep(chain([first], pairs), f"{name}, {key}", len(splits[key]), size)
-        samples[part], found[part] = kept
     stated = getattr(splits[parts["train"]], "classes", None)
-    labels, classes = _numbered(found, stated, name)
-    if isinstance(samples["train"], list):
-        arrays = {part: _text_array(of, f"{name}, {part}") for part, of in samples.items()}
-    else:
-        arrays = _image_arrays(samples, size)
-    return _raw(arrays, labels, classes, name)
-
-
-def _kept_texts(
-    pairs: Iterator[tuple[Any, Any]], name: str, number: int, size: int | None
-) -> tuple[list[Any], list[Any]]:
-    samples, labels = zip(*pairs, strict=True)
-    return list(samples), list(labels)
-
-
-def _kept_images(
-    pairs: Iterator[tuple[Any, Any]], name: str, number: int, size: int | None
-) -> tuple[Decoded, list[Any]]:
-    """Images as they are or, from the first on that differs in its size, all as squares."""
-    if size is None:
-        raise InputError(f"{name} holds images: pass image_size")
-    images, squares, labels = None, False, []
-    for place, (sample, label) in enumerate(pairs):
-        pixels = _pixels(sample, f"{name}: sample {place}")
-        images = images or Decoded(name, number, pixels.shape)
-        if not squares and pixels.shape != images.shape[1:]:
-            images, squares = images.fitted(size), True
-        images.append(fit(pixels, size) if squares else pixels)
-        labels.append(label)
-    assert images is not None
-    return images, labels
+    labels, classes = _numbered({k: [p[1] for p in v] for k, v in pairs.items()}, stated, name)
+    if isinstance(pairs["train"][0][0], str):
+        return _raw(
+            {k: _text_array(v, f"{name}, {k}") for k, v in pairs.items()}, labels, classes, name
+        )
+    return _raw(_image_arrays(pairs, name, size), labels, classes, name)
 
 
 def _pairs(dataset: Any, name: str) -> Iterator[tuple[Any, Any]]:
@@ -236,18 +202,34 @@ def _plain(labels: list[Any]) -> list[Any]:
     return [label.item() if hasattr(label, "item") else label for label in labels]
 
 
-def _text_array(samples: list[Any], name: str) -> Any:
+def _text_array(pairs: Sequence[tuple[Any, Any]], name: str) -> Any:
     import numpy as np
 
-    return np.array(tables.Table(name, {"text": samples}).texts("text"), dtype=object)
+    table = tables.Table(name, {"text": [sample for sample, _ in pairs]})
+    return np.array(table.texts("text"), dtype=object)
 
 
-def _image_arrays(images: Mapping[str, Decoded], size: int | None) -> dict[str, Any]:
-    """Images of every part; where their sizes differ between parts, as squares of `size`."""
-    if len({of.shape[1:] for of in images.values()}) > 1:
-        assert size is not None
-        images = {part: of.fitted(size) for part, of in images.items()}
-    return {part: of.samples() for part, of in images.items()}
+def _image_arrays(
+    pairs: Mapping[str, Sequence[tuple[Any, Any]]], name: str, size: int | None
+) -> dict[str, Any]:
+    """Images of every part as (N, H, W, 3), uint8; of several sizes, as squares of `size`."""
+    import numpy as np
+    from PIL import Image, ImageOps
+
+    if size is None:
+        raise InputError(f"{name} holds images: pass image_size")
+    arrays = {
+        part: [_pixels(sample, f"{name}, {part}: sample {n}") for n, (sample, _) in enumerate(of)]
+        for part, of in pairs.items()
+    }
+    shapes = {array.shape for part in arrays.values() for array in part}
+    if len(shapes) > 1:
+        side = (size, size)
+        arrays = {
+            part: [np.asarray(ImageOps.fit(Image.fromarray(array), side)) for array in of]
+            for part, of in arrays.items()
+        }
+    return {part: np.stack(of) for part, of in arrays.items()}
 
 
 def _pixels(sample: Any, name: str) -> Any:

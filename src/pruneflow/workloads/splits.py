@@ -25,8 +25,8 @@ STD: RGB = (0.229, 0.224, 0.225)
 class Split:
     """Images (N, H, W, 3) of uint8, or texts (N,) as objects, and their class numbers (N,).
 
-    Of many images, `samples` are `ImageFiles` or `StoredImages`, which an index gives others of and
-    which become an array where one is needed.
+    Of many images, `samples` are `ImageFiles`, which an index gives others of and which become an
+    array where one is needed.
 
     A model is given images less `mean` and over `deviation`, of each colour.
     """
@@ -134,7 +134,6 @@ def digest(splits: Iterable[Split]) -> str:
             if isinstance(split.samples, np.ndarray):
                 total.update(np.ascontiguousarray(split.samples).data)
             else:
-                for content in contents(split.samples):
-                    total.update(content)
+                total.update(b"".join(contents(split.samples)))
         total.update(np.ascontiguousarray(split.labels).data)
     return total.hexdigest()[:16]
