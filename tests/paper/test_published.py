@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
+from dataclasses import replace
 
+import pandas as pd
 import pytest
 from frames import Frames
 from records import level
@@ -41,9 +44,29 @@ def test_levels_that_fit_are_laid_beside_with_what_differs() -> None:
     assert rows["lost"].tolist() == pytest.approx([0.01])
     assert rows["published lost"].tolist() == pytest.approx([-0.0024])
     assert channels[0].outcome == f"{0.92 - 0.9377:+.4f}"
-    assert "base_epochs=200" in channels[0].reason
+    assert "epochs of the base: not in this report" in channels[0].reason
     assert "trained sparsely" in channels[0].reason
     assert [s.id for s in addition(runs.evidence(), reference=False).sections] == ["published"]
+
+
+def test_epochs_are_those_of_the_base_and_not_of_the_preset() -> None:
+    runs = Frames()
+    runs.prune(LEVELS, granularity="channel", base="b7", **RUN)
+    evidence = runs.evidence()
+    base = {"run_id": "b7", "stage": "finetune", "epochs": 30}
+    evidence = replace(evidence, runs=pd.concat([evidence.runs, pd.DataFrame([base])]))
+    found = section(evidence)
+    assert found is not None
+    assert all("epochs of the base: 30," in statement.reason for statement in found.statements)
+
+
+def test_levels_that_do_not_say_their_macs_are_not_compared_by_them() -> None:
+    runs = Frames()
+    unknown = [level(n, left, 0.9, macs_left=math.nan) for n, left in enumerate((1.0, 0.46))]
+    runs.prune(unknown, granularity="channel", **RUN)
+    found = section(runs.evidence())
+    assert found is not None
+    assert all("dense" in statement.text for statement in found.statements)
 
 
 @pytest.mark.parametrize(

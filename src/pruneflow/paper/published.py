@@ -12,8 +12,9 @@ from pruneflow.report.page import Section, Statement
 
 _NEAR = 0.02  # of sparsity or of the MACs left: a level so near is at the same place
 _ABOUT = (
-    "Numbers of others for the same model and data set, and the runs of this report at the same "
-    "sparsity, or share of the MACs. Recipes differ: what counts is what each loses of its base."
+    "Numbers of others for the same model and data set, and the runs of this report whose "
+    f"sparsity or share of the MACs is at most {_NEAR} away; the difference is the best one's. "
+    "Recipes differ: what counts is what each loses of its base."
 )
 _COLUMNS = ["configuration", "seeds", "level", "base", "accuracy", "lost", "published lost"]
 
@@ -51,7 +52,7 @@ def _beside(evidence: Evidence, fact: dict[str, Any]) -> Statement | None:
         off = (means[axis] - fact[axis]).abs()
         if dense:
             off[:] = 0.0  # a level 0 is dense, whatever zeros its weights came with
-        if off.min() > _NEAR:
+        if not off.min() <= _NEAR:  # nor where no level says it
             continue
         level = off.idxmin()
         base = where(evidence.levels, configuration=number, level=0)["test_after"].mean()
@@ -64,7 +65,7 @@ def _beside(evidence: Evidence, fact: dict[str, Any]) -> Statement | None:
             "lost": base - means["test_after"][level],
             "published lost": fact["base"] - fact["accuracy"] if "base" in fact else None,
         })  # fmt: skip
-        recipes.append(_recipe(run, dense=dense))
+        recipes.append(_recipe(run, _base_epochs(evidence, of), dense=dense))
     if not rows:
         return None
     best = max(row["accuracy"] for row in rows)
@@ -88,12 +89,19 @@ def _text(fact: dict[str, Any]) -> str:
     return f"{what}: {fact['accuracy']:.4f}{base}. {fact['source']}"
 
 
-def _recipe(run: Any, *, dense: bool) -> str:
+def _base_epochs(evidence: Evidence, levels: pd.DataFrame) -> str:
+    """Epochs of the base runs of some levels, as those say it: a named base has its own."""
+    bases = evidence.runs[evidence.runs["run_id"].isin(levels["base_run"])]
+    known = sorted({int(n) for n in bases.get("epochs", pd.Series(dtype=float)).dropna()})
+    return ", ".join(map(str, known)) or "not in this report"
+
+
+def _recipe(run: Any, base_epochs: str, *, dense: bool) -> str:
     """How a run was trained, in the words of its parameters."""
     images = "all" if pd.isna(run["train_limit"]) else f"{int(run['train_limit']):,}"
     words = [
         f"preset {run['preset']}",
-        f"base_epochs={run['base_epochs']}",
+        f"epochs of the base: {base_epochs}",
         f"augment={run['augment']}",
         f"{images} training images less those for validation",
     ]
