@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from mlflow.tracking import MlflowClient
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageClassification, ResNetConfig, ViTConfig
 
 import pruneflow
@@ -263,6 +265,23 @@ def test_images_are_normalised_as_the_published_model_expects(own: Path, name: s
     for colour in range(3):
         expected = (pixels[:, colour] - mean[colour]) / deviation[colour]
         torch.testing.assert_close(images[:, colour], expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [("other shape", "is missing or of another shape"), ("nan", "hold NaN or infinite values")],
+)
+def test_weights_of_hugging_face_that_do_not_fit_are_refused(
+    own: Path, change: str, reason: str
+) -> None:
+    folder = own.parent / "resnet"
+    AutoModelForImageClassification.from_config(TINY["resnet"]).save_pretrained(folder)
+    state = load_file(folder / "model.safetensors")
+    name = next(n for n, tensor in state.items() if tensor.dim() == 4)
+    state[name] = state[name][:1].clone() if change == "other shape" else state[name] * math.nan
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=reason):
+        models.build(f"hf:{folder}", 10, weights="pretrained")
 
 
 def test_a_folder_that_is_no_image_classifier_is_one_line(own: Path) -> None:

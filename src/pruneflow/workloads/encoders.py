@@ -86,7 +86,19 @@ def build(
         _simplify(config, tokenizer)
         if weights == "none" or not load:
             return _new(config)
-        model, loaded = AutoModelForSequenceClassification.from_pretrained(
+    return load_weights(AutoModelForSequenceClassification, source, config)
+
+
+def load_weights(kind: Any, source: str, config: Any, samples: str = "texts") -> nn.Module:
+    """A model of an Auto class of transformers with the weights of a folder or the hub.
+
+    Its head is new unless they have one of this size.
+
+    Raises:
+        InputError: weights that cannot be read, do not fit, or are not finite.
+    """
+    with reading(source, samples):
+        model, loaded = kind.from_pretrained(
             source,
             config=config,
             ignore_mismatched_sizes=True,  # a head for other classes
@@ -107,17 +119,28 @@ def build(
 
 def describe(model: nn.Module, tokenizer: Any) -> dict[str, object]:
     """What `rebuild` needs to make the model again, as JSON values."""
-    made: Any = model.config
-    config = json.loads(made.to_json_string(use_diff=False))
-    config["dtype"] = "float32"  # as it runs here, whatever it was published in
-    for name in ("_name_or_path", "transformers_version"):  # say nothing of the model
-        config.pop(name, None)
     return {
         "builder": "transformers",
-        "config": config,
+        "config": described(model),
         "positions": _positions(model),
         "tokenizer": fingerprint(tokenizer),
     }
+
+
+def described(model: nn.Module) -> dict[str, Any]:
+    """The configuration of a model of transformers as JSON values, from which it is made again."""
+    made: Any = model.config
+    config: dict[str, Any] = json.loads(made.to_json_string(use_diff=False))
+    config["dtype"] = "float32"  # as it runs here, whatever it was published in
+    for name in ("_name_or_path", "transformers_version"):  # say nothing of the model
+        config.pop(name, None)
+    return config
+
+
+def config_of(structure: Mapping[str, Any]) -> Any:
+    """The configuration that a checkpoint's structure holds as `described` wrote it."""
+    entries = dict(structure["config"])
+    return AutoConfig.for_model(entries.pop("model_type"), **entries)
 
 
 def describe_tokenizer(tokenizer: Any) -> dict[str, object]:
@@ -127,8 +150,7 @@ def describe_tokenizer(tokenizer: Any) -> dict[str, object]:
 
 def rebuild(structure: Mapping[str, Any]) -> nn.Module:
     """A model of the kind that `describe` wrote, not yet with its weights."""
-    config = dict(structure["config"])
-    return _new(AutoConfig.for_model(config.pop("model_type"), **config))
+    return _new(config_of(structure))
 
 
 def fingerprint(tokenizer: Any) -> str:

@@ -6,7 +6,6 @@ Each is built, described for a checkpoint and rebuilt from that; `models` is wha
 from __future__ import annotations
 
 import importlib.util
-import json
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -73,10 +72,9 @@ def describe(name: str, model: nn.Module) -> dict[str, object]:
     kind = builder(name)
     if kind != HUGGING_FACE:
         return {"builder": kind}
-    config = json.loads(cast(Any, model).config.to_json_string(use_diff=False))
-    for entry in ("_name_or_path", "transformers_version"):  # say nothing of the model
-        config.pop(entry, None)
-    return {"builder": kind, "config": config | {"dtype": "float32"}}
+    from pruneflow.workloads import encoders
+
+    return {"builder": kind, "config": encoders.described(model)}
 
 
 def rebuild(structure: Mapping[str, Any]) -> nn.Module:
@@ -90,11 +88,12 @@ def rebuild(structure: Mapping[str, Any]) -> nn.Module:
         return _from_factory(name, classes, structure.get("vocabulary"))
     if structure["builder"] == TIMM:
         return _from_timm(name, classes, pretrained=False)
-    from transformers import AutoConfig, AutoModelForImageClassification
+    from transformers import AutoModelForImageClassification
 
-    config = dict(structure["config"])
-    made = AutoConfig.for_model(config.pop("model_type"), **config)
-    return cast(nn.Module, AutoModelForImageClassification.from_config(made).float())
+    from pruneflow.workloads import encoders
+
+    config = encoders.config_of(structure)
+    return cast(nn.Module, AutoModelForImageClassification.from_config(config).float())
 
 
 def normalisation(name: str, model: nn.Module) -> tuple[RGB, RGB]:
@@ -105,8 +104,11 @@ def normalisation(name: str, model: nn.Module) -> tuple[RGB, RGB]:
     elif builder(name) == HUGGING_FACE:
         from transformers.image_processing_utils import BaseImageProcessor
 
+        from pruneflow.workloads import encoders
+
         try:
-            stated, _ = BaseImageProcessor.get_image_processor_dict(name.removeprefix("hf:"))
+            source = encoders.source_of(name, "none")
+            stated, _ = BaseImageProcessor.get_image_processor_dict(source)
         except (OSError, ValueError):  # it has no such file
             return MEAN, STD
         mean, deviation = stated.get("image_mean"), stated.get("image_std")
@@ -194,16 +196,4 @@ def _from_hugging_face(name: str, classes: int, pretrained: bool) -> nn.Module:
         config = AutoConfig.from_pretrained(source, num_labels=classes)
         if not pretrained:
             return cast(nn.Module, AutoModelForImageClassification.from_config(config).float())
-        model, loaded = AutoModelForImageClassification.from_pretrained(
-            source,
-            config=config,
-            ignore_mismatched_sizes=True,  # a head for other classes
-            use_safetensors=True,
-            dtype=torch.float32,
-            output_loading_info=True,
-        )
-    body = f"{model.base_model_prefix}."
-    lacking = sorted(key for key in loaded["missing_keys"] if key.startswith(body))
-    if lacking:
-        raise InputError(f"weights of {name} do not fit its config.json: {lacking[0]} is missing")
-    return cast(nn.Module, model)
+    return encoders.load_weights(AutoModelForImageClassification, source, config, "images")
