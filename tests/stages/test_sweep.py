@@ -38,6 +38,19 @@ include:
   - {include: "nothing*"}
 """
 
+WORDS = """
+from torch import nn
+
+class Words(nn.Module):
+    def __init__(self, classes, vocab_size):
+        super().__init__()
+        self.table = nn.Embedding(vocab_size, 8)
+        self.head = nn.Linear(8, classes)
+
+    def forward(self, input_ids, attention_mask):
+        return self.head((self.table(input_ids) * attention_mask[..., None]).mean(1))
+"""
+
 
 class Outages:
     """MLflow's client of this process, without the server: the next `failing` calls fail."""
@@ -323,3 +336,31 @@ def test_a_benchmark_is_not_another_run_that_has_no_fingerprint(folder: Path) ->
     config = resolve(SweepConfig, {"study": "smoke"})
     _, jobs = sweep._jobs(config)
     assert {job.state for job in jobs} == {"to do"}
+
+
+def test_a_finished_run_of_texts_with_named_columns_is_found_again(
+    store: str, tmp_path: Path
+) -> None:
+    (tmp_path / "texts").mkdir()
+    rows = "\n".join(f"{('good', 'bad')[n % 2]} film {n},other,{n % 2}" for n in range(40))
+    (tmp_path / "texts" / "train.csv").write_text(f"said,note,kind\n{rows}\n", "utf-8")
+    (tmp_path / "words.py").write_text(WORDS, "utf-8")
+    given = {
+        "model": "words.py:Words",
+        "dataset": f"hf:{tmp_path / 'texts'}",
+        "columns": "said,kind",
+        "device": "cpu",
+        "threads": 1,
+    }
+    base = pruneflow.finetune(epochs=1, **given)
+    pruned = pruneflow.prune_direct(base_epochs=1, finetune_epochs=0, **given)
+    path = tmp_path / "texts.yaml"
+    path.write_text(
+        f"settings: {{base_epochs: 1, finetune_epochs: 0, stage: prune_direct, threads: 1, "
+        f"device: cpu, model: 'words.py:Words', dataset: '{given['dataset']}', "
+        "columns: 'said,kind'}\naxes: {seed: [0]}\n",
+        "utf-8",
+    )
+    pruneflow.sweep(study=str(path))
+    assert set(query.runs(study="texts")["run_id"]) >= {base.run_id, pruned.run_id}
+    assert len(query.runs()) == 3  # and the sweep's own

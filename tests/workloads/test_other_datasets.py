@@ -138,6 +138,7 @@ def test_texts_and_their_labels(made: dict[str, Any], labels: list[Any]) -> None
 BROKEN: list[tuple[Any, str]] = [
     (3, "returned int: it should return a pair of train and test"),
     ((Own(PIXELS, LABELS),), "returned tuple"),
+    ({}, "returned dict: it should return a pair of train and test"),
     ({"other": Own(PIXELS, LABELS)}, "has no training set; it has: other"),
     ((Own([], []), Own(PIXELS, LABELS)), "train is empty"),
     ((iter([1]), iter([1])), "it should have a length and give samples by number"),

@@ -39,7 +39,7 @@ class Settings(Config):
 
     model: Text
     """alexnet, resnet18, any other torchvision classifier, cifar_resnet20 and others for images of
-    32x32, bert, or hf:<hub id or folder>"""
+    32x32, bert, timm:<name>, hf:<hub id or folder>, module:factory or file.py:factory"""
     dataset: Annotated[str, AfterValidator(_check_dataset)] = Field(
         description=f"images: {', '.join(IMAGES)}; texts: {', '.join(TEXTS)} (reviews: synthetic); "
         "either: hf:<hub id or folder>, module:factory or file.py:factory"

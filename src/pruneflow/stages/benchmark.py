@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pruneflow.config import BenchmarkConfig, reads_texts
+from pruneflow.config import BenchmarkConfig
 from pruneflow.errors import InputError
 from pruneflow.inference import EAGER, engines
 from pruneflow.inference.forms import FORMS, PrunedLevel
@@ -19,7 +19,6 @@ from pruneflow.pruning.units import from_text
 from pruneflow.report import charts
 from pruneflow.report.timings import LATENCY_FIGURES
 from pruneflow.stages.benchmark_point import Point, Subject, form_name
-from pruneflow.stages.experiment import cores
 from pruneflow.stages.progress import Reporter, latencies_table
 from pruneflow.tracking import checkpoints, finished
 from pruneflow.tracking.fingerprints import benchmark_fingerprint
@@ -27,7 +26,7 @@ from pruneflow.tracking.finished import PruningRun
 from pruneflow.tracking.latencies import CONTENDED, OK, Latency, LayerLatency
 from pruneflow.tracking.run import Ended, Run, open_run
 from pruneflow.workloads import models
-from pruneflow.workloads.machine import check_device, keep_large_buffers
+from pruneflow.workloads.machine import check_device, cores, keep_large_buffers
 
 _SLOWEST = 3  # layers that a sentence names
 _UNITS = {"image_size": ("images", "pixels"), "sequence_length": ("texts", "tokens")}
@@ -87,8 +86,7 @@ def _chosen(config: BenchmarkConfig) -> list[str]:
     if newest is not None:
         return [newest]
     model = config.model or "alexnet"
-    if not reads_texts(model):
-        models.check(model)
+    models.check(model)
     which = "" if config.model is None else f" of {config.model}"
     raise InputError(
         f"there is no finished pruning run{which} to time in the current experiment: make one "
@@ -149,9 +147,11 @@ def _subject(run: PruningRun, config: BenchmarkConfig) -> Subject:
     if name == "image_size":
         models.check_image_size(dense, str(run.config["model"]), size)
 
+    pair = models.random_inputs(checkpoint.structure, 2, size=size, device="cpu")
+
     def probe(model: nn.Module) -> torch.Tensor:
         """Logits of two samples by any form of the model, in any float type."""
-        inputs = models.random_inputs(checkpoint.structure, 2, size=size, device="cpu")
+        inputs = pair
         if isinstance(inputs, torch.Tensor):
             inputs = inputs.to(next(model.parameters()).dtype)
         return models.logits(model, inputs)
@@ -159,7 +159,6 @@ def _subject(run: PruningRun, config: BenchmarkConfig) -> Subject:
     groups = []
     is_compact, wanted = run.config.get("form") == "compact", config.forms or FORMS
     if "compact" in wanted and not is_compact and levels != (0,):
-        pair = models.random_inputs(checkpoint.structure, 2, size=size, device="cpu")
         head = models.head_of(dense, pair)
         groups = tracing.find_groups(dense, probe, outputs=[head]).groups
     one = models.random_inputs(checkpoint.structure, 1, size=size, device="cpu")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -24,7 +23,7 @@ from pruneflow.tracking.resume import Earlier
 from pruneflow.tracking.run import Ended, Run
 from pruneflow.workloads import batches, datasets, factories, models, other_models, training
 from pruneflow.workloads.datasets import DATASETS, IMAGES, TEXTS, Data
-from pruneflow.workloads.machine import Machine
+from pruneflow.workloads.machine import Machine, cores
 from pruneflow.workloads.splits import MEAN, STD, Samples, Split, Tokens, balanced
 from pruneflow.workloads.training import Epoch, Recipe, Snapshot
 
@@ -38,7 +37,7 @@ _RECIPE = (
     "batch_size", "learning_rate", "lr_schedule", "warmup_epochs", "optimizer", "weight_decay",
     "augment", "label_smoothing", "image_size",
 )  # fmt: skip
-_DATA = ("columns", "data_dir", "image_size", "train_limit", "seed")
+DATA = ("columns", "data_dir", "image_size", "train_limit", "seed")
 
 C = TypeVar("C", bound=Settings)
 D = TypeVar("D", bound=Settings)
@@ -218,7 +217,7 @@ def prepare(config: C, *, load: bool) -> tuple[Experiment[C], nn.Module]:
     models.check(config.model)
     if config.dataset in DATASETS:
         _check_kind(config, config.dataset in TEXTS)
-    data = datasets.load(config.dataset, **{name: getattr(config, name) for name in _DATA})
+    data = datasets.load(config.dataset, **{name: getattr(config, name) for name in DATA})
     texts = data.holds_texts
     _check_kind(config, texts)
     if texts:
@@ -316,11 +315,6 @@ def report_finished(run: Earlier, reporter: Reporter, experiment_id: str | None)
     """Tell of a run that has done already what was asked for, and of nothing else."""
     reporter.say(f"run {run.id} has done this already; to run it again, pass resume=never")
     return resume.report(run, experiment_id)
-
-
-def cores() -> int:
-    """CPU cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def timed(work: Callable[[], R]) -> tuple[R, float]:

@@ -25,6 +25,7 @@ from pruneflow.config import (
 from pruneflow.errors import ExperimentError, first_line
 from pruneflow.resolution import base_config, given_for_base, pruning_config
 from pruneflow.stages import benchmark, sensitivity_run
+from pruneflow.stages.experiment import DATA
 from pruneflow.stages.study import Job
 from pruneflow.tracking import finished, journal, publish, resume, store, writers
 from pruneflow.tracking.fingerprints import (
@@ -200,8 +201,9 @@ def planned_fingerprint(job: Job) -> str | None:
             return None
         pruned = finished.fingerprint_of(job.needs.run_id)
         return benchmark_fingerprint(benchmark.settled(config), pruned)
-    names = ("dataset", "data_dir", "image_size", "train_limit", "seed")
-    digest = _digest(**{name: getattr(config, name) for name in names})
+    digest, texts = _data(config.dataset, **{name: getattr(config, name) for name in DATA})
+    if texts:
+        config = config.without_images()
     if isinstance(config, FinetuneConfig):
         return fingerprint(job.stage, config, digest, None)
     if isinstance(config, SensitivityConfig):
@@ -231,5 +233,7 @@ def _base_fingerprint(config: PruneConfig, digest: str) -> str:
 
 
 @functools.cache
-def _digest(dataset: str, **options: Any) -> str:
-    return datasets.load(dataset, **options).digest
+def _data(dataset: str, **options: Any) -> tuple[str, bool]:
+    """A data set's digest, and whether it holds texts."""
+    data = datasets.load(dataset, **options)
+    return data.digest, data.holds_texts

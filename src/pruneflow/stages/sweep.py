@@ -19,13 +19,13 @@ from pruneflow.config import BenchmarkConfig, FinetuneConfig, SweepConfig
 from pruneflow.errors import ExperimentError, InputError, first_line, user_path
 from pruneflow.resolution import resolve
 from pruneflow.stages import study
-from pruneflow.stages.experiment import ALIVE_SECONDS, cores
+from pruneflow.stages.experiment import ALIVE_SECONDS
 from pruneflow.stages.processes import Processes, planned_fingerprint
 from pruneflow.stages.progress import Reporter
 from pruneflow.stages.study import Job
 from pruneflow.tracking import finished
 from pruneflow.tracking.run import Ended, open_run
-from pruneflow.workloads.machine import Machine
+from pruneflow.workloads.machine import Machine, cores
 
 
 def sweep(config: SweepConfig, reporter: Reporter) -> list[Ended]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
-import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -144,5 +143,6 @@ def place_of(file: Mapping[str, Any] | None, name: str, row: int) -> str:
 @functools.cache
 def _threads() -> ThreadPoolExecutor:
     """Threads that decode: Pillow lets others run meanwhile."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return ThreadPoolExecutor(cores, thread_name_prefix="decode")
+    from pruneflow.workloads.machine import cores
+
+    return ThreadPoolExecutor(cores(), thread_name_prefix="decode")

@@ -229,7 +229,7 @@ def _decode(
         labels = np.asarray(table[columns["ClassLabel"]], dtype=np.int64)
         if _is_large(table, column, fit):
             surveyed = image_files.survey(table, column, names[part], fit)
-            if surveyed is None or surveyed[0].shape[1:3] != (side or surveyed[0].size)[::-1]:
+            if surveyed is None or side not in (None, surveyed[0].size):
                 return None
             side, several = surveyed[0].size, several + surveyed[1]
             splits[part] = Split(surveyed[0], labels)

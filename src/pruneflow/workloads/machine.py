@@ -93,6 +93,11 @@ class Machine:
         return None
 
 
+def cores() -> int:
+    """CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def check_device(device: str, *others: str) -> None:
     """Refuse a GPU that this machine has not; `others` are valid in its place."""
     if not device.startswith("cuda"):

@@ -62,7 +62,7 @@ def _from_hub(name: str) -> dict[str, Any]:
 
 def _splits(name: str, made: Any) -> dict[str, Any]:
     """What a factory has returned, by the names of splits."""
-    if isinstance(made, Mapping):
+    if isinstance(made, Mapping) and made:
         return {str(split): part for split, part in made.items()}
     if isinstance(made, tuple | list) and len(made) in _IN_ORDER:
         return dict(zip(_IN_ORDER[len(made)], made, strict=True))
