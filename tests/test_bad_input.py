@@ -383,6 +383,11 @@ PRUNE: list[tuple[dict[str, object], str]] = [
     ({"pattern": "2:4", "fraction": "0.5"}, "both say how far to prune"),
     ({"pattern": "2:4", "target_sparsity": "0.5"}, "both say how far to prune"),
     ({"pattern": "2:4", "scope": "row"}, "scope=row has no effect with pattern=2:4"),
+    (
+        {"scope": "layer", "max_layer_sparsity": "0.99"},
+        "max_layer_sparsity=0.99 has no effect with",
+    ),
+    ({"scope": "row", "max_layer_sparsity": "0.99"}, "max_layer_sparsity=0.99 has no effect with"),
     ({"pattern": "2:4", "max_layer_sparsity": "0.9"}, "max_layer_sparsity=0.9 has no effect with"),
     ({"pattern": "2:4", "prune_bias": "true"}, "prune_bias=True has no effect with pattern=2:4"),
     (

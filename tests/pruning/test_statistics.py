@@ -78,6 +78,47 @@ def test_a_column_of_a_grouped_convolution_is_the_channel_that_it_reads() -> Non
     assert entries[:, :, 1, 2].tolist() == [[10, 11], [10, 11], [12, 13], [12, 13]]
 
 
+class Recurrent(nn.Module):
+    """What reads its inputs along another axis, or within one operation of a library."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.up = nn.ConvTranspose2d(3, 8, 3)
+        self.grouped = nn.ConvTranspose2d(8, 4, 2, groups=2)
+        self.rnn = getattr(nn, kind)(4, 6, batch_first=True, num_layers=2, bidirectional=True)
+        self.head = nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.grouped(self.up(x)).flatten(2).transpose(1, 2)
+        return self.head(self.rnn(features)[0].mean(1))
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+def test_transposed_convolutions_and_recurrent_layers_are_seen(kind: str) -> None:
+    torch.manual_seed(0)
+    model, given = Recurrent(kind), batches(4, 3)
+    statistics = collected(model, given)
+    weights = {name for name, p in model.named_parameters() if p.dim() > 1}
+    assert statistics.columns.keys() == weights
+    assert statistics.columns["up.weight"].axis == statistics.columns["grouped.weight"].axis == 0
+    with torch.no_grad():
+        images = torch.cat([images for images, _ in given])
+        up = model.up(images)
+        features = model.grouped(up).flatten(2).transpose(1, 2)
+    read = {
+        "up.weight": images.transpose(0, 1).flatten(1),
+        "grouped.weight": up.transpose(0, 1).flatten(1),
+        "rnn.weight_ih_l0": features.flatten(0, 1).T,
+        "rnn.weight_ih_l0_reverse": features.flatten(0, 1).T,
+    }
+    for name, values in read.items():
+        norm = statistics.columns[name].norm.float()
+        torch.testing.assert_close(norm, values.norm(dim=1))
+        if name == "grouped.weight":  # (inputs, outputs of a group, ...)
+            entries = over_entries(norm, model.grouped.weight, 0)
+            torch.testing.assert_close(entries[:, 1, 0, 1], norm)
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_collecting_leaves_a_model_as_it_was(training: bool) -> None:
     model = small_net().train(training)

@@ -68,6 +68,18 @@ class Growing(Net):
         Growing.made += 1
         self.extra = nn.Linear(1, Growing.made)
 
+class Mixed(Net):
+    def __init__(self, classes):
+        super().__init__(classes)
+        self.mix = nn.Parameter(torch.eye(16))
+    def forward(self, x):
+        return self.head(torch.einsum("bi,io->bo", self.body(x).mean((2, 3)), self.mix))
+
+class Standardised(Net):
+    def __init__(self, classes):
+        super().__init__(classes)
+        nn.utils.parametrizations.weight_norm(self.body[3])
+
 ONCE = Net(10)
 def once(classes): return ONCE
 def nothing(classes): return None
@@ -193,6 +205,28 @@ def test_what_does_not_go_with_a_factory_is_one_line(
     with pytest.raises(InputError) as error:
         pruneflow.finetune(model="own_net.py:Net", train_limit=60, **given)
     assert reason in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({"model": "own_net.py:Mixed", "criterion": "wanda"}, "what is multiplied by mix: "),
+        ({"model": "own_net.py:Standardised", "criterion": "wanda"}, "multiplied by body.3."),
+        (
+            {"model": "own_net.py:Words", "criterion": "synflow", "dataset": "reviews"}
+            | {"image_size": None},
+            "criterion=synflow cannot be computed of model=own_net.py:Words",
+        ),
+    ],
+)
+def test_a_criterion_that_cannot_see_its_statistics_is_refused_before_training(
+    own: Path, given: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(InputError) as error:
+        pruneflow.prune_direct(**(SMALL | given | {"iterations": 1}))
+    assert reason in str(error.value)
+    assert "\n" not in str(error.value)
+    assert MlflowClient().search_runs(["0"]) == []
 
 
 # ------------------------------------------------------------------------ timm and Hugging Face

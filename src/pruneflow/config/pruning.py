@@ -183,6 +183,9 @@ class PruneConfig(Settings):
 
     @model_validator(mode="after")
     def _levels_can_be_reached(self) -> Self:
+        if self.scope in ("layer", "row") and self.budget is None:
+            reason = f"has no effect with scope={self.scope}, where all layers lose the same"
+            self._refuse(["max_layer_sparsity"], f"{reason}: leave it out")
         if self.iterations == 1:
             self._refuse(["schedule"], "has no effect with iterations=1: leave it out")
         if self.budget is None and self.final_sparsity > self.max_layer_sparsity + _ROUNDING:

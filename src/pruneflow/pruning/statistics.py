@@ -7,6 +7,7 @@ a few numbers for each of its input columns.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -131,7 +132,7 @@ def collect(
     with ExitStack() as stack:
         stack.enter_context(models.looking(model))
         watch = _Watch(model, statistics.columns)
-        stack.enter_context(models.without_fused_attention())
+        stack.enter_context(_products_apart(model))
         if gradients:
             into = _Accumulator(statistics, gradients)
             stack.enter_context(_each_gradient(model, parameters, into))
@@ -161,7 +162,7 @@ def input_axes(model: nn.Module, forward: Callable[[nn.Module], object]) -> dict
     outputs). The model is left as it was.
     """
     watch = _Watch(model, {})
-    with models.looking(model), models.without_fused_attention(), torch.no_grad(), watch:
+    with models.looking(model), _products_apart(model), torch.no_grad(), watch:
         forward(model)
     return {name: columns.axis for name, columns in watch.columns.items()}
 
@@ -287,6 +288,22 @@ def _each_gradient(
             parameter.grad = before[name]
 
 
+@contextmanager
+def _products_apart(model: nn.Module) -> Iterator[None]:
+    """Have attention and recurrent layers multiply by one weight at a time, where it can be seen.
+
+    oneDNN and cuDNN stay on where nothing is recurrent: convolutions are slow without.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(models.without_fused_attention())
+        if any(isinstance(module, nn.RNNBase) for module in model.modules()):
+            # PyTorch warns of TF32 on devices that are not there
+            stack.enter_context(warnings.catch_warnings(action="ignore"))
+            stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
+            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+        yield
+
+
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sees, below autograd and modules, what is multiplied with each weight.
 
@@ -304,9 +321,9 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         name = func.overloadpacket.__name__
-        if name == "convolution" and not args[6]:
-            values, weight = args[:2]
-            self._see(values, weight, channel=values.dim() - weight.dim() + 1, axis=1)
+        if name == "convolution":
+            values, weight, transposed = args[0], args[1], args[6]
+            self._see(values, weight, channel=1, axis=0 if transposed else 1)
         elif name in ("mm", "addmm"):
             values, factor = args[-2:]
             self._see(values, factor, channel=1, axis=0)

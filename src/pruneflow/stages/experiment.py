@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from pruneflow.config import PruneConfig, Settings
-from pruneflow.errors import InputError
+from pruneflow.errors import InputError, first_line
 from pruneflow.pruning import cost, statistics
+from pruneflow.pruning.criteria import CRITERIA, FLOW_GRADIENT, INPUT_NORM, OF_OUTPUTS, needs
 from pruneflow.pruning.densities import Curve
 from pruneflow.pruning.statistics import Batch, Statistics
 from pruneflow.pruning.units import Units
@@ -146,7 +147,7 @@ class Experiment(Generic[C]):
             training.recalibrate(model, self.data.train, recipe, self.machine)
 
     def calibrate(
-        self: Experiment[PruneConfig], units: Units, needs: Collection[str]
+        self: Experiment[PruneConfig], units: Units, wanted: Collection[str]
     ) -> Statistics:
         """What a criterion needs, of `calibration_samples` of the training set and of no others.
 
@@ -160,7 +161,28 @@ class Experiment(Generic[C]):
             for batch in batches.slices(len(order), config.batch_size):
                 yield batches.to_model(train, order[batch], config.image_size, self.machine)
 
-        return statistics.collect(units.model, units.prunable, samples, needs)
+        return statistics.collect(units.model, units.prunable, samples, wanted)
+
+    def check_statistics(self: Experiment[PruneConfig], units: Units) -> None:
+        """Refuse a criterion that cannot see of this model what it needs."""
+        name, model = self.config.criterion, units.model
+        needed = set(needs(CRITERIA[name]))
+        if needed & {INPUT_NORM, *OF_OUTPUTS}:
+            seen = statistics.input_axes(model, self.probe)
+            for weight in units.prunable:
+                if weight in self.uses and weight not in seen:
+                    raise InputError(
+                        f"criterion={name} cannot see what is multiplied by {weight}: pass another "
+                        f"criterion, or exclude={weight}"
+                    )
+        if FLOW_GRADIENT in needed:
+            try:
+                statistics.collect_flow(model, units.prunable, self.samples)
+            except Exception as error:  # whatever a model's own code has to say to such an input
+                raise InputError(
+                    f"criterion={name} cannot be computed of model={self.config.model} "
+                    f"({first_line(error)}): pass another criterion"
+                ) from None
 
     def accuracy(self, model: nn.Module, split: Samples) -> float:
         """Accuracy of a model on one split; of the training set, on `train_eval_samples` of it.

@@ -135,6 +135,7 @@ def prunable_units(experiment: Experiment[PruneConfig], model: nn.Module) -> Uni
         products=experiment.uses,
     )
     units.check(config.criterion)
+    experiment.check_statistics(units)
     axes = units.input_axes if config.block is not None else {}
     if config.block and all(
         units.masks[n].shape[axis] < config.block[1] for n, axis in axes.items()
