@@ -251,7 +251,7 @@ def test_bert_on_reviews_loses_heads_and_hidden_units(folder: Path) -> None:
     run = MlflowClient().get_run(done.run_id)
     assert run.data.params["cfg/dataset"] == "reviews"
     assert "(synthetic)" in run.data.tags["mlflow.note.content"]
-    assert run.inputs.dataset_inputs[0].dataset.name == "reviews (synthetic)"
+    assert "reviews (synthetic)" in {data.dataset.name for data in run.inputs.dataset_inputs}
     model = pruneflow.load_model(done.run_id, 2)
     heads = [m.num_attention_heads for m in model.modules() if hasattr(m, "num_attention_heads")]
     assert sum(heads) == 16 - round(0.4 * 16) - round(0.4 * 10)

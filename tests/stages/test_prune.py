@@ -79,9 +79,14 @@ def test_run_has_the_contract_metrics(job: tuple[Any, Run, Path]) -> None:
 
 
 def test_run_has_the_data_set_as_its_input(job: tuple[Any, Run, Path]) -> None:
-    (data,) = job[1].inputs.dataset_inputs
-    assert data.dataset.name == "digits"
-    assert json.loads(data.dataset.profile) == {"train": 200, "val": 144, "test": 359}
+    inputs = {data.tags[0].value: data.dataset for data in job[1].inputs.dataset_inputs}
+    assert {context: data.name for context, data in inputs.items()} == {
+        "training": "digits",
+        "validation": "digits (validation)",
+        "testing": "digits (testing)",
+    }
+    assert len({data.digest for data in inputs.values()}) == 1
+    assert json.loads(inputs["training"].profile) == {"train": 200, "val": 144, "test": 359}
 
 
 def test_run_has_the_contract_artifacts(job: tuple[Any, Run, Path]) -> None:
@@ -199,7 +204,7 @@ def test_a_base_run_of_other_samples_is_refused_with_both_digests(
     job: tuple[Any, Run, Path],
 ) -> None:
     base = MlflowClient().get_run(job[1].data.tags["pruneflow.base_run"])
-    (data,) = base.inputs.dataset_inputs
+    data = base.inputs.dataset_inputs[0]
     given = {k: v for k, v in SMALL.items() if k != "base_epochs"}
     with pytest.raises(InputError, match=f"digest {data.dataset.digest}, not [0-9a-f]{{16}}"):
         pruneflow.prune_direct(**given | {"train_limit": 90}, base_run=base.info.run_id)

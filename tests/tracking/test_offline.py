@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import mlflow
+import numpy as np
 import pandas as pd
 import pytest
 from mlflow.tracking import MlflowClient
@@ -65,7 +67,15 @@ def test_runs_made_offline_are_copied_once(
     assert pruned.data.tags["pruneflow.base_run"] == runs["finetune"].info.run_id
     history = client.get_metric_history(pruned.info.run_id, "accuracy/test_after")
     assert sorted(m.step for m in history) == [0, 1]
-    assert len(pruned.inputs.dataset_inputs) == 1
+    assert len(pruned.inputs.dataset_inputs) == 3
+    models = client.search_logged_models([experiment], f"source_run_id = '{pruned.info.run_id}'")
+    assert sorted(model.tags["pruneflow.level"] for model in models) == ["0", "1"]
+    images = np.zeros((2, 16, 16, 3), dtype=np.uint8)
+    for model in models:  # of the copy, and not of the run that stayed here
+        assert mlflow.pyfunc.load_model(f"models:/{model.model_id}").predict(images).shape == (
+            2,
+            10,
+        )
     levels = pruneflow.query.levels(experiment="away")
     pd.testing.assert_series_equal(
         levels["test_after"], done.levels["test_after"], check_index=False

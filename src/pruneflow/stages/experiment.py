@@ -68,7 +68,9 @@ class Experiment(Generic[C]):
     @property
     def structure(self) -> dict[str, object]:
         """How a checkpoint's model is rebuilt, and the size of what it was trained on."""
-        return {"model": self.config.model, "classes": len(self.data.classes), **self.identity}
+        labels = list(self.data.classes)
+        named = {"model": self.config.model, "classes": len(labels), "labels": labels}
+        return named | self.identity
 
     def with_config(self, config: D) -> Experiment[D]:
         """The same data, model and machine with the configuration of another stage."""

@@ -94,10 +94,10 @@ def _measure(
     reporter.at("base, evaluating", config.epochs)
     test, seconds = timed(lambda: experiment.accuracy(model, data.test))
     train = experiment.accuracy(model, data.train)
-    accuracies = {"accuracy/test": test, "accuracy/train": train}
-    run.log_metrics(accuracies, step=config.epochs, part="accuracy")
     checkpoint = Checkpoint(experiment.structure, model.state_dict(), {})
     size = run.log_checkpoint(0, checkpoint, experiment.tokenizer)
+    accuracies = {"accuracy/test": test, "accuracy/train": train}
+    run.log_metrics(accuracies, step=config.epochs, part="accuracy", model=0)
     trained = f"{config.epochs} epochs" if config.epochs else "not trained,"
     run.describe(
         f"**{config.model}** on **{experiment.data_name}**, {trained} "

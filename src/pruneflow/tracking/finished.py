@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -139,7 +139,7 @@ def _differences(
         theirs, ours = of_base.get(part, {}), structure.get(part, {})
         if theirs != ours:
             yield f"was trained with another model: {part} {theirs}, not {ours}"
-    for digest in (logged.dataset.digest for logged in run.inputs.dataset_inputs):
+    for digest in {logged.dataset.digest for logged in run.inputs.dataset_inputs}:
         if digest != data_digest:
             yield f"was trained on other samples (digest {digest}, not {data_digest})"
 
@@ -297,11 +297,18 @@ def load_structure(run_id: str) -> Mapping[str, Any]:
 
 def load_checkpoint(run_id: str, level: int) -> checkpoints.Checkpoint:
     """A level's checkpoint of a run; InputError if there is none, or none that can be read."""
+    with checkpoint_folder(run_id, level) as folder:
+        return checkpoints.load(folder)
+
+
+@contextmanager
+def checkpoint_folder(run_id: str, level: int) -> Iterator[Path]:
+    """The files of a level's checkpoint, here for the time being; raises as `load_checkpoint`."""
     with (
         _reading_checkpoint(run_id, f"level {level}"),
         reader.artifact(run_id, checkpoint_path(level)) as folder,
     ):
-        return checkpoints.load(folder)
+        yield folder
 
 
 def load_epoch(run_id: str, epoch: int) -> checkpoints.Checkpoint:

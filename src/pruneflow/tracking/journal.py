@@ -41,6 +41,7 @@ class Entry:
     tags: Mapping[str, str | None] = field(default_factory=dict)  # None takes a tag away
     inputs: Mapping[str, str] | None = None  # a data set, by the fields of MLflow's Dataset
     artifact: str | None = None  # path of a file or folder under `artifacts/`
+    model: int | None = None  # level whose checkpoint the metrics are of: it is a logged model
     status: str | None = None  # of the run from here on
     time: int | None = None  # when the run ended, ms since 1970
     part: str | None = None  # of the run that this completes ("level 3"); recorded once

@@ -6,24 +6,25 @@ of epochs and levels, `pruneflow sync` and a sweep do it for a run whose process
 
 from __future__ import annotations
 
+import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.tracking import MlflowClient
 
 from pruneflow.errors import ExperimentError, first_line
-from pruneflow.tracking import levels, tables, writers
+from pruneflow.tracking import levels, logged_models, reader, tables, writers
 from pruneflow.tracking.journal import Entry, Journal
 from pruneflow.tracking.refusals import TakenOverError, in_short, is_refusal
 
 LEVELS = "levels.csv"
 # Tags that name another run.
 RUN_TAGS = ("pruneflow.base_run", "pruneflow.pruning_run", "pruneflow.sensitivity_run")
-_TRAINING = [InputTag("mlflow.data.context", "training")]
 # At a run's end, how long it is tried in an outage.
 _PATIENCE_SECONDS = {"FINISHED": 30.0, "FAILED": 10.0, "KILLED": 4.0}
 _PAUSE_SECONDS = 5.0  # after an outage, at the least
@@ -45,7 +46,9 @@ def publish(client: MlflowClient, journal: Journal, renamed: Callable[[str], str
     if writer not in ("", journal.owner.writer):
         raise TakenOverError(f"it was taken over by a process on {writer.partition(' ')[0]}")
     while pending := journal.pending():
-        ends = [i for i, entry in enumerate(pending, 1) if entry.artifact or entry.status]
+        ends = [
+            i for i, e in enumerate(pending, 1) if e.artifact or e.status or e.model is not None
+        ]
         count = ends[0] if ends else len(pending)
         path = pending[count - 1].artifact
         if any(entry.artifact == path for entry in pending[count:]):
@@ -60,12 +63,24 @@ def publish(client: MlflowClient, journal: Journal, renamed: Callable[[str], str
             client.log_artifacts(run_id, str(place), path)
         elif path is not None and place.exists():
             client.log_artifact(run_id, str(place), path.rpartition("/")[0] or None)
+        if (level := pending[count - 1].model) is not None:
+            metrics = [Metric(*metric) for metric in pending[count - 1].metrics]
+            structure = _structure(journal, run_id, level)
+            logged_models.log(client, client.get_run(run_id), level, structure, metrics)
         status, ended = pending[count - 1].status, pending[count - 1].time
         if status is not None and ended is not None:
             client.set_terminated(run_id, status, ended)
         elif status is not None:
             client.update_run(run_id, status)
         journal.acknowledge(count)
+
+
+def _structure(journal: Journal, run_id: str, level: int) -> Mapping[str, Any]:
+    """What a level's checkpoint says of its model, here or, where it is not any more, in MLflow."""
+    path = f"{reader.checkpoint_path(level)}/structure.json"
+    here = journal.artifact(path)
+    text = here.read_text("utf-8") if here.exists() else reader.text_of(run_id, path)
+    return dict(json.loads(text))
 
 
 def _send(
@@ -80,9 +95,12 @@ def _send(
     if gone := {name for name, value in tags.items() if value is None}:
         for name in gone & client.get_run(run_id).data.tags.keys():
             client.delete_tag(run_id, name)
-    data = [Dataset(**entry.inputs) for entry in entries if entry.inputs is not None]
+    data = []
+    for inputs in (dict(entry.inputs) for entry in entries if entry.inputs is not None):
+        context = InputTag("mlflow.data.context", inputs.pop("context", "training"))
+        data.append(DatasetInput(Dataset(**inputs), [context]))
     if data:
-        client.log_inputs(run_id, [DatasetInput(each, _TRAINING) for each in data])
+        client.log_inputs(run_id, data)
 
 
 def publish_folder(folder: Path, renamed: Callable[[str], str] | None = None) -> int:

@@ -90,14 +90,19 @@ class Run:
         self._journal.append(Entry(tags=dict(tags)))
 
     def log_metrics(
-        self, values: Mapping[str, float], step: int, *, part: str | None = None
+        self,
+        values: Mapping[str, float],
+        step: int,
+        *,
+        part: str | None = None,
+        model: int | None = None,
     ) -> None:
         """Log metrics of one step, all with the same time.
 
-        `part` names what of the run they complete ("epoch 3"): that is logged once, however often
-        the run is interrupted and goes on.
+        `model` is the level whose checkpoint they are of, logged before. `part` names what of the
+        run they complete ("epoch 3"): that is logged once, however often the run goes on.
         """
-        self._journal.append(Entry(metrics=_metrics(values, step), part=part))
+        self._journal.append(Entry(metrics=_metrics(values, step), part=part, model=model))
         self.publish()
 
     def describe(self, text: str) -> None:
@@ -105,15 +110,17 @@ class Run:
         self.set_tags({"mlflow.note.content": text[:TAG_LIMIT]})
 
     def log_data(self, name: str, digest: str, source: str, profile: Mapping[str, int]) -> None:
-        """Log the data set as an input of the run."""
+        """Log the data set as inputs of the run: what is trained, validated and tested on."""
         data = {
-            "name": name,
             "digest": digest,
             "source_type": "local" if Path(source).is_absolute() else "code",
             "source": json.dumps({"uri": source}),
             "profile": json.dumps(dict(profile)),
         }
-        self._journal.append(Entry(inputs=data, part="data"))
+        for context in ("training", "validation", "testing"):
+            which = name if context == "training" else f"{name} ({context})"
+            inputs = data | {"name": which, "context": context}
+            self._journal.append(Entry(inputs=inputs, part=f"{context} data"))
 
     def log_text(self, path: str, text: str) -> None:
         """Write an artifact."""
@@ -165,7 +172,7 @@ class Run:
         self.layers.extend(layers)
         # the tables first: a level that they have has its metrics logged when the run goes on
         self._write_levels()
-        self._log_level(level)
+        self._log_level(level, model=checkpoint is not None)
         shutil.rmtree(self._training(level.level), ignore_errors=True)
         self.publish()
 
@@ -173,12 +180,14 @@ class Run:
         self._write("layers.csv", tables.to_csv(self.layers, Layer))
         self._write(LEVELS, tables.to_csv(self.levels, Level))
 
-    def _log_level(self, level: Level) -> None:
+    def _log_level(self, level: Level, *, model: bool) -> None:
         values = {key: getattr(level, field) for field, key in METRICS.items()}
         metrics = _metrics({k: v for k, v in values.items() if v is not None}, level.level)
         thousandths = round(1000 * level.sparsity)
         metrics += _metrics({"by_sparsity/test_after": level.test_after}, thousandths)
-        self._journal.append(Entry(metrics=metrics, part=f"level {level.level}"))
+        number = level.level
+        part = f"level {number}"
+        self._journal.append(Entry(metrics=metrics, part=part, model=number if model else None))
 
     def record_latencies(
         self,
@@ -237,7 +246,7 @@ class Run:
             history = MlflowClient().get_metric_history(self.id, METRICS["sparsity"])
             self._journal.parts.update(f"level {metric.step}" for metric in history)
         for level in self.levels:
-            self._log_level(level)
+            self._log_level(level, model=True)
         self.publish()
         return checkpoint
 

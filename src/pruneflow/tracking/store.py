@@ -168,11 +168,13 @@ def check_name(parameter: str, name: str) -> None:
 
 
 def address_of(experiment_id: str, run_id: str) -> str:
-    """Where a person finds a run in the UI."""
-    page = f"#/experiments/{experiment_id}/runs/{run_id}"
-    if is_server():
-        return f"{shown_uri().rstrip('/')}/{page}"
-    return f"http://127.0.0.1:{UI_PORT}/{page} (start it with: pruneflow ui)"
+    """Where a person finds a run in the UI, and the table of its experiment."""
+    runs = f"#/experiments/{experiment_id}/runs"
+    here = shown_uri().rstrip("/") if is_server() else f"http://127.0.0.1:{UI_PORT}"
+    start = "" if is_server() else " (start it with: pruneflow ui)"
+    # without the workflow MLflow opens its pages for GenAI
+    table = f"{here}/{runs}?workflowType=machine_learning"
+    return f"{here}/{runs}/{run_id}{start}\n  all runs: {table}"
 
 
 def serve_ui(port: int) -> None:

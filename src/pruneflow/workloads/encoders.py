@@ -66,6 +66,12 @@ def tokenizer_for(name: str, weights: str, texts: Split) -> Any:
     return tokenizer
 
 
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer that a checkpoint keeps beside its model."""
+    with reading(str(folder)):
+        return AutoTokenizer.from_pretrained(str(folder))
+
+
 def build(
     name: str, classes: int, *, weights: str, tokenizer: Any = None, load: bool = True
 ) -> nn.Module:
