@@ -22,8 +22,9 @@ if TYPE_CHECKING:  # what follows imports torch and mlflow: seconds, so only onc
     from pruneflow.stages import FinishedRun
 
 __all__ = [
-    "ExperimentError", "InputError", "__version__", "benchmark_latency", "finetune", "load_model",
-    "prune_direct", "prune_gradual", "prune_iterative", "sensitivity", "sweep", "write_report",
+    "ExperimentError", "InputError", "__version__", "benchmark_latency", "export", "finetune",
+    "load_model", "prune_direct", "prune_gradual", "prune_iterative", "sensitivity", "sweep",
+    "write_report",
 ]  # fmt: skip
 
 
@@ -66,6 +67,11 @@ def sensitivity(**parameters: Any) -> FinishedRun:
 def benchmark_latency(**parameters: Any) -> FinishedRun:
     """Time the levels of pruning runs in every form; as the entry point `benchmark_latency`."""
     return _run("benchmark_latency", parameters)
+
+
+def export(**parameters: Any) -> FinishedRun:
+    """Write a level of a pruning run as files that others read; as the entry point `export`."""
+    return _run("export", parameters)
 
 
 def write_report(**parameters: Any) -> FinishedRun:

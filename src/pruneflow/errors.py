@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -52,6 +53,20 @@ def user_path(parameter: str, value: str) -> Path:
         reason = f"is not a usable path: {first_line(error)}"
         raise InputError(f"{parameter}={value[:80]!r} {reason}") from None
     return path
+
+
+def output_folder(parameter: str, value: str) -> Path:
+    """A folder that a parameter names for what is written; it need not exist, and is not made.
+
+    Raises:
+        InputError: it may not be written to, or is no folder.
+    """
+    folder = user_path(parameter, value)
+    parent = next(path for path in (folder, *folder.resolve().parents) if path.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        reason = "may not be written to" if parent.is_dir() else "is not a folder"
+        raise InputError(f"{parameter}={value!r} is not valid: {parent} {reason}")
+    return folder
 
 
 def unknown(kind: str, value: object, valid: Iterable[str], *, listed: int = 12) -> InputError:

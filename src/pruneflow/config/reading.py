@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import warnings
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, model_validator
 
 from pruneflow.config.base import Config
-from pruneflow.inference import EAGER, ENGINES, FORMS
+from pruneflow.errors import InputError
+from pruneflow.inference import EAGER, ENGINES, FORMATS, FORMS
 from pruneflow.parameters import (
     Count,
     Counts,
@@ -53,6 +55,61 @@ class BenchmarkConfig(Config):
     """times that each form is timed at least, side by side and undisturbed; 30 for an interval"""
     seconds: Positive = 20.0
     """but no longer than this for a level, device and batch size (yet three rounds at least)"""
+
+
+# What `best` bounds: cost is a share of the unpruned model's, accuracy what may be lost of it.
+BOUNDS = ("accuracy", "params", "macs", "bytes")
+
+
+def _check_best(text: str) -> str:
+    name, _, number = text.partition(":")
+    try:
+        bound = float(number)
+    except ValueError:
+        bound = -1.0
+    if name not in BOUNDS or not 0 <= bound < 1:
+        raise InputError(
+            f"best={text!r} is not valid: it should be accuracy: and how much of it may be lost "
+            "(accuracy:0.01), or params:, macs: or bytes: and a share of the unpruned model's "
+            "(macs:0.5), in [0, 1)"
+        )
+    return text
+
+
+# pydantic warns of the name `register`, which its base class has for something else
+warnings.filterwarnings("ignore", 'Field name "register"', UserWarning)
+
+
+class ExportConfig(Config):
+    """Configuration of `export`: which level of which run, as what, and where to."""
+
+    run: str | None = None
+    """id of the pruning run; by default the newest finished one"""
+    level: Annotated[int, Field(ge=0)] | None = None
+    """its level to export; by default the last"""
+    best: Annotated[str, AfterValidator(_check_best)] | None = None
+    """instead of level: accuracy:0.01 (the smallest that loses at most so much, on the validation
+    set) or params:0.5, macs: or bytes: (the most accurate of at most this share)"""
+    form: Literal["masked", "compact"] | None = None
+    """masked (zeros in place) or compact (removed); by default compact where it differs, but of
+    huggingface masked"""
+    format: Annotated[str, among("format", FORMATS)] = Field(
+        FORMATS[0], description=f"{', '.join(FORMATS)}; onnx needs pruneflow[engines]"
+    )
+    output_dir: Text = "pruneflow_export"
+    """folder that the files are written to; what an earlier export left there is replaced"""
+    register: str | None = None
+    """name in MLflow's model registry, of which the level's logged model becomes a new version"""
+    alias: str | None = None
+    """alias of that version"""
+
+    @model_validator(mode="after")
+    def _all_has_effect(self) -> Self:
+        if self.level is not None:
+            self._refuse(["best"], "and level both say which level: give one of them")
+        if self.register is None:
+            self._refuse(["alias"], "has no effect without register: pass register=<name>")
+        return self
 
 
 class ReportConfig(Config):

@@ -5,3 +5,4 @@
 FORMS = ("dense", "masked", "compact", "sparse")
 ENGINES = ("eager", "onnxruntime", "openvino")
 EAGER = ENGINES[0]
+FORMATS = ("safetensors", "onnx", "torch_export", "huggingface")

@@ -29,7 +29,7 @@ class NoEngineError(Exception):
     """An engine cannot run a model; the text says why."""
 
 
-class _Exportable(nn.Module):
+class Exportable(nn.Module):
     """A model called with its tensors in a fixed order, as exporters want it."""
 
     def __init__(self, model: nn.Module, inputs: Inputs) -> None:
@@ -44,14 +44,14 @@ class _Exportable(nn.Module):
         return models.logits(self.model, named if self.is_named else tensors[0])
 
 
-def _exported(build: Callable[[_Exportable, Arrays, int], Callable[[], Any]]) -> Engine:
+def _exported(build: Callable[[Exportable, Arrays, int], Callable[[], Any]]) -> Engine:
     """The engine that runs what `build` makes of a model, its inputs and threads."""
 
     @wraps(build)
     def engine(model: nn.Module, inputs: Inputs, threads: int) -> Callable[[], Tensor]:
         try:
             with models.looking(model), warnings.catch_warnings(action="ignore"):
-                exportable = _Exportable(model, inputs)
+                exportable = Exportable(model, inputs)
                 arrays = {n: t.contiguous().numpy() for n, t in exportable.inputs.items()}
                 infer = build(exportable, arrays, threads)
             infer()
@@ -73,7 +73,7 @@ def eager(model: nn.Module, inputs: Inputs, threads: int) -> Callable[[], Tensor
 
 
 @_exported
-def onnxruntime(model: _Exportable, arrays: Arrays, threads: int) -> Callable[[], Any]:
+def onnxruntime(model: Exportable, arrays: Arrays, threads: int) -> Callable[[], Any]:
     """ONNX Runtime on the CPU, of the model exported for these inputs' shape."""
     import onnxruntime as ort
 
@@ -93,7 +93,7 @@ def onnxruntime(model: _Exportable, arrays: Arrays, threads: int) -> Callable[[]
 
 
 @_exported
-def openvino(model: _Exportable, arrays: Arrays, threads: int) -> Callable[[], Any]:
+def openvino(model: Exportable, arrays: Arrays, threads: int) -> Callable[[], Any]:
     """OpenVINO on the CPU, in float32 as the others, of the model converted for these inputs."""
     import openvino as ov
 

@@ -11,6 +11,7 @@ from pruneflow.config import (
     BenchmarkConfig,
     Config,
     DirectConfig,
+    ExportConfig,
     FinetuneConfig,
     GradualConfig,
     PruneConfig,
@@ -48,6 +49,7 @@ STAGES = {
         SensitivityConfig, "sensitivity", "Prune each layer alone and measure what that costs."
     ),
     "benchmark_latency": Stage(BenchmarkConfig, "benchmark", "Time pruned levels in every form."),
+    "export": Stage(ExportConfig, "export", "Write a level as files that others read."),
     "report": Stage(ReportConfig, "report", "Figures, tables and verdicts from runs, as a page."),
     "sweep": Stage(SweepConfig, "sweep", "Run every configuration of a study."),
 }

@@ -38,7 +38,7 @@ def benchmark_latency(config: BenchmarkConfig, reporter: Reporter) -> list[Ended
     runs = [_open(run_id, config) for run_id in _chosen(config)]
     if "cpu" in config.device:
         keep_large_buffers()  # as training does: one allocator, whatever this process did before
-    return [_benchmark(_subject(run, config), config, reporter) for run in runs]
+    return [_benchmark(load_subject(run, config), config, reporter) for run in runs]
 
 
 def settled(
@@ -98,12 +98,11 @@ def _open(run_id: str, config: BenchmarkConfig) -> PruningRun:
     """A run that is to be timed, once its levels, checkpoints and inputs are seen to be there."""
     run = finished.open_pruning_run(run_id)
     for level in config.levels:
-        if level not in run.params_left:
+        if level not in run.levels:
             raise InputError(
-                f"levels={level} is not valid: run {run_id} has the levels 0 to "
-                f"{max(run.params_left)}"
+                f"levels={level} is not valid: run {run_id} has the levels 0 to {max(run.levels)}"
             )
-    for level in config.levels or run.params_left:
+    for level in config.levels or run.levels:
         finished.check_checkpoint(run.id, level)
     _size(run, finished.load_structure(run.id), config)
     return run
@@ -138,9 +137,9 @@ def _size(
     return name, int(size) if given is None else given
 
 
-def _subject(run: PruningRun, config: BenchmarkConfig) -> Subject:
+def load_subject(run: PruningRun, config: BenchmarkConfig) -> Subject:
     """Load what is timed of a run, as far as all its levels share it."""
-    levels = config.levels or tuple(sorted(run.params_left))
+    levels = config.levels or tuple(sorted(run.levels))
     checkpoint = finished.load_checkpoint(run.id, 0)
     dense = checkpoints.restore(checkpoint)
     name, size = _size(run, checkpoint.structure, config)
@@ -184,7 +183,7 @@ def _benchmark(subject: Subject, config: BenchmarkConfig, reporter: Reporter) ->
             rows: list[Latency] = []
             profile: list[LayerLatency] = []
             for device, threads in settings:
-                pruned = _pruned(subject, level, device)
+                pruned = load_level(subject, level, device)
                 for batch in config.batch_sizes:
                     reporter.at(f"level {level}, batch {batch}", done)
                     point = Point(subject, level, pruned, threads, batch, config)
@@ -225,7 +224,7 @@ def _as_timed(threads: int) -> Iterator[None]:
         cudnn.deterministic = deterministic
 
 
-def _pruned(subject: Subject, level: int, device: str) -> PrunedLevel:
+def load_level(subject: Subject, level: int, device: str) -> PrunedLevel:
     """A level's models on their device."""
 
     def moved(model: nn.Module) -> nn.Module:
@@ -288,10 +287,11 @@ def _summarise(subject: Subject, run: Run, notes: list[str]) -> None:
     lines = [*(f"level {level}, {text}" for level, text in why), *(f"note: {n}" for n in notes)]
     run.log_text("why.md", "".join(f"- {line}\n" for line in lines))
     last = max(subject.levels)
+    left = subject.run.levels[last].params_left
     warnings = "".join(f"**{note[0].upper()}{note[1:]}**\n\n" for note in notes[:5])
     run.describe(
         f"Latency of **{subject.run.config['model']}** ({size}), levels of the pruning run "
         f"`{subject.run.name}` ({subject.run.id}).\n\n{warnings}"
-        f"At level {last}, {100 * subject.run.params_left[last]:.3g} % of the parameters left:\n\n"
+        f"At level {last}, {100 * left:.3g} % of the parameters left:\n\n"
         + "\n".join(f"- {text}" for level, text in why if level == last)
     )

@@ -230,7 +230,7 @@ class Point:
             "n": 0,
             "params": sum(latency.stored(p)[0].numel() for p in model.parameters()),
             "macs": round(sum(self._macs(model).values())),
-            "params_left": self.subject.run.params_left[self.level],
+            "params_left": self.subject.run.levels[self.level].params_left,
             "weight_bytes": latency.weight_bytes(model),
         }
         unknown: dict[str, Any] = dict.fromkeys(column.name for column in fields(Latency))

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 from pruneflow import paper
 from pruneflow.config import ReportConfig
-from pruneflow.errors import InputError, user_path
+from pruneflow.errors import InputError, output_folder
 from pruneflow.report import evidence, page
 from pruneflow.report.figures import FIGURES
 from pruneflow.stages.progress import Reporter
@@ -17,7 +14,7 @@ from pruneflow.tracking.run import Ended, open_run
 def report(config: ReportConfig, reporter: Reporter) -> Ended:
     """Read the runs, write the report and keep it as a run."""
     subject = config.study or config.experiment or "the current experiment"
-    folder = _folder(config)
+    folder = output_folder("output_dir", config.output_dir)
     runs = evidence.read(subject, experiment=config.experiment, study=config.study)
     if runs.pruning.empty:
         raise InputError(
@@ -37,13 +34,3 @@ def report(config: ReportConfig, reporter: Reporter) -> Ended:
         )
         reporter.say(f"  {drawn}: {folder / 'report.html'}")
     return run.ended
-
-
-def _folder(config: ReportConfig) -> Path:
-    """Where the report is written; it is made only once there is something to write."""
-    folder = user_path("output_dir", config.output_dir)
-    parent = next(path for path in (folder, *folder.resolve().parents) if path.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        reason = "may not be written to" if parent.is_dir() else "is not a folder"
-        raise InputError(f"output_dir={config.output_dir!r} is not valid: {parent} {reason}")
-    return folder

@@ -170,7 +170,7 @@ class PruningRun:
     id: str
     name: str
     config: Mapping[str, Any]  # typed, as in `config.json`
-    params_left: Mapping[int, float]  # by level
+    levels: Mapping[int, Level]  # by number
     fingerprint: str
     study: str | None
 
@@ -206,7 +206,7 @@ def open_pruning_run(run_id: str) -> PruningRun:
         id=run_id,
         name=run.info.run_name,
         config=config,
-        params_left={level.level: level.params_left for level in levels},
+        levels={level.level: level for level in levels},
         fingerprint=tags.get("pruneflow.fingerprint", ""),
         study=tags.get("pruneflow.study"),
     )

@@ -11,6 +11,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus, M
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from pruneflow.tracking import refusals
+from pruneflow.errors import InputError
+from pruneflow.tracking import reader, refusals
 
 LEVEL = "pruneflow.level"
 OUTPUTS = ("logits", "labels")
@@ -57,6 +59,50 @@ def log(
     if model.model_id not in {output.model_id for output in run.outputs.model_outputs}:
         client.log_outputs(run_id, [LoggedModelOutput(model.model_id, level)])
     client.log_batch(run_id, metrics=list(_linked(model, run, metrics)))
+
+
+def of_level(run_id: str, level: int) -> LoggedModel:
+    """The logged model of a level of a run.
+
+    Raises:
+        InputError: there is none: the run was made by a version that logged none.
+    """
+    client = MlflowClient()
+    experiment_id = client.get_run(run_id).info.experiment_id
+    for model in client.search_logged_models([experiment_id], f"source_run_id = '{run_id}'"):
+        if model.tags.get(LEVEL) == str(level):
+            return model
+    raise InputError(
+        f"run {run_id} has no logged model of level {level}, since an older version made it: "
+        "prune again to register it"
+    )
+
+
+def register(model: LoggedModel, name: str, alias: str | None) -> str:
+    """Make a logged model a version of a registered one, all of it or nothing; its number.
+
+    Raises:
+        InputError: what the registry refuses.
+    """
+    client = MlflowClient()
+    problem = f"register={name!r} was refused, and nothing is registered"
+    made = version = None
+    try:
+        with reader.reading(problem):
+            if not any(m.name == name for m in client.search_registered_models(f"name = '{name}'")):
+                made = client.create_registered_model(name)
+            source, run_id = f"models:/{model.model_id}", model.source_run_id
+            version = client.create_model_version(name, source, run_id, model_id=model.model_id)
+            if alias is not None:
+                client.set_registered_model_alias(name, alias, version.version)
+    except BaseException:
+        with suppress(MlflowException):
+            if version is not None:
+                client.delete_model_version(name, version.version)
+            if made is not None:
+                client.delete_registered_model(name)
+        raise
+    return str(version.version)
 
 
 def _make(client: MlflowClient, run: Run, name: str, level: int) -> LoggedModel:
