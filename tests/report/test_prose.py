@@ -14,8 +14,16 @@ from pruneflow.resolution import resolve
 CHANNEL = {"granularity": "channel", "model": "resnet18"}
 
 
-@pytest.mark.parametrize("given", [{}, CHANNEL, CHANNEL | {"coupling": "independent"}])
-@pytest.mark.parametrize("limit", [None, 0.9])
+@pytest.mark.parametrize(
+    ("given", "limit"),
+    [
+        ({}, None),
+        ({}, 0.9),
+        (CHANNEL, None),
+        (CHANNEL, 0.9),
+        (CHANNEL | {"coupling": "independent"}, None),  # each layer loses the same
+    ],
+)
 def test_what_falls_short_names_the_limit_of_a_layer_where_there_is_one(
     given: dict[str, Any], limit: float | None
 ) -> None:
