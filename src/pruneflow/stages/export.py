@@ -51,7 +51,7 @@ def export(config: ExportConfig, reporter: Reporter) -> Ended:
     with tempfile.TemporaryDirectory(prefix="pruneflow-") as place:
         files = Path(place)
         about = _write(config, files, form, model, pruned, subject, level)
-        name = f"export-{form}-{config.format}-{pruning.name}-level-{level}"
+        name = f"{config.format}-{form}-level-{level}-{pruning.name}"
         tags = {"pruneflow.pruning_run": run_id}
         resolved = config.resolved(run=run_id, level=level, form=form)
         with open_run("export", resolved, name=name, tags=tags) as run:

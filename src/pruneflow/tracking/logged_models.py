@@ -40,7 +40,8 @@ def log(
     Servers before MLflow 3 have no logged models, and get none.
     """
     run_id, experiment_id = run.info.run_id, run.info.experiment_id
-    name = _NOT_IN_NAMES.sub("-", f"{run.info.run_name}-level-{level}")
+    # the level first: the UI cuts names off
+    name = _NOT_IN_NAMES.sub("-", f"level-{level}-{run.info.run_name}")
     try:
         known = client.search_logged_models(
             [experiment_id], f"source_run_id = '{run_id}' AND name = '{name}'", max_results=1
