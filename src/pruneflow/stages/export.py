@@ -24,7 +24,7 @@ from pruneflow.stages.benchmark_point import Subject
 from pruneflow.stages.progress import Reporter
 from pruneflow.tracking import environment, finished, logged_models
 from pruneflow.tracking.finished import PruningRun
-from pruneflow.tracking.run import Ended, open_run
+from pruneflow.tracking.run import Ended, Run, open_run
 from pruneflow.workloads import encoders, models
 from pruneflow.workloads.splits import MEAN, STD
 
@@ -52,29 +52,36 @@ def export(config: ExportConfig, reporter: Reporter) -> Ended:
         files = Path(place)
         about = _write(config, files, form, model, pruned, subject, level)
         name = f"{config.format}-{form}-level-{level}-{pruning.name}"
+        config = config.resolved(run=run_id, level=level, form=form)
         tags = {"pruneflow.pruning_run": run_id}
-        resolved = config.resolved(run=run_id, level=level, form=form)
-        with open_run("export", resolved, name=name, tags=tags) as run:
+        with open_run("export", config, name=name, tags=tags) as run:
             reporter.say(f"export {name}: run {run.id}, of pruning run {run_id}")
             _copy(files, folder)
-            run.log_folder(files, sorted(path.name for path in files.iterdir()))
-            values = {"export/difference": about["difference"], "export/size_bytes": about["bytes"]}
-            run.log_metrics(values, step=level)
+            _record(run, files, about)
+            reporter.say(f"  {folder}: {_outcome(about)}")
             if registered is not None and config.register is not None:
                 version = logged_models.register(registered, config.register, config.alias)
                 run.set_tags({"pruneflow.registered": f"models:/{config.register}/{version}"})
                 alias = "" if config.alias is None else f" @{config.alias}"
                 reporter.say(f"  registered as {config.register}, version {version}{alias}")
-            what = (
-                f"{about['bytes'] / 1e6:.1f} MB, logits differ from the saved model's by "
-                f"{about['difference']:.1e} of the largest"
-            )
-            reporter.say(f"  {folder}: {what}")
-            run.describe(
-                f"Level {level} of the pruning run `{pruning.name}` ({run_id}), **{form}**, as "
-                f"**{config.format}**: {what}; see `{ABOUT}`."
-            )
     return run.ended
+
+
+def _record(run: Run, files: Path, about: Mapping[str, Any]) -> None:
+    run.log_folder(files, sorted(path.name for path in files.iterdir()))
+    values = {"export/difference": about["difference"], "export/size_bytes": about["bytes"]}
+    run.log_metrics(values, step=about["level"])
+    run.describe(
+        f"Level {about['level']} of the pruning run {about['run']}, **{about['form']}**, as "
+        f"**{about['format']}**: {_outcome(about)}; see `{ABOUT}`."
+    )
+
+
+def _outcome(about: Mapping[str, Any]) -> str:
+    return (
+        f"{about['bytes'] / 1e6:.1f} MB, logits differ from the saved model's by "
+        f"{about['difference']:.1e} of the largest"
+    )
 
 
 def _newest() -> str:
