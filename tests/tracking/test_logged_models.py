@@ -156,6 +156,7 @@ def test_a_registered_level_is_found_by_its_alias(store: str, tmp_path: Path) ->
     (tmp_path / "net.py").write_text(NET, "utf-8")
     done = pruneflow.prune_direct(model="net.py:Net", dataset="digits", **SMALL)
     model = models_of(done.run_id)[1]
+    assert MlflowClient().get_experiment("0").tags["mlflow.experimentKind"].startswith("custom_mod")
     version = mlflow.register_model(f"models:/{model.model_id}", "small")
     MlflowClient().set_registered_model_alias("small", "champion", version.version)
     images = samples({"model": "net.py:Net"})

@@ -27,6 +27,7 @@ HEARTBEAT = "pruneflow.heartbeat"  # when a run that is going on was last publis
 CONTINUED_IN = "pruneflow.continued_in"  # of a run that was handed over and not needed
 FAILURE = "pruneflow.failure"
 WRITER = "pruneflow.writer"  # the mark of the journal that the run is written from
+_KIND = "mlflow.experimentKind"
 _SILENCE_SECONDS = 900.0  # after which a run on another machine counts as dead
 
 
@@ -85,6 +86,13 @@ def heartbeat() -> str:
     return f"{datetime.now(UTC).isoformat(timespec='seconds')} {HOST} {os.getpid()}"
 
 
+def _mark_as_training(client: MlflowClient, experiment_id: str) -> None:
+    """Have the UI open an experiment's pages for training, and not those for GenAI."""
+    with suppress(MlflowException):  # who may not write to experiments still has runs
+        if _KIND not in client.get_experiment(experiment_id).tags:
+            client.set_experiment_tag(experiment_id, _KIND, "custom_model_development")
+
+
 def take(
     stage: str, name: str, fingerprint: str, experiment_id: str | None, interrupted: str | None
 ) -> Journal:
@@ -107,6 +115,7 @@ def take(
         experiment_id = experiment_id or store.current_experiment()
         run = client.create_run(experiment_id, tags=resolve_tags(), run_name=name)
     run_id, experiment_id = str(run.info.run_id), str(run.info.experiment_id)
+    _mark_as_training(client, experiment_id)
     folder, writer = folder_of(run_id), run.data.tags.get(WRITER, "")
     if folder.exists() and writer not in ("", writer_of(folder)):
         aside = folder.rename(folder.with_name(f"{folder.name}-{uuid.uuid4().hex[:8]}"))
