@@ -14,7 +14,12 @@ import torch
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+)
 
 import pruneflow
 from pruneflow.errors import ExperimentError, InputError
@@ -65,6 +70,7 @@ def run_files(name: str, folder: Path, inputs: Any, model: torch.nn.Module) -> t
     if name == "huggingface":
         again = AutoModelForSequenceClassification.from_pretrained(folder).eval()
         assert len(AutoTokenizer.from_pretrained(folder)) > 5
+        assert again.config.id2label == {0: "negative", 1: "positive"}
         return models.logits(again, inputs)
     model.load_state_dict(load_file(folder / "model.safetensors"))
     return models.logits(model, inputs)
@@ -135,6 +141,69 @@ def test_what_was_exported_is_registered(runs: dict[str, str], tmp_path: Path) -
     assert mlflow.pyfunc.load_model("models:/digits@champion").predict(images).shape == (1, 10)
 
 
+def test_an_alias_stays_where_it_was_when_its_answer_is_lost(
+    runs: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {"run": runs["weights"], "output_dir": str(tmp_path), "register": "kept", "alias": "a"}
+    pruneflow.export(level=1, **given)
+    real = MlflowClient.set_registered_model_alias
+    answers = iter([False, True])
+
+    def lost(*args: Any) -> None:
+        real(*args)
+        if not next(answers):
+            raise MlflowException("attempt to write a readonly database")
+
+    monkeypatch.setattr(MlflowClient, "set_registered_model_alias", lost)
+    with pytest.raises(InputError, match="nothing is registered"):
+        pruneflow.export(level=2, **given)
+    client = MlflowClient()
+    assert int(client.get_model_version_by_alias("kept", "a").version) == 1
+    assert [int(v.version) for v in client.search_model_versions("name = 'kept'")] == [1]
+
+
+def test_a_model_that_is_not_whole_is_not_registered(
+    runs: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = MlflowClient()
+    half = client.create_logged_model("0", source_run_id="r", tags={"pruneflow.level": "1"})
+    monkeypatch.setattr(MlflowClient, "search_logged_models", lambda *_, **__: [half])
+    with pytest.raises(InputError, match="has no logged model of level 1"):
+        pruneflow.export(
+            run=runs["weights"], level=1, register="x", output_dir=str(tmp_path / "out")
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_an_earlier_export_left_is_replaced(runs: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    for kind, name in (("encoder", "huggingface"), ("weights", "onnx"), ("encoder", "safetensors")):
+        pruneflow.export(run=runs[kind], format=name, output_dir=str(tmp_path))
+        about = json.loads((tmp_path / export.ABOUT).read_text("utf-8"))
+        there = {path.name for path in tmp_path.iterdir()}
+        assert there == {*about["files"], export.ABOUT, "mine.txt"}
+    assert there == {"model.safetensors", export.ABOUT, "mine.txt"}
+
+
+@pytest.mark.parametrize("name", ["onnx", "torch_export"])
+def test_an_encoder_of_few_positions_is_exported(folder: Path, tmp_path: Path, name: str) -> None:
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=30, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=8, max_position_embeddings=24, num_labels=2,
+    )  # fmt: skip
+    model = BertForSequenceClassification(config).eval()
+    structure = {"builder": "transformers", "config": {"vocab_size": 30}}
+    inputs = models.random_inputs(structure, 2, size=12, device="cpu")
+    call = exporting.write(name, model, inputs, structure, tmp_path)
+    for batch, length in ((1, 24), (3, 7)):
+        others = models.random_inputs(structure, batch, size=length, device="cpu")
+        with torch.inference_mode():
+            torch.testing.assert_close(
+                call(others), models.logits(model, others), rtol=1e-3, atol=1e-4
+            )
+
+
 @pytest.mark.parametrize("call", ["create_model_version", "set_registered_model_alias"])
 def test_nothing_is_half_registered(
     runs: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
@@ -150,14 +219,15 @@ def test_nothing_is_half_registered(
     assert not MlflowClient().search_registered_models("name = 'new'")
 
 
+@pytest.mark.parametrize("factor", [1.01, float("nan")])
 def test_files_that_compute_something_else_are_not_kept(
-    runs: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    runs: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factor: float
 ) -> None:
     real = exporting.FORMATS["safetensors"]
 
     def wrong(*given: Any) -> Any:
         call = real(*given)
-        return lambda inputs: call(inputs) * 1.01
+        return lambda inputs: call(inputs) * (factor if len(inputs) == 5 else 1)
 
     monkeypatch.setitem(exporting.FORMATS, "safetensors", wrong)
     with pytest.raises(ExperimentError, match="give other logits than the saved model"):

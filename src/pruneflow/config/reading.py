@@ -77,39 +77,39 @@ def _check_best(text: str) -> str:
 
 
 # pydantic warns of the name `register`, which its base class has for something else
-warnings.filterwarnings("ignore", 'Field name "register"', UserWarning)
+with warnings.catch_warnings(action="ignore"):
 
+    class ExportConfig(Config):
+        """Configuration of `export`: which level of which run, as what, and where to."""
 
-class ExportConfig(Config):
-    """Configuration of `export`: which level of which run, as what, and where to."""
+        run: str | None = None
+        """id of the pruning run; by default the newest finished one"""
+        level: Annotated[int, Field(ge=0)] | None = None
+        """its level to export; by default the last"""
+        best: Annotated[str, AfterValidator(_check_best)] | None = None
+        """instead of level: accuracy:0.01 (the smallest that loses at most so much, on the
+        validation set) or params:0.5, macs: or bytes: (the most accurate of at most this share)"""
+        form: Literal["masked", "compact"] | None = None
+        """masked (zeros in place) or compact (removed); by default compact where it differs, but of
+        huggingface masked"""
+        format: Annotated[str, among("format", FORMATS)] = Field(
+            FORMATS[0], description=f"{', '.join(FORMATS)}; onnx needs pruneflow[engines]"
+        )
+        output_dir: Text = "pruneflow_export"
+        """folder that the files are written to; what an earlier export left there is replaced"""
+        register: Text | None = None
+        """name in MLflow's model registry, of which the level's logged model (and not these files)
+        becomes a new version"""
+        alias: Text | None = None
+        """alias of that version"""
 
-    run: str | None = None
-    """id of the pruning run; by default the newest finished one"""
-    level: Annotated[int, Field(ge=0)] | None = None
-    """its level to export; by default the last"""
-    best: Annotated[str, AfterValidator(_check_best)] | None = None
-    """instead of level: accuracy:0.01 (the smallest that loses at most so much, on the validation
-    set) or params:0.5, macs: or bytes: (the most accurate of at most this share)"""
-    form: Literal["masked", "compact"] | None = None
-    """masked (zeros in place) or compact (removed); by default compact where it differs, but of
-    huggingface masked"""
-    format: Annotated[str, among("format", FORMATS)] = Field(
-        FORMATS[0], description=f"{', '.join(FORMATS)}; onnx needs pruneflow[engines]"
-    )
-    output_dir: Text = "pruneflow_export"
-    """folder that the files are written to; what an earlier export left there is replaced"""
-    register: str | None = None
-    """name in MLflow's model registry, of which the level's logged model becomes a new version"""
-    alias: str | None = None
-    """alias of that version"""
-
-    @model_validator(mode="after")
-    def _all_has_effect(self) -> Self:
-        if self.level is not None:
-            self._refuse(["best"], "and level both say which level: give one of them")
-        if self.register is None:
-            self._refuse(["alias"], "has no effect without register: pass register=<name>")
-        return self
+        @model_validator(mode="after")
+        def _all_has_effect(self) -> Self:
+            if self.level is not None:
+                self._refuse(["best"], "and level both say which level: give one of them")
+            if self.register is None:
+                self._refuse(["alias"], "has no effect without register: pass register=<name>")
+            return self
 
 
 class ReportConfig(Config):

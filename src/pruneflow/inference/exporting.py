@@ -7,8 +7,9 @@ FORMATS. Batches of the files are of any size.
 from __future__ import annotations
 
 import importlib.util
+import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -19,19 +20,22 @@ from pruneflow.errors import first_line
 from pruneflow.inference.engines import Exportable
 from pruneflow.inference.forms import Inputs
 from pruneflow.workloads import models
+from pruneflow.workloads.splits import MEAN, STD
 
 OPSET = 18
 _PACKAGES = {"onnx": ("onnxruntime", "onnx")}
 Call: TypeAlias = Callable[[Inputs], Tensor]
-# A model in eval mode, a batch for it, a tokenizer or None, and the folder to write to.
-Format: TypeAlias = Callable[[nn.Module, Inputs, Any, Path], Call]
+# A model in eval mode, a batch for it, what its checkpoint says of it, the folder to write to.
+Format: TypeAlias = Callable[[nn.Module, Inputs, Mapping[str, Any], Path], Call]
 
 
 class NoFormatError(Exception):
     """A model cannot be written in a format; the text says why."""
 
 
-def safetensors(model: nn.Module, inputs: Inputs, tokenizer: Any, folder: Path) -> Call:
+def safetensors(
+    model: nn.Module, inputs: Inputs, structure: Mapping[str, Any], folder: Path
+) -> Call:
     """The plain state dict, every tensor dense and under its own name: model.safetensors."""
     from safetensors.torch import load_file, save_file
 
@@ -49,18 +53,29 @@ def safetensors(model: nn.Module, inputs: Inputs, tokenizer: Any, folder: Path) 
     return call
 
 
-def huggingface(model: nn.Module, inputs: Inputs, tokenizer: Any, folder: Path) -> Call:
-    """A folder for `from_pretrained` of transformers, with the tokenizer of an encoder."""
+def huggingface(
+    model: nn.Module, inputs: Inputs, structure: Mapping[str, Any], folder: Path
+) -> Call:
+    """A folder for `from_pretrained` of transformers, of images with how they are normalised."""
     import transformers
 
     if not isinstance(model, transformers.PreTrainedModel):
         raise NoFormatError("it is no model of transformers: pass format=safetensors or onnx")
     model.save_pretrained(folder)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
+    labels = {number: str(label) for number, label in enumerate(structure.get("labels", ()))}
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    config |= {"id2label": labels, "label2id": {v: k for k, v in labels.items()}} if labels else {}
+    (folder / "config.json").write_text(json.dumps(config, indent=2), "utf-8")
+    if isinstance(inputs, Tensor):
+        processor = transformers.ViTImageProcessor(
+            size={"height": inputs.shape[2], "width": inputs.shape[3]},
+            image_mean=list(structure.get("mean", MEAN)),
+            image_std=list(structure.get("std", STD)),
+        )
+        processor.save_pretrained(folder)
     try:
         again = type(model).from_pretrained(folder).eval()
-    except (RuntimeError, ValueError, OSError):
+    except RuntimeError:  # what a mismatch of sizes is
         raise NoFormatError(
             "its sizes differ from layer to layer, which no config.json of transformers can say: "
             "pass form=masked, or format=safetensors or onnx"
@@ -68,20 +83,21 @@ def huggingface(model: nn.Module, inputs: Inputs, tokenizer: Any, folder: Path) 
     return lambda inputs: models.logits(again, inputs)
 
 
-def torch_export(model: nn.Module, inputs: Inputs, tokenizer: Any, folder: Path) -> Call:
+def torch_export(
+    model: nn.Module, inputs: Inputs, structure: Mapping[str, Any], folder: Path
+) -> Call:
     """The graph of `torch.export`, which runs without the model's code: model.pt2."""
     exportable = Exportable(model, inputs)
     tensors = tuple(exportable.inputs.values())
-    batch = torch.export.Dim("batch", min=1, max=65_536)
-    lengths = {} if isinstance(inputs, Tensor) else {1: torch.export.Dim("tokens", min=2, max=512)}
-    shapes = (tuple({0: batch, **lengths} for _ in tensors),)
+    free = range(1 if isinstance(inputs, Tensor) else 2)  # batch, and of texts the tokens
+    shapes = (tuple(dict.fromkeys(free, torch.export.Dim.DYNAMIC) for _ in tensors),)
     program = torch.export.export(exportable, tensors, dynamic_shapes=shapes)
     torch.export.save(program, folder / "model.pt2")
     again = torch.export.load(folder / "model.pt2").module()
     return lambda inputs: again(*Exportable(model, inputs).inputs.values())
 
 
-def onnx(model: nn.Module, inputs: Inputs, tokenizer: Any, folder: Path) -> Call:
+def onnx(model: nn.Module, inputs: Inputs, structure: Mapping[str, Any], folder: Path) -> Call:
     """An ONNX graph, run by ONNX Runtime: model.onnx."""
     import onnxruntime as ort
 
@@ -125,7 +141,9 @@ def missing(name: str) -> str | None:
     return next((name for name in packages if importlib.util.find_spec(name) is None), None)
 
 
-def write(name: str, model: nn.Module, inputs: Inputs, tokenizer: Any, folder: Path) -> Call:
+def write(
+    name: str, model: nn.Module, inputs: Inputs, structure: Mapping[str, Any], folder: Path
+) -> Call:
     """Write a model into a folder, and return what runs the written files on inputs.
 
     Raises:
@@ -133,7 +151,7 @@ def write(name: str, model: nn.Module, inputs: Inputs, tokenizer: Any, folder: P
     """
     try:
         with models.looking(model), warnings.catch_warnings(action="ignore"), torch.no_grad():
-            call = FORMATS[name](model, inputs, tokenizer, folder)
+            call = FORMATS[name](model, inputs, structure, folder)
     except NoFormatError:
         raise
     except Exception as error:  # exporters and runtimes raise kinds of their own

@@ -180,6 +180,8 @@ class Experiment(Generic[C]):
         if FLOW_GRADIENT in needed:
             try:
                 statistics.collect_flow(model, units.prunable, self.samples)
+            except (MemoryError, torch.OutOfMemoryError):
+                raise
             except Exception as error:  # whatever a model's own code has to say to such an input
                 raise InputError(
                     f"criterion={name} cannot be computed of model={self.config.model} "

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
-import os
+import math
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +24,14 @@ from pruneflow.resolution import resolve
 from pruneflow.stages import benchmark
 from pruneflow.stages.benchmark_point import Subject
 from pruneflow.stages.progress import Reporter
-from pruneflow.tracking import environment, finished, logged_models
+from pruneflow.tracking import environment, finished, journal, logged_models
 from pruneflow.tracking.finished import PruningRun
 from pruneflow.tracking.run import Ended, Run, open_run
-from pruneflow.workloads import encoders, models
+from pruneflow.workloads import models
 from pruneflow.workloads.splits import MEAN, STD
 
 _TOLERANCE = 1e-3  # of logits, relative to the largest: what rounding explains
-_BATCHES = (2, 5)  # that the files are tried with; they are written for the first
+_FORMS_OF = {"huggingface": ("masked", "compact")}  # formats that take them in another order
 ABOUT = "export.json"
 
 
@@ -44,10 +46,12 @@ def export(config: ExportConfig, reporter: Reporter) -> Ended:
     pruning = finished.open_pruning_run(run_id)
     level = _level(config, pruning)
     registered = logged_models.of_level(run_id, level) if config.register else None
-    wanted = resolve(BenchmarkConfig, {"run": run_id, "levels": str(level), "forms": "compact"})
+    either = _FORMS_OF.get(config.format, ("compact", "masked"))
+    forms: Sequence[str] = (config.form,) if config.form else either
+    wanted = resolve(BenchmarkConfig, {"run": run_id, "levels": str(level), "forms": forms[0]})
     subject = benchmark.load_subject(pruning, wanted)
     pruned = benchmark.load_level(subject, level, "cpu")
-    form, model = _model(config, pruned)
+    form, model = _model(forms, pruned)
     with tempfile.TemporaryDirectory(prefix="pruneflow-") as place:
         files = Path(place)
         about = _write(config, files, form, model, pruned, subject, level)
@@ -125,15 +129,14 @@ def _level(config: ExportConfig, run: PruningRun) -> int:
     return max(fits, key=lambda v: (v.val_after, -v.size_bytes)).level
 
 
-def _model(config: ExportConfig, pruned: PrunedLevel) -> tuple[str, nn.Module]:
-    """The form that is exported, and the model in it."""
-    either = ("masked", "compact") if config.format == "huggingface" else ("compact", "masked")
-    for form in (config.form,) if config.form else either:
+def _model(forms: Sequence[str], pruned: PrunedLevel) -> tuple[str, nn.Module]:
+    """The first form that a level has, and the model in it."""
+    for form in forms:
         try:
             return form, FORMS[form](pruned, lambda model: torch.empty(0), "")
         except NoFormError as reason:
             problem = reason
-    raise InputError(f"form={config.form} is not to be had of this level: {problem}")
+    raise InputError(f"form={forms[0]} is not to be had of this level: {problem}")
 
 
 def _write(
@@ -152,33 +155,29 @@ def _write(
         ExperimentError: what was written computes something else.
     """
     structure, size = subject.checkpoint.structure, subject.size[1]
-
-    def inputs(batch: int) -> Any:
-        return models.random_inputs(structure, batch, size=size, device="cpu")
-
-    tokenizer = None
-    with finished.checkpoint_folder(subject.run.id, level) as saved:
-        if (saved / "tokenizer").is_dir():
-            tokenizer = encoders.load_tokenizer(saved / "tokenizer")
+    inputs = models.random_inputs(structure, 2, size=size, device="cpu")
     try:
-        call = exporting.write(config.format, model, inputs(_BATCHES[0]), tokenizer, folder)
+        call = exporting.write(config.format, model, inputs, structure, folder)
     except exporting.NoFormatError as reason:
         raise InputError(f"format={config.format} cannot hold this model: {reason}") from None
+    if config.format == "huggingface":
+        _write_tokenizer(subject.run.id, level, folder)
     # with coupling=independent the compact form is another model than the masked one, by intent
     reference = model if form == "compact" and pruned.independent else pruned.model
-    far = max(_difference(call, reference, inputs(batch)) for batch in _BATCHES)
-    if not far <= _TOLERANCE:
+    differences = [_difference(call, reference, batch) for batch in _batches(structure, size)]
+    if not all(far <= _TOLERANCE for far in differences):  # NaN is not
         raise ExperimentError(
-            f"the {config.format} files give other logits than the saved model (by {far:.1e} of "
-            "the largest): nothing was exported"
+            f"the {config.format} files give other logits than the saved model (by "
+            f"{max(differences):.1e} of the largest): nothing was exported"
         )
     about = {
         "run": subject.run.id,
         "level": level,
         "form": form,
         "format": config.format,
-        "difference": far,
+        "difference": max(differences),
         "bytes": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
+        "files": sorted(path.name for path in folder.iterdir()),
         "opset": exporting.OPSET if config.format == "onnx" else None,
         "takes": _takes(structure, subject.size),
         "labels": structure.get("labels"),
@@ -186,6 +185,23 @@ def _write(
     }
     (folder / ABOUT).write_text(json.dumps(about, indent=1), "utf-8")
     return about
+
+
+def _batches(structure: Mapping[str, Any], size: int) -> Iterator[Any]:
+    """What the files are tried with: batches of other sizes, texts of other lengths and padded."""
+    for batch in (1, 5):
+        yield models.random_inputs(structure, batch, size=size, device="cpu")
+    padded = models.random_inputs(structure, 3, size=size, device="cpu")
+    if not isinstance(padded, torch.Tensor):
+        shorter = {name: tensor[:, : max(2, size // 2)].clone() for name, tensor in padded.items()}
+        shorter["attention_mask"][0, -1] = 0
+        yield shorter
+
+
+def _write_tokenizer(run_id: str, level: int, folder: Path) -> None:
+    with finished.checkpoint_folder(run_id, level) as saved:
+        if (saved / "tokenizer").is_dir():
+            shutil.copytree(saved / "tokenizer", folder, dirs_exist_ok=True)
 
 
 def _takes(structure: Mapping[str, Any], size: tuple[str, int]) -> dict[str, Any]:
@@ -201,17 +217,26 @@ def _takes(structure: Mapping[str, Any], size: tuple[str, int]) -> dict[str, Any
 
 
 def _difference(call: Call, reference: nn.Module, inputs: Any) -> float:
+    """How far the files' logits are; infinitely far where they do not take the inputs."""
     with models.looking(reference), torch.inference_mode():
-        return difference(call(inputs), models.logits(reference, inputs))
+        try:
+            logits = call(inputs)
+        except Exception:  # runtimes raise kinds of their own
+            return math.inf
+        return difference(logits, models.logits(reference, inputs))
 
 
 def _copy(files: Path, folder: Path) -> None:
-    """Put files where they are to be, each whole; what else is there is left alone."""
+    """Replace what an earlier export left in a folder; other files there are left alone.
+
+    What says what is there goes first and comes last.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    for path in files.iterdir():
-        temporary = folder / f".{path.name}.{os.getpid()}"
-        if path.is_dir():
-            shutil.copytree(path, folder / path.name, dirs_exist_ok=True)
-        else:
-            shutil.copyfile(path, temporary)
-            os.replace(temporary, folder / path.name)
+    with suppress(OSError, ValueError, LookupError, TypeError):  # none, or not one of ours
+        earlier = json.loads((folder / ABOUT).read_text("utf-8"))["files"]
+        (folder / ABOUT).unlink()
+        for name in earlier:
+            if Path(name).name == name:
+                (folder / name).unlink(missing_ok=True)
+    for path in sorted(files.iterdir(), key=lambda path: path.name == ABOUT):
+        journal.replace_whole(folder / path.name, functools.partial(shutil.copyfile, path))

@@ -18,10 +18,13 @@ from typing import Any
 import numpy as np
 from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus, Metric, Run
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import ENDPOINT_NOT_FOUND, ErrorCode
 from mlflow.tracking import MlflowClient
 
 from pruneflow.errors import InputError
-from pruneflow.tracking import reader, refusals
+from pruneflow.tracking import reader
+from pruneflow.tracking.reader import equal
+from pruneflow.version import __version__
 
 LEVEL = "pruneflow.level"
 OUTPUTS = ("logits", "labels")
@@ -35,23 +38,19 @@ _DATA_OF = {"test": "testing", "val": "validation", "train": "training"}  # as M
 def log(
     client: MlflowClient, run: Run, level: int, structure: Mapping[str, Any], metrics: list[Metric]
 ) -> None:
-    """Log a level of a run as a model with its metrics; done twice, it is there once.
+    """Log a level of a run as a model, and its metrics; done twice, all is there once.
 
-    Servers before MLflow 3 have no logged models, and get none.
+    Servers before MLflow 3 have no logged models, and get the metrics alone.
     """
-    run_id, experiment_id = run.info.run_id, run.info.experiment_id
-    # the level first: the UI cuts names off
-    name = _NOT_IN_NAMES.sub("-", f"level-{level}-{run.info.run_name}")
+    run_id = run.info.run_id
     try:
-        known = client.search_logged_models(
-            [experiment_id], f"source_run_id = '{run_id}' AND name = '{name}'", max_results=1
-        )
+        model = _find(client, run, level) or _make(client, run, level)
     except MlflowException as error:
-        if refusals.status(error) != 404:
+        if error.error_code != ErrorCode.Name(ENDPOINT_NOT_FOUND):
             raise
         _say_once("this MLflow server is older than 3.0 and has no logged models: none are made")
+        client.log_batch(run_id, metrics=metrics)
         return
-    model = known[0] if known else _make(client, run, name, level)
     if model.status != LoggedModelStatus.READY:
         with tempfile.TemporaryDirectory(prefix="pruneflow-") as folder:
             _write(Path(folder) / "model", model, level, structure)
@@ -66,17 +65,17 @@ def of_level(run_id: str, level: int) -> LoggedModel:
     """The logged model of a level of a run.
 
     Raises:
-        InputError: there is none: the run was made by a version that logged none.
+        InputError: there is none, or none that is whole.
     """
     client = MlflowClient()
-    experiment_id = client.get_run(run_id).info.experiment_id
-    for model in client.search_logged_models([experiment_id], f"source_run_id = '{run_id}'"):
-        if model.tags.get(LEVEL) == str(level):
-            return model
-    raise InputError(
-        f"run {run_id} has no logged model of level {level}, since an older version made it: "
-        "prune again to register it"
-    )
+    with reader.reading(f"level {level} of run {run_id} has no logged model"):
+        model = _find(client, client.get_run(run_id), level)
+    if model is None or model.status != LoggedModelStatus.READY:
+        raise InputError(
+            f"run {run_id} has no logged model of level {level}: it was made by an older version, "
+            "or with a server that has none; prune again to register it"
+        )
+    return model
 
 
 def register(model: LoggedModel, name: str, alias: str | None) -> str:
@@ -86,40 +85,61 @@ def register(model: LoggedModel, name: str, alias: str | None) -> str:
         InputError: what the registry refuses.
     """
     client = MlflowClient()
-    problem = f"register={name!r} was refused, and nothing is registered"
-    made = version = None
-    try:
-        with reader.reading(problem):
-            if not any(m.name == name for m in client.search_registered_models(f"name = '{name}'")):
-                made = client.create_registered_model(name)
-            source, run_id = f"models:/{model.model_id}", model.source_run_id
-            version = client.create_model_version(name, source, run_id, model_id=model.model_id)
+    with reader.reading(f"register={name!r} was refused, and nothing is registered"):
+        known = client.search_registered_models(equal("name", name))
+        aliases = known[0].aliases if known else {}
+        before = {v.version for v in client.search_model_versions(equal("name", name))}
+        try:
+            if not known:
+                client.create_registered_model(name)
+            source = f"models:/{model.model_id}"
+            made = client.create_model_version(
+                name, source, model.source_run_id, model_id=model.model_id
+            )
             if alias is not None:
-                client.set_registered_model_alias(name, alias, version.version)
-    except BaseException:
-        with suppress(MlflowException):
-            if version is not None:
+                client.set_registered_model_alias(name, alias, made.version)
+        except BaseException:
+            _unregister(client, model, name, before)
+            if alias in aliases:  # it goes with the version that it was given to
+                with suppress(MlflowException):
+                    client.set_registered_model_alias(name, alias, aliases[alias])
+            raise
+    return str(made.version)
+
+
+def _unregister(client: MlflowClient, model: LoggedModel, name: str, before: set[str]) -> None:
+    """Delete what an interrupted `register` has made, whether or not its answer came."""
+    with suppress(MlflowException):
+        versions = client.search_model_versions(equal("name", name))
+        for version in versions:
+            if version.version not in before and version.run_id == model.source_run_id:
                 client.delete_model_version(name, version.version)
-            if made is not None:
-                client.delete_registered_model(name)
-        raise
-    return str(version.version)
+    with suppress(MlflowException):
+        if not client.search_model_versions(equal("name", name)):
+            client.delete_registered_model(name)
 
 
-def _make(client: MlflowClient, run: Run, name: str, level: int) -> LoggedModel:
+def _find(client: MlflowClient, run: Run, level: int) -> LoggedModel | None:
+    condition = f"source_run_id = '{run.info.run_id}' AND tags.`{LEVEL}` = '{level}'"
+    found = client.search_logged_models([run.info.experiment_id], condition, max_results=1)
+    return found[0] if found else None
+
+
+def _make(client: MlflowClient, run: Run, level: int) -> LoggedModel:
     params = {k: v for k, v in run.data.params.items() if k.startswith("cfg/")}
-    tags = {LEVEL: str(level)}
+    # the level first: the UI cuts names off
+    name = _NOT_IN_NAMES.sub("-", f"level-{level}-{run.info.run_name}")
     return client.create_logged_model(
         run.info.experiment_id,
         name=name,
         source_run_id=run.info.run_id,
-        tags=tags,
+        tags={LEVEL: str(level)},
         params=params | {"level": str(level)},
     )
 
 
 def _linked(model: LoggedModel, run: Run, metrics: Iterable[Metric]) -> Iterable[Metric]:
-    """Metrics of a level as the model's, with the data that they were taken of."""
+    """Metrics of a level, as the model's where they are, with the data that they were taken of."""
     data = {
         tag.value: logged.dataset
         for logged in run.inputs.dataset_inputs
@@ -127,7 +147,8 @@ def _linked(model: LoggedModel, run: Run, metrics: Iterable[Metric]) -> Iterable
         if tag.key == "mlflow.data.context"
     }
     for metric in metrics:
-        if metric.key.startswith(("time/", "by_sparsity/")):
+        if metric.key.startswith(("time/", "by_sparsity/")):  # of the run, not of what it made
+            yield metric
             continue
         part = re.match(r"accuracy/(test|val|train)", metric.key)
         of = data.get(_DATA_OF[part[1]]) if part else None
@@ -167,7 +188,7 @@ def _write(folder: Path, model: LoggedModel, level: int, structure: Mapping[str,
             mlflow_model=Model(run_id=model.source_run_id, model_id=model.model_id),
             signature=ModelSignature(takes, gives, output),
             input_example=example,
-            pip_requirements=["pruneflow"],
+            pip_requirements=[f"pruneflow=={__version__}"],
         )
 
 

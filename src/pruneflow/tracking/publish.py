@@ -58,15 +58,16 @@ def publish(client: MlflowClient, journal: Journal, renamed: Callable[[str], str
         if path == LEVELS:
             rows = tables.from_csv(journal.artifact(path).read_text("utf-8"), levels.Level)
             tags |= {"pruneflow.curves": levels.curves(rows)} if rows else {}
+        level = pending[count - 1].model
+        if level is not None:  # first: a level whose metrics are there has its model
+            metrics = [Metric(*metric) for metric in pending[count - 1].metrics]
+            structure = _structure(journal, run_id, level)
+            logged_models.log(client, client.get_run(run_id), level, structure, metrics)
         _send(client, run_id, pending[:count], tags)
         if path is not None and (place := journal.artifact(path)).is_dir():
             client.log_artifacts(run_id, str(place), path)
         elif path is not None and place.exists():
             client.log_artifact(run_id, str(place), path.rpartition("/")[0] or None)
-        if (level := pending[count - 1].model) is not None:
-            metrics = [Metric(*metric) for metric in pending[count - 1].metrics]
-            structure = _structure(journal, run_id, level)
-            logged_models.log(client, client.get_run(run_id), level, structure, metrics)
         status, ended = pending[count - 1].status, pending[count - 1].time
         if status is not None and ended is not None:
             client.set_terminated(run_id, status, ended)
@@ -88,7 +89,8 @@ def _send(
 ) -> None:
     client.log_batch(
         run_id,
-        metrics=[Metric(*metric) for entry in entries for metric in entry.metrics],
+        # those of a logged model were sent with it
+        metrics=[Metric(*m) for entry in entries if entry.model is None for m in entry.metrics],
         params=[Param(k, v) for entry in entries for k, v in entry.params.items()],
         tags=[RunTag(k, v) for k, v in tags.items() if v is not None],
     )

@@ -55,7 +55,7 @@ def is_refusal(error: BaseException) -> bool:
 
 def _verdict(error: BaseException) -> bool | None:
     """Whether one error is a refusal; None if it does not say."""
-    code = status(error)
+    code = _status(error)
     if code is not None and code < 500:
         return code >= 400 and code not in _PASSING_STATUS
     if code in _LASTING_STATUS:
@@ -73,7 +73,7 @@ def _verdict(error: BaseException) -> bool | None:
     return None
 
 
-def status(error: BaseException) -> int | None:
+def _status(error: BaseException) -> int | None:
     """The HTTP status of an error of MLflow, requests or a cloud's driver."""
     if isinstance(error, MlflowException):
         if error.error_code == "INVALID_STATE":  # 500 for MLflow
