@@ -185,6 +185,17 @@ def test_what_an_earlier_export_left_is_replaced(runs: dict[str, str], tmp_path:
     assert there == {"model.safetensors", export.ABOUT, "mine.txt"}
 
 
+@pytest.mark.parametrize("outputs", [1, 3, 5, (7, 2), (4, 6)])
+def test_pooling_to_any_size_is_exported(tmp_path: Path, outputs: Any) -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 2, 3), torch.nn.AdaptiveAvgPool2d(outputs), torch.nn.Flatten()
+    ).eval()
+    call = exporting.write("onnx", model, torch.randn(2, 3, 8, 10), {}, tmp_path)
+    images = torch.randn(5, 3, 8, 10)
+    torch.testing.assert_close(call(images), model(images).detach(), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["onnx", "torch_export"])
 def test_an_encoder_of_few_positions_is_exported(folder: Path, tmp_path: Path, name: str) -> None:
     torch.manual_seed(0)

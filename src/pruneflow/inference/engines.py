@@ -10,6 +10,7 @@ import importlib.util
 import tempfile
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,52 @@ def eager(model: nn.Module, inputs: Inputs, threads: int) -> Callable[[], Tensor
     return call
 
 
+def to_onnx(model: Exportable, path: Path, **options: Any) -> None:
+    """Write a model as an ONNX graph, by the exporter that needs no further package.
+
+    It is taught adaptive pooling to any size: PyTorch's own knows whole factors of the input only,
+    and VGG16 pools 1x1 up to 7x7 where images are small.
+    """
+    names, tensors = list(model.inputs), tuple(model.inputs.values())
+    registry: Any = torch.onnx
+    registry.register_custom_op_symbolic(_POOLING, _adaptive_pooling, _POOLING_OPSET)
+    try:
+        torch.onnx.export(model, tensors, path, input_names=names, dynamo=False, **options)
+    finally:
+        registry.unregister_custom_op_symbolic(_POOLING, _POOLING_OPSET)
+
+
+_POOLING, _POOLING_OPSET = "aten::adaptive_avg_pool2d", 9
+
+
+def _adaptive_pooling(graph: Any, images: Any, size: Any) -> Any:
+    """Pooling as ONNX has it where windows are alike, else as products with their means."""
+    from torch.onnx import symbolic_helper
+
+    helper: Any = symbolic_helper  # untyped
+    outputs, sides = helper._get_const(size, "is", "output_size"), None
+    with suppress(RuntimeError):  # of what has no sizes
+        sides = images.type().varyingSizes()
+    if sides is None or None in sides[-2:]:
+        raise ValueError("adaptive pooling of images whose size is known only when it is run")
+    inputs = sides[-2:]
+    if all(side % output == 0 for side, output in zip(inputs, outputs, strict=True)):
+        windows = [side // output for side, output in zip(inputs, outputs, strict=True)]
+        return graph.op("AveragePool", images, kernel_shape_i=windows, strides_i=windows)
+    rows, columns = (_means(s, o) for s, o in zip(inputs, outputs, strict=True))
+    across = graph.op("MatMul", images, graph.op("Constant", value_t=columns.T.contiguous()))
+    return graph.op("MatMul", graph.op("Constant", value_t=rows), across)
+
+
+def _means(side: int, outputs: int) -> Tensor:
+    """(outputs, side): what each output of adaptive pooling takes of each input, adding up to 1."""
+    means = torch.zeros(outputs, side)
+    for number, row in enumerate(means):
+        window = slice(number * side // outputs, -(-(number + 1) * side // outputs))
+        row[window] = 1 / (window.stop - window.start)
+    return means
+
+
 @_exported
 def onnxruntime(model: Exportable, arrays: Arrays, threads: int) -> Callable[[], Any]:
     """ONNX Runtime on the CPU, of the model exported for these inputs' shape."""
@@ -84,9 +131,8 @@ def onnxruntime(model: Exportable, arrays: Arrays, threads: int) -> Callable[[],
     # threads that wait by spinning would take the cores of what is timed next
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     with tempfile.TemporaryDirectory(prefix="pruneflow-") as folder:
-        path, tensors = Path(folder) / "model.onnx", tuple(model.inputs.values())
-        kwargs: dict[str, Any] = {"dynamo": False, "external_data": True}
-        torch.onnx.export(model, tensors, path, input_names=list(arrays), **kwargs)
+        path = Path(folder) / "model.onnx"
+        to_onnx(model, path, external_data=True)
         session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     feed = {node.name: arrays[node.name] for node in session.get_inputs()}
     return lambda: session.run(None, feed)[0]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from pruneflow.errors import first_line
-from pruneflow.inference.engines import Exportable
+from pruneflow.inference.engines import Exportable, to_onnx
 from pruneflow.inference.forms import Inputs
 from pruneflow.workloads import models
 from pruneflow.workloads.splits import MEAN, STD
@@ -104,16 +104,8 @@ def onnx(model: nn.Module, inputs: Inputs, structure: Mapping[str, Any], folder:
     exportable = Exportable(model, inputs)
     names, path = list(exportable.inputs), folder / "model.onnx"
     axes = {0: "batch"} if isinstance(inputs, Tensor) else {0: "batch", 1: "tokens"}
-    kwargs: dict[str, Any] = {"dynamo": False, "opset_version": OPSET}
-    torch.onnx.export(
-        exportable,
-        tuple(exportable.inputs.values()),
-        path,
-        input_names=names,
-        output_names=["logits"],
-        dynamic_axes=dict.fromkeys(names, axes) | {"logits": {0: "batch"}},
-        **kwargs,
-    )
+    free = dict.fromkeys(names, axes) | {"logits": {0: "batch"}}
+    to_onnx(exportable, path, output_names=["logits"], dynamic_axes=free, opset_version=OPSET)
     options = ort.SessionOptions()
     options.log_severity_level = 3
     session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
