@@ -19,6 +19,7 @@ import requests
 from mlflow.artifacts import load_text
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+from own_models import WORDS
 
 import pruneflow
 from pruneflow import query
@@ -36,19 +37,6 @@ settings:
 axes: {criterion: [l1]}
 include:
   - {include: "nothing*"}
-"""
-
-WORDS = """
-from torch import nn
-
-class Words(nn.Module):
-    def __init__(self, classes, vocab_size):
-        super().__init__()
-        self.table = nn.Embedding(vocab_size, 8)
-        self.head = nn.Linear(8, classes)
-
-    def forward(self, input_ids, attention_mask):
-        return self.head((self.table(input_ids) * attention_mask[..., None]).mean(1))
 """
 
 

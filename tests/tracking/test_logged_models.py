@@ -13,6 +13,7 @@ from mlflow.entities import LoggedModel
 from mlflow.exceptions import MlflowException, RestException
 from mlflow.protos.databricks_pb2 import ENDPOINT_NOT_FOUND, ErrorCode
 from mlflow.tracking import MlflowClient
+from own_models import WORDS
 
 import pruneflow
 from pruneflow.stages import experiment
@@ -29,15 +30,6 @@ def Net(classes):
         nn.Conv2d(3, 6, 3, 2), nn.ReLU(), nn.Conv2d(6, 8, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
         nn.Flatten(), nn.Linear(8, classes)
     )
-
-class Words(nn.Module):
-    def __init__(self, classes, vocab_size):
-        super().__init__()
-        self.table = nn.Embedding(vocab_size, 8)
-        self.head = nn.Linear(8, classes)
-
-    def forward(self, input_ids, attention_mask):
-        return self.head((self.table(input_ids) * attention_mask[..., None]).mean(1))
 """
 KINDS: dict[str, dict[str, Any]] = {
     "masked": {"model": "net.py:Net", "dataset": "digits"},
@@ -69,7 +61,7 @@ def samples(given: dict[str, Any], side: int = 11) -> Any:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_level_predicts_as_its_model_does(store: str, tmp_path: Path, kind: str) -> None:
-    (tmp_path / "net.py").write_text(NET, "utf-8")
+    (tmp_path / "net.py").write_text(NET + WORDS, "utf-8")
     given = KINDS[kind]
     done = pruneflow.prune_direct(**SMALL, **given)
     models = models_of(done.run_id)
