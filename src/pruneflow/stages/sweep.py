@@ -17,6 +17,7 @@ from rich.table import Table
 
 from pruneflow.config import BenchmarkConfig, FinetuneConfig, SweepConfig
 from pruneflow.errors import ExperimentError, InputError, first_line, user_path
+from pruneflow.report import summaries
 from pruneflow.resolution import resolve
 from pruneflow.stages import study
 from pruneflow.stages.experiment import ALIVE_SECONDS
@@ -58,6 +59,7 @@ def sweep(config: SweepConfig, reporter: Reporter) -> list[Ended]:
         finally:
             run.log_text("plan.csv", _plan(jobs).to_csv(index=False))
         processes.send_rest(jobs)
+        summaries.update(name, run.experiment_id, reporter.say)
         reporter.console.print(_table(jobs))
         plan = _plan(jobs)[["name", "stage", "parameters", "state"]]
         run.describe(plan.to_markdown(index=False, disable_numparse=True))
