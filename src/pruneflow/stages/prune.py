@@ -110,8 +110,7 @@ def _prune(
             reporter.say(f"  {prose.level_line(level, len(steps))}")
             for warning in prose.warnings(config, units, level, layers):
                 reporter.say(f"    {warning}")
-        joules = [level.energy_joules for level in run.levels]
-        experiment.log_total_energy(run, joules, step=len(steps))
+        experiment.log_total_energy(run, [one.energy_joules for one in run.levels], len(steps))
         _describe(stage, experiment, units, run)
     reporter.console.print(levels_table(run.levels))
     return run.ended
