@@ -55,6 +55,9 @@ class BenchmarkConfig(Config):
     """times that each form is timed at least, side by side and undisturbed; 30 for an interval"""
     seconds: Positive = 20.0
     """but no longer than this for a level, device and batch size (yet three rounds at least)"""
+    energy: bool = False
+    """measure joules a sample by RAPL or NVML too, two seconds a form at the most: of packages and
+    GPU, whatever else runs on them"""
 
 
 # What `best` bounds: cost is a share of the unpruned model's, accuracy what may be lost of it.

@@ -16,7 +16,10 @@ from pruneflow import query
 from pruneflow.config import PruneConfig, short_model
 
 # What may differ between runs of one configuration: its repetitions, and where they were run.
-_REPEATED = {"seed", "data_dir", "base_run", "sensitivity_run", "preset", "device", "threads"}
+_REPEATED = {
+    *("seed", "data_dir", "base_run", "sensitivity_run", "preset", "device", "threads"),
+    *("system_metrics", "energy"),
+}
 DECIDING = [name for name in PruneConfig.model_fields if name not in _REPEATED]
 SETTING = ["machine", "device", "threads"]  # times of two are never put together
 # What levels, layers and times have besides the query's columns.
