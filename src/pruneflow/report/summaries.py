@@ -47,9 +47,11 @@ def over_seeds(runs: DataFrame, levels: DataFrame) -> Iterator[Summary]:
     names = evidence.labels(table).to_dict()
     curves = _curves(levels.merge(pruning[["run_id", "configuration"]], on="run_id"))
     for configuration, row in table.iterrows():
+        model, _, others = names[configuration].partition(", ")
+        name = f"{others}, {model}" if others else model  # the UI shows the beginning
         repeated = pruning[pruning["configuration"] == configuration].sort_values("seed")
         yield Summary(
-            name=f"{names[configuration]} (n={len(repeated)})",
+            name=f"{name} (n={len(repeated)})",
             parameters={n: str(row[n]) for n in evidence.DECIDING if not pd.isna(row[n])},
             run_ids=repeated["run_id"].tolist(),
             seeds=[int(seed) for seed in repeated["seed"]],

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.tracking import MlflowClient
+from mlflow.tracking.context.registry import resolve_tags
 
 from pruneflow.tracking import reader, tables
 from pruneflow.tracking.levels import METRICS, TAG_LIMIT
@@ -77,7 +78,7 @@ def _make(client: MlflowClient, study: str, experiment_id: str, summary: Summary
     """Write a summary as a new run; its id."""
     tags = {"pruneflow.stage": STAGE, "pruneflow.study": study, _CONTENT: summary.content}
     tags["mlflow.note.content"] = _described(experiment_id, summary)[:TAG_LIMIT]
-    run = client.create_run(experiment_id, tags=tags, run_name=summary.name)
+    run = client.create_run(experiment_id, tags=resolve_tags() | tags, run_name=summary.name)
     run_id = str(run.info.run_id)
     seeds = {"seeds": ",".join(map(str, summary.seeds))}
     values = {f"cfg/{name}": value for name, value in {**summary.parameters, **seeds}.items()}
