@@ -97,11 +97,3 @@ def test_ci_runs_the_readme_commands(root: Path) -> None:
     for part in tests[1].split(" && "):
         assert part in ci
     assert main[1] in ci
-
-
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "docs/results/README.md"])
-def test_links_between_documents_lead_somewhere(document: str, root: Path) -> None:
-    text = (root / document).read_text("utf-8")
-    links = re.findall(r"\]\((?!https?://|#)([^)#]+)", text)
-    missing = [link for link in links if not (root / document).parent.joinpath(link).exists()]
-    assert missing == []

@@ -292,10 +292,10 @@ def test_query_is_reached_from_the_package() -> None:
         _ = pruneflow.qeury
 
 
-def test_the_readme_example_runs(store: str, root: Path) -> None:
+def test_the_documented_example_runs(store: str, root: Path) -> None:
     for seed in (0, 1):
         prune(seed=seed)
-    text = (root / "README.md").read_text("utf-8").partition("## Query")[2]
+    text = (root / "docs" / "query-and-report.md").read_text("utf-8")
     example = text.partition("```python\n")[2].partition("```")[0]
     names: dict[str, pd.DataFrame] = {}
     exec(example, names)  # of this repository

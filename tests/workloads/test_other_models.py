@@ -325,10 +325,10 @@ def test_a_folder_that_is_no_image_classifier_is_one_line(own: Path) -> None:
         models.build(f"hf:{own.parent / 'odd'}", 10)
 
 
-def test_the_readmes_own_model_and_data_set_go_through_every_training_stage(
+def test_the_documented_own_model_and_data_set_go_through_every_training_stage(
     root: Path, store: str, tmp_path: Path
 ) -> None:
-    section = (root / "README.md").read_text("utf-8").partition("## Your model and data")[2]
+    section = (root / "docs" / "your-model-and-data.md").read_text("utf-8")
     (tmp_path / "mine.py").write_text(section.split("```python\n")[1].split("```")[0])
     given = {"model": "mine.py:Net", "dataset": "mine.py:stripes", "image_size": 16}
     given |= {"base_epochs": 2, "device": "cpu", "threads": 1, "learning_rate": 0.01}
