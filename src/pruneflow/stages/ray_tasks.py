@@ -53,7 +53,8 @@ def connect(address: str | None) -> Any:
         where = "Ray cannot be started here" if address is None else f"ray_address={address!r}"
         raise InputError(
             f"{where}: no cluster answers ({first_line(error)}): pass auto, host:port or "
-            "ray://host:port of one, or leave it out to have one started here"
+            "ray://host:port of one (RAY_AUTH_MODE=token where it asks for a token), or leave it "
+            "out to have one started here"
         ) from None
     return ray
 
