@@ -8,6 +8,7 @@ from pruneflow.tracking.query import (
     runs,
     runs_and_levels,
     sensitivity,
+    summaries,
 )
 
 __all__ = [
@@ -18,4 +19,5 @@ __all__ = [
     "runs",
     "runs_and_levels",
     "sensitivity",
+    "summaries",
 ]

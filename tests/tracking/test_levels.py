@@ -28,7 +28,7 @@ def test_levels_csv_has_the_contract_columns() -> None:
         "test_after,train_before,train_after,val_after,score_seconds,finetune_seconds,"
         "evaluate_seconds,"
         "channels_left,conv_params_masked,conv_params_compact,params_compact,macs_compact,"
-        "test_compact,budget_target,budget_achieved"
+        "test_compact,budget_target,budget_achieved,energy_joules"
     )
 
 

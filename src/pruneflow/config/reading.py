@@ -55,6 +55,9 @@ class BenchmarkConfig(Config):
     """times that each form is timed at least, side by side and undisturbed; 30 for an interval"""
     seconds: Positive = 20.0
     """but no longer than this for a level, device and batch size (yet three rounds at least)"""
+    energy: bool = False
+    """measure joules a sample by RAPL or NVML too, two seconds a form at the most: of packages and
+    GPU, whatever else runs on them"""
 
 
 # What `best` bounds: cost is a share of the unpruned model's, accuracy what may be lost of it.
@@ -136,3 +139,14 @@ class SweepConfig(Config):
     """runs at a time, which share the CPU threads; benchmarks run alone"""
     dry_run: bool = False
     """show what would be run, and start nothing"""
+    executor: Literal["local", "ray"] = "local"
+    """where runs go: local (processes of this machine) or ray (tasks of a Ray cluster; needs
+    pruneflow[ray])"""
+    ray_address: Text | None = None
+    """the cluster: auto, host:port or ray://host:port; by default one is started on this machine"""
+
+    @model_validator(mode="after")
+    def _all_has_effect(self) -> Self:
+        if self.executor != "ray":
+            self._refuse(["ray_address"], "has no effect with executor=local: pass executor=ray")
+        return self

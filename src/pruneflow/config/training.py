@@ -89,6 +89,10 @@ class Settings(Config):
     """fp32, or bf16 (autocast; weights stay float32)"""
     threads: Count | None = None
     """CPU threads; all cores when not given"""
+    system_metrics: bool = False
+    """log use of processors, memory, disk, network and GPUs by the whole machine as system/*"""
+    energy: bool = False
+    """log joules by RAPL and, on a GPU, NVML: of packages and GPU, whatever else runs on them"""
 
     def without_images(self) -> Self:
         """The configuration for data that turned out to be texts."""

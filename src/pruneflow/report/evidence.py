@@ -16,7 +16,10 @@ from pruneflow import query
 from pruneflow.config import PruneConfig, short_model
 
 # What may differ between runs of one configuration: its repetitions, and where they were run.
-_REPEATED = {"seed", "data_dir", "base_run", "sensitivity_run", "preset", "device", "threads"}
+_REPEATED = {
+    *("seed", "data_dir", "base_run", "sensitivity_run", "preset", "device", "threads"),
+    *("system_metrics", "energy"),
+}
 DECIDING = [name for name in PruneConfig.model_fields if name not in _REPEATED]
 SETTING = ["machine", "device", "threads"]  # times of two are never put together
 # What levels, layers and times have besides the query's columns.
@@ -53,7 +56,7 @@ class Evidence:
         runs = self.pruning.groupby("configuration", sort=True)
         last = self.levels.groupby("configuration")["level"].max().astype(float)
         table = runs.first().assign(n=runs["seed"].nunique(), last_level=last)
-        return table.assign(label=_labels(table))
+        return table.assign(label=labels(table))
 
     def of(self, **values: object) -> DataFrame:
         """Levels of the runs that have these values; a list or tuple means any of its own."""
@@ -103,9 +106,7 @@ def gather(
     """Put the query's frames together; what is not of a finished run is left out but in `runs`."""
     pruning = with_configuration(runs[runs["run_id"].isin(levels["run_id"])])
     added = pruning.set_index("run_id")[_ADDED]
-    # the same seed again is the same result, and would count as a second sample
-    again = pruning.duplicated(["configuration", "seed", "base_run"], keep="last")
-    counted = pruning.loc[~again, "run_id"]
+    counted = newest_of_each(pruning)["run_id"]
     kept = levels.set_index(["run_id", "level"])["channels_left"]
     timed = latencies[latencies["run_status"] == "FINISHED"] if len(latencies) else latencies
     timed = timed.join(added, on="pruning_run").join(kept, on=["pruning_run", "level"])
@@ -140,6 +141,11 @@ def with_configuration(runs: DataFrame) -> DataFrame:
     )
 
 
+def newest_of_each(pruning: DataFrame) -> DataFrame:
+    """The runs without those that repeat a seed on one base: the same result is no new sample."""
+    return pruning[~pruning.duplicated(["configuration", "seed", "base_run"], keep="last")]
+
+
 def _is_known(default: object) -> bool:
     """Whether a parameter's default is a value, and not left to the preset or a list."""
     return isinstance(default, str | int | float)
@@ -153,7 +159,7 @@ def where(frame: DataFrame, **values: object) -> DataFrame:
     return frame
 
 
-def _labels(table: DataFrame) -> Series[str]:
+def labels(table: DataFrame) -> Series[str]:
     """A name for each configuration: its model, and whatever is not the same for all."""
     bare = ["dataset", "procedure", "criterion", "granularity", "coupling", "form", "scope"]
     others = [name for name in DECIDING if name in table and name not in ("model", *bare)]

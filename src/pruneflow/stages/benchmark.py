@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from pruneflow.config import BenchmarkConfig
+from pruneflow.energy import Meter, counters
 from pruneflow.errors import InputError
 from pruneflow.inference import EAGER, engines
 from pruneflow.inference.forms import FORMS, PrunedLevel
@@ -19,6 +20,7 @@ from pruneflow.pruning.units import from_text
 from pruneflow.report import charts
 from pruneflow.report.timings import LATENCY_FIGURES
 from pruneflow.stages.benchmark_point import Point, Subject, form_name
+from pruneflow.stages.experiment import ENERGY
 from pruneflow.stages.progress import Reporter, latencies_table
 from pruneflow.tracking import checkpoints, finished
 from pruneflow.tracking.fingerprints import benchmark_fingerprint
@@ -35,10 +37,11 @@ _UNITS = {"image_size": ("images", "pixels"), "sequence_length": ("texts", "toke
 def benchmark_latency(config: BenchmarkConfig, reporter: Reporter) -> list[Ended]:
     """Time pruning runs, each in a run of its own: the one handed over, then new ones."""
     config = settled(config, reporter.say)
+    meters = {name: Meter(counters(name) if config.energy else ()) for name in config.device}
     runs = [_open(run_id, config) for run_id in _chosen(config)]
     if "cpu" in config.device:
         keep_large_buffers()  # as training does: one allocator, whatever this process did before
-    return [_benchmark(load_subject(run, config), config, reporter) for run in runs]
+    return [_benchmark(load_subject(run, config), config, meters, reporter) for run in runs]
 
 
 def settled(
@@ -164,7 +167,9 @@ def load_subject(run: PruningRun, config: BenchmarkConfig) -> Subject:
     return Subject(run, levels, (name, size), checkpoint, dense, cost.positions(dense, one), groups)
 
 
-def _benchmark(subject: Subject, config: BenchmarkConfig, reporter: Reporter) -> Ended:
+def _benchmark(
+    subject: Subject, config: BenchmarkConfig, meters: Mapping[str, Meter], reporter: Reporter
+) -> Ended:
     """Time the levels of one run, in a run."""
     settings = [(d, n) for d in config.device for n in (config.threads if d == "cpu" else (1,))]
     pruning = subject.run
@@ -173,6 +178,9 @@ def _benchmark(subject: Subject, config: BenchmarkConfig, reporter: Reporter) ->
     tags = {"pruneflow.pruning_run": pruning.id, "pruneflow.fingerprint": fingerprint}
     if pruning.study is not None:
         tags["pruneflow.study"] = pruning.study
+    if config.energy:
+        names = [name for meter in meters.values() for name in meter.names.split("; ")]
+        tags[ENERGY] = "; ".join(dict.fromkeys(names))
     config = config.resolved(levels=subject.levels, **dict([subject.size]))
     notes: dict[str, None] = {}  # in order, each once
     with open_run("benchmark_latency", config, name=name, tags=tags) as run:
@@ -186,7 +194,7 @@ def _benchmark(subject: Subject, config: BenchmarkConfig, reporter: Reporter) ->
                 pruned = load_level(subject, level, device)
                 for batch in config.batch_sizes:
                     reporter.at(f"level {level}, batch {batch}", done)
-                    point = Point(subject, level, pruned, threads, batch, config)
+                    point = Point(subject, level, pruned, threads, batch, config, meters[device])
                     with _as_timed(threads):
                         point.measure()
                     done += 1

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pruneflow.config import BenchmarkConfig
+from pruneflow.energy import Meter
 from pruneflow.errors import first_line
 from pruneflow.inference import EAGER, latency
 from pruneflow.inference.engines import ENGINE_FORMS, ENGINES, NoEngineError
@@ -25,6 +26,9 @@ from pruneflow.tracking.latencies import OK, Latency, LayerLatency
 from pruneflow.workloads import models
 
 _PROFILED = 10  # layers of a form that `profile.csv` has, the slowest
+_ENERGY_SECONDS = (
+    2.0  # that a form runs for its energy: of this NVML misses a twentieth at the most
+)
 _DIFFERENT = 1e-3  # a difference of logits that rounding does not explain
 _USABLE_MEMORY = 0.9  # share of the free memory that a batch may take
 
@@ -63,6 +67,7 @@ class Point:
     threads: int
     batch: int
     config: BenchmarkConfig
+    meter: Meter = field(default_factory=Meter)  # of energy, if that was asked for
     rows: list[Latency] = field(default_factory=list)
     profile: list[LayerLatency] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -196,7 +201,16 @@ class Point:
         ratio, low, high = latency.speedup(rounds.seconds["dense"], seconds)
         row |= {"speedup": ratio, "speedup_low": low, "speedup_high": high}
         row |= latency.spread(seconds)
+        row["energy_joules_per_sample"] = self._joules_per_sample(candidate)
         return row | {"samples_per_second": 1e3 * self.batch / row["p50_ms"]}
+
+    def _joules_per_sample(self, candidate: Candidate) -> float | None:
+        """Energy of a form that runs alone, for among others it cannot be told apart."""
+        if not self.meter.names:
+            return None
+        timer, seconds = latency.timer(self.device), min(_ENERGY_SECONDS, self.config.seconds)
+        joules = self.meter.joules_per_call(lambda: timer(candidate.call), seconds)
+        return None if joules is None else joules / self.batch
 
     def _explained(self, form: str, model: nn.Module, dense_ms: float) -> dict[str, float]:
         """What pruning could reach of the dense form's time, and did; keeps the slowest layers."""

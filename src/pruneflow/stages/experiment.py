@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar, cast
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pruneflow.config import PruneConfig, Settings
+from pruneflow.energy import Meter, counters
 from pruneflow.errors import InputError, first_line
 from pruneflow.pruning import cost, statistics
 from pruneflow.pruning.criteria import CRITERIA, FLOW_GRADIENT, INPUT_NORM, OF_OUTPUTS, needs
@@ -38,6 +39,7 @@ _RECIPE = (
     "batch_size", "learning_rate", "lr_schedule", "warmup_epochs", "optimizer", "weight_decay",
     "augment", "label_smoothing", "image_size",
 )  # fmt: skip
+ENERGY = "pruneflow.energy"  # tag: the counters of a run's energy
 DATA = ("columns", "data_dir", "image_size", "train_limit", "seed")
 
 C = TypeVar("C", bound=Settings)
@@ -59,6 +61,7 @@ class Experiment(Generic[C]):
     tokenizer: Any = None  # of an encoder of texts
     curves: Mapping[str, Curve] = field(default_factory=dict)  # of scope=sensitivity, by mask
     nondeterministic: str | None = None  # an operation whose bits may differ from time to time
+    meter: Meter = field(default_factory=Meter)  # of energy, if that was asked for
 
     @property
     def data_name(self) -> str:
@@ -112,7 +115,8 @@ class Experiment(Generic[C]):
         """Train a model as `training.fit` does, from where the run's last process had saved it.
 
         It is saved after the caller has done with an epoch, so that an interruption costs minutes;
-        with it what `beside` gives, of which `on_restore` is told before the training goes on.
+        with it what `beside` gives, of which `on_restore` is told before the training goes on, and
+        the energy so far, of which what is done a second time counts once.
         """
 
         def progress(epoch: int, share: float, loss: float) -> None:
@@ -121,6 +125,7 @@ class Experiment(Generic[C]):
 
         since = run.saved_training(level)
         if since is not None:
+            self.meter.go_on(since.tensors)
             on_restore(since)
         saved, pause = time.monotonic(), SAVE_SECONDS
         for epoch in training.fit(
@@ -137,7 +142,8 @@ class Experiment(Generic[C]):
             if epoch.number < epochs and time.monotonic() - saved >= pause:
                 begun = time.monotonic()
                 snapshot = epoch.snapshot()
-                snapshot = replace(snapshot, tensors=snapshot.tensors | beside())
+                added = beside() | self.meter.state()
+                snapshot = replace(snapshot, tensors=snapshot.tensors | added)
                 run.save_training(level, snapshot)
                 saved = time.monotonic()
                 pause = max(SAVE_SECONDS, (saved - begun) / _SAVE_SHARE)
@@ -205,6 +211,17 @@ class Experiment(Generic[C]):
             subset=subset,
         )
 
+    def log_counters(self, run: Run) -> None:
+        """Log what counts a run's energy, if that was asked for."""
+        if self.meter.names:
+            run.set_tags({ENERGY: self.meter.names})
+
+    def log_total_energy(self, run: Run, joules: Sequence[float | None], step: int) -> None:
+        """Log the energy of a run: the sum of that of its parts, if it is known of them all."""
+        known = [value for value in joules if value is not None]
+        if known and len(known) == len(joules):
+            run.log_metrics({"energy/total_joules": sum(known)}, step=step, part="energy")
+
     def log_workload(self, run: Run) -> None:
         """Log the data set as an input of a run."""
         sizes = {name: len(getattr(self.data, name)) for name in ("train", "val", "test")}
@@ -239,6 +256,7 @@ def prepare(config: C, *, load: bool) -> tuple[Experiment[C], nn.Module]:
     Without `load` the model gets new weights, and not those of the configuration.
     """
     machine = Machine.choose(config.device, config.threads, cores(), config.precision)
+    meter = Meter(counters(machine.device) if config.energy else ())
     config = config.resolved(device=machine.device, threads=machine.threads)
     models.check(config.model)
     if config.dataset in DATASETS:
@@ -250,7 +268,7 @@ def prepare(config: C, *, load: bool) -> tuple[Experiment[C], nn.Module]:
         config = config.without_images()
     experiment, model = (_with_texts if texts else _with_images)(config, data, machine, load=load)
     nondeterministic = machine.make_deterministic(model, experiment.probe)
-    return replace(experiment, nondeterministic=nondeterministic), model
+    return replace(experiment, nondeterministic=nondeterministic, meter=meter), model
 
 
 def _check_kind(config: Settings, texts: bool) -> None:

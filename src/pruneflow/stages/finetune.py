@@ -12,6 +12,8 @@ from pruneflow.tracking.checkpoints import Checkpoint
 from pruneflow.tracking.fingerprints import fingerprint, workload_fingerprint
 from pruneflow.tracking.run import Ended, Run, open_run
 
+_JOULES = "energy/epoch_joules"  # of an epoch's training and its validation
+
 
 def finetune(config: FinetuneConfig, reporter: Reporter) -> Ended:
     """Train, measure and keep a model, in the run that was handed over or a new one."""
@@ -50,8 +52,10 @@ def train_base(
         goes_on = ", which goes on" if earlier else ""
         reporter.say(f"finetune {config.run_name}: run {run.id}{goes_on}")
         reporter.plan(config.epochs)
-        _train(experiment, model, run, reporter)
-        _measure(experiment, model, run, reporter)
+        experiment.log_counters(run)
+        with experiment.meter.measuring():
+            _train(experiment, model, run, reporter)
+            _measure(experiment, model, run, reporter)
     return run.ended
 
 
@@ -79,6 +83,8 @@ def _train(
             "time/epoch_seconds": epoch.seconds,
             "throughput/samples_per_second": epoch.samples_per_second,
         }
+        joules = experiment.meter.joules()
+        metrics |= {} if joules is None else {_JOULES: joules}
         run.log_metrics(metrics, step=epoch.number, part=f"epoch {epoch.number}")
         reporter.say(
             f"  epoch {epoch.number}/{epochs}: loss {epoch.loss:.4f}, "
@@ -94,6 +100,9 @@ def _measure(
     reporter.at("base, evaluating", config.epochs)
     test, seconds = timed(lambda: experiment.accuracy(model, data.test))
     train = experiment.accuracy(model, data.train)
+    joules, logged = experiment.meter.joules(), run.logged(_JOULES)
+    of_epochs = [logged.get(epoch) for epoch in range(1, config.epochs + 1)]
+    experiment.log_total_energy(run, [*of_epochs, joules], step=config.epochs)
     checkpoint = Checkpoint(experiment.structure, model.state_dict(), {})
     size = run.log_checkpoint(0, checkpoint, experiment.tokenizer)
     accuracies = {"accuracy/test": test, "accuracy/train": train}

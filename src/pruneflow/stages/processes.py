@@ -1,20 +1,18 @@
 """Processes: what runs each job of a sweep in a process of its own, with a run made for it.
 
-What another executor has to offer `sweep` is the same: `run` a job to its end, and `close`.
+Another executor has its own way to carry a process out and to `close`, see `ray_tasks`.
 """
 
 from __future__ import annotations
 
 import functools
-import os
 import subprocess
-import sys
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from pruneflow import commands
 from pruneflow.config import (
     NEWEST,
     BenchmarkConfig,
@@ -37,10 +35,10 @@ from pruneflow.tracking.fingerprints import (
 from pruneflow.tracking.refusals import in_short, is_refusal
 from pruneflow.workloads import datasets
 
-_PATIENCE_SECONDS = 10.0  # that a process gets to end itself
+LOST = "its node was lost"
 _OUTAGE_SECONDS = 900.0  # that jobs wait for MLflow before they are started
 _PAUSE_SECONDS = 2.0  # between two tries
-_TRIES = 3  # of a process that finds no store
+_TRIES = 3  # of a process that finds no store, or whose node is lost
 
 
 class Processes:
@@ -65,7 +63,7 @@ class Processes:
                     job.failure = ""
                     return
                 code = self._process(job)
-                if code == 0 or store.NO_ANSWER not in job.failure:
+                if code == 0 or not any(why in job.failure for why in (store.NO_ANSWER, LOST)):
                     break
             job.seconds = time.monotonic() - start
             _conclude(job, code)
@@ -97,20 +95,19 @@ class Processes:
     def _process(self, job: Job) -> int:
         """Run a job's process, and keep what it prints and what it says last; its exit code."""
         handed_over = {"MLFLOW_RUN_ID": job.run_id, "MLFLOW_EXPERIMENT_ID": self._experiment_id}
-        command = [sys.executable, "-m", "pruneflow", job.stage]
-        command += [f"--{name}={value}" for name, value in job.given.items()]
-        with tempfile.TemporaryFile("w+", encoding="utf-8") as file:
-            process = subprocess.Popen(
-                command, env=os.environ | handed_over, stdout=file, stderr=file, text=True
-            )
+        code, job.output = self._carry_out(job, handed_over)
+        job.failure = (job.output.strip().splitlines() or [""])[-1]
+        return code
+
+    def _carry_out(self, job: Job, environment: Mapping[str, str]) -> tuple[int, str]:
+        """Run `pruneflow` for a job; its exit code and output."""
+
+        def started(process: subprocess.Popen[str]) -> None:
             self._processes.append(process)
             if self._stopping.is_set():
                 process.terminate()
-            code = process.wait()
-            file.seek(0)
-            job.output = file.read()
-        job.failure = (job.output.strip().splitlines() or [""])[-1]
-        return code
+
+        return commands.run_pruneflow(job.arguments, environment, started=started)
 
     def _patiently(self, call: Callable[[], object]) -> None:
         """Make a call to MLflow, again and again while MLflow does not answer.
@@ -156,14 +153,7 @@ class Processes:
     def close(self) -> None:
         """End all that are running."""
         self._stopping.set()
-        for process in self._processes:
-            process.terminate()
-        deadline = time.monotonic() + _PATIENCE_SECONDS
-        for process in self._processes:
-            try:
-                process.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                process.kill()
+        commands.end(self._processes)
 
 
 def _send(job: Job) -> None:

@@ -101,13 +101,16 @@ def _prune(
         reporter.say("\n".join(f"  {note}" for note in prose.notes(units)))
         reporter.plan(len(steps) * config.finetune_epochs)
         recover = recovery(experiment, units, base, run)
+        experiment.log_counters(run)
         for step in [schedule.UNPRUNED, *steps][len(run.levels) :]:
             gradual = isinstance(config, GradualConfig) and step.level
             of_level = _gradual_level if gradual else _level
-            level, layers = of_level(experiment, units, step, recover, run, reporter)
+            with experiment.meter.measuring():
+                level, layers = of_level(experiment, units, step, recover, run, reporter)
             reporter.say(f"  {prose.level_line(level, len(steps))}")
             for warning in prose.warnings(config, units, level, layers):
                 reporter.say(f"    {warning}")
+        experiment.log_total_energy(run, [one.energy_joules for one in run.levels], len(steps))
         _describe(stage, experiment, units, run)
     reporter.console.print(levels_table(run.levels))
     return run.ended
@@ -348,8 +351,16 @@ def _record(
         test_compact = experiment.accuracy(compact, experiment.data.test)
     layers = Layer.of(units, step.level)
     counted = {"level": step.level, "target_sparsity": step.target_sparsity}
+    joules = experiment.meter.joules()
     level = Level.of(
-        units, compact, layers, experiment.uses, **counted, **measured, test_compact=test_compact
+        units,
+        compact,
+        layers,
+        experiment.uses,
+        **counted,
+        **measured,
+        test_compact=test_compact,
+        energy_joules=joules,
     )
     structure = experiment.structure | units.structure(kept)
     checkpoint = Checkpoint(structure, units.model.state_dict(), units.parameter_masks())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pruneflow import paper
 from pruneflow.config import ReportConfig
 from pruneflow.errors import InputError, output_folder
-from pruneflow.report import evidence, page
+from pruneflow.report import evidence, page, summaries
 from pruneflow.report.figures import FIGURES
 from pruneflow.stages.progress import Reporter
 from pruneflow.tracking.run import Ended, open_run
@@ -33,4 +33,7 @@ def report(config: ReportConfig, reporter: Reporter) -> Ended:
             "Open the artifact `report.html`."
         )
         reporter.say(f"  {drawn}: {folder / 'report.html'}")
+    studies = [config.study] if config.study else sorted(runs.runs["study"].dropna().unique())
+    for study in studies:
+        summaries.update(study, config.experiment, reporter.say)
     return run.ended

@@ -96,6 +96,11 @@ class Job:
     unsent: bool = False  # whether some of its records are still on this machine alone
     output: str = ""  # of its process
 
+    @property
+    def arguments(self) -> list[str]:
+        """What `pruneflow` is called with for it."""
+        return [self.stage, *(f"--{name}={value}" for name, value in self.given.items())]
+
 
 class _Loader(yaml.SafeLoader):
     """YAML in which no key stands twice."""

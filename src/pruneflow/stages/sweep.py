@@ -17,8 +17,9 @@ from rich.table import Table
 
 from pruneflow.config import BenchmarkConfig, FinetuneConfig, SweepConfig
 from pruneflow.errors import ExperimentError, InputError, first_line, user_path
+from pruneflow.report import summaries
 from pruneflow.resolution import resolve
-from pruneflow.stages import study
+from pruneflow.stages import ray_tasks, study
 from pruneflow.stages.experiment import ALIVE_SECONDS
 from pruneflow.stages.processes import Processes, planned_fingerprint
 from pruneflow.stages.progress import Reporter
@@ -39,9 +40,15 @@ def sweep(config: SweepConfig, reporter: Reporter) -> list[Ended]:
     reporter.console.print(_table(jobs))
     if config.dry_run:
         return []
+    ray = None
+    if config.executor == "ray":
+        ray = ray_tasks.connect(config.ray_address)
+        ray_tasks.check(ray, [job for job in jobs if job.state == "to do"])
     with open_run("sweep", config, name=f"sweep-{name}", tags={"pruneflow.study": name}) as run:
         reporter.say(f"sweep {name}: run {run.id}")
         processes = Processes(name, run.experiment_id, reporter.say)
+        if ray is not None:
+            processes = ray_tasks.RayTasks(name, run.experiment_id, reporter.say, ray)
 
         def record(ended: list[Job]) -> None:
             for job in ended:
@@ -58,6 +65,7 @@ def sweep(config: SweepConfig, reporter: Reporter) -> list[Ended]:
         finally:
             run.log_text("plan.csv", _plan(jobs).to_csv(index=False))
         processes.send_rest(jobs)
+        summaries.update(name, run.experiment_id, reporter.say)
         reporter.console.print(_table(jobs))
         plan = _plan(jobs)[["name", "stage", "parameters", "state"]]
         run.describe(plan.to_markdown(index=False, disable_numparse=True))
@@ -76,7 +84,7 @@ def sweep(config: SweepConfig, reporter: Reporter) -> list[Ended]:
 def _jobs(config: SweepConfig) -> tuple[str, list[Job]]:
     """The name of a study and its jobs, those marked that are finished already."""
     listed, available, workers = study.read(config.study), cores(), config.workers
-    if workers > available:
+    if workers > available and config.executor == "local":
         raise InputError(f"workers={workers} is not valid: this process may use {available} cores")
     folder = None if config.data_dir is None else user_path("data_dir", config.data_dir)
     if folder is not None and not folder.is_dir():

@@ -18,7 +18,10 @@ from pruneflow.workloads import factories
 
 # What does not decide a run's result: the preset's values are there one by one, what a folder
 # or a base run holds counts, not where it lies.
-_NOT_DECIDING = {"preset", "data_dir", "base_run", "base_epochs", "resume"}
+_NOT_DECIDING = {
+    *("preset", "data_dir", "base_run", "base_epochs", "resume"),
+    *("system_metrics", "energy"),
+}
 _PACKAGE = Path(__file__).parents[1]
 _CODE = (  # the code that does, in the package
     "pruning/**/*.py",
@@ -76,6 +79,8 @@ def benchmark_fingerprint(config: BenchmarkConfig, pruned: str) -> str:
     """Hash of what a benchmark times (`pruned`: fingerprint of that run), how and where."""
     machines = [environment.machine(device) for device in config.device]
     how = {k: v for k, v in config.model_dump().items() if k not in ("run", "study", "model")}
+    if not config.energy:  # as before there was any
+        del how["energy"]
     return _hash("benchmark_latency", __version__, how, pruned, machines)
 
 

@@ -48,6 +48,9 @@ class Latency:
     pruned_share: float | None
     pruned_time_left: float | None  # of these layers, in the form / in the dense form
     pruned_macs_left: float | None
+    # that packages and GPU use while the form runs over and over, by their own counters; None where
+    # that was not asked for, and where no counter moved
+    energy_joules_per_sample: float | None = None
 
 
 @dataclass(frozen=True)

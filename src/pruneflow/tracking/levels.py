@@ -52,6 +52,9 @@ class Level:
     # of a budget: shares of the unpruned model's cost, asked for and reached; else None
     budget_target: float | None = _metric("prune/budget_target", None)
     budget_achieved: float | None = _metric("prune/budget_achieved", None)
+    # that packages and GPU used from the level's beginning to its last measurement, by their own
+    # counters; None where that was not asked for
+    energy_joules: float | None = _metric("energy/level_joules", None)
 
     @classmethod
     def of(
@@ -124,6 +127,7 @@ _LEAST_TELLING = (
     "score_seconds", "evaluate_seconds", "finetune_seconds", "size_bytes", "macs", "params",
     "conv_params_masked", "conv_params_compact", "params_compact", "macs_compact",
     "target_sparsity", "val_after", "train_before", "test_compact", "budget_target",
+    "energy_joules",
 )  # fmt: skip
 
 

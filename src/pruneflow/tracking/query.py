@@ -27,6 +27,7 @@ from pruneflow.config import (
 )
 from pruneflow.errors import InputError
 from pruneflow.tracking import reader, tables
+from pruneflow.tracking import summaries as seeds
 from pruneflow.tracking.latencies import Latency
 from pruneflow.tracking.levels import Layer, Level
 from pruneflow.tracking.sensitivities import TABLE, Sensitivity
@@ -72,6 +73,8 @@ class Which(TypedDict, total=False):
 
 def runs(experiment: Ids | None = None, **which: Unpack[Which]) -> pd.DataFrame:
     """A row a run, the oldest first, of every stage and status, of MLflow's current experiment.
+
+    Summaries over seeds are views of other runs and left out, but where `run_ids` names them.
 
     `experiment` is the name or id of another, or several. The run contract's columns (`run_id,
     model, ..., stage`) come first, then `name`, `status` (RUNNING, FINISHED, FAILED, KILLED),
@@ -161,6 +164,18 @@ def sensitivity(experiment: Ids | None = None, **which: Unpack[Which]) -> pd.Dat
     return _records(of_stage, Sensitivity, TABLE, about).drop(columns="scope")
 
 
+def summaries(experiment: Ids | None = None, **which: Unpack[Which]) -> pd.DataFrame:
+    """A row a level and quantity of every summary over seeds: `summary.csv`, one download a run.
+
+    `quantity` is a column of `levels.csv`; of it come `mean`, `sd` (of the sample), `low`, `high`
+    (Student's 95 % interval) and `n` (runs). Arguments, errors and the run's own columns are
+    those of `levels`, but for `seed`: it is of several.
+    """
+    summarised = _runs(experiment, **which, stage=seeds.STAGE).assign(curves="")
+    about = [name for name in _ABOUT if name not in ("base_run", "fingerprint")]
+    return _records(summarised, seeds.LevelSummary, seeds.TABLE, about).drop(columns="seed")
+
+
 def environments(run_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
     """`environment.json` of runs, by run id; those that have none are left out."""
     described = {}
@@ -226,8 +241,12 @@ def _runs(
     study: str | None = None,
     run_ids: Ids | None = None,
     filter_string: str | None = None,
+    stage: str | None = None,
 ) -> pd.DataFrame:
-    """The runs that a query names: `RUN_COLUMNS`, and `curves`, the text of that tag."""
+    """The runs that a query names: `RUN_COLUMNS`, and `curves`, the text of that tag.
+
+    Without a `stage` they are of all but summaries, which are there only if named.
+    """
     given = (filter_string or "").strip()
     if run_ids is None:
         names = [None] if experiment is None else _texts("experiment", experiment)
@@ -244,7 +263,12 @@ def _runs(
             matching = (run for run in matching if reader.in_study(run.data.tags, study))
     wrong = f"filter_string={given!r} is not valid" if given else "runs cannot be read"
     with reader.reading(wrong):
-        return _frame(matching)
+        frame = _frame(matching)
+    if stage is not None:
+        kept = frame["stage"] == stage
+    else:
+        kept = (frame["stage"] != seeds.STAGE) | (run_ids is not None)
+    return frame[kept.fillna(False)].reset_index(drop=True)
 
 
 def _texts(parameter: str, given: Ids) -> list[str]:

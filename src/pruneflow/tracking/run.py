@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,16 @@ from mlflow.tracking import MlflowClient
 
 from pruneflow.config import Config
 from pruneflow.errors import ExperimentError, InputError, first_line
-from pruneflow.tracking import checkpoints, environment, latencies, reader, store, tables, writers
+from pruneflow.tracking import (
+    checkpoints,
+    environment,
+    latencies,
+    reader,
+    store,
+    system_metrics,
+    tables,
+    writers,
+)
 from pruneflow.tracking.checkpoints import Checkpoint
 from pruneflow.tracking.journal import Entry, Journal, replace_whole
 from pruneflow.tracking.latencies import Latency, LayerLatency
@@ -33,6 +42,7 @@ from pruneflow.tracking.levels import METRICS, TAG_LIMIT, Layer, Level
 from pruneflow.tracking.publish import LEVELS, Publisher
 from pruneflow.tracking.refusals import in_a_line
 from pruneflow.tracking.sensitivities import TABLE, Sensitivity
+from pruneflow.tracking.system_metrics import SystemMetrics
 from pruneflow.workloads.training import Snapshot
 
 if TYPE_CHECKING:
@@ -75,6 +85,7 @@ class Run:
         self.sensitivities: list[Sensitivity] = []
         self._journal = records
         self._publisher = Publisher(records)
+        self._system: SystemMetrics | None = None
 
     @property
     def ended(self) -> Ended:
@@ -83,7 +94,28 @@ class Run:
 
     def publish(self, *, every: float = 0.0) -> None:
         """Send what MLflow does not have yet, if the last time is `every` seconds ago."""
+        self._log_system_metrics()
         self._publisher.publish(every=every)
+
+    def _log_system_metrics(self) -> None:
+        if self._system is not None and (points := self._system.take()):
+            self._journal.append(Entry(metrics=points))
+
+    @contextmanager
+    def with_system_metrics(self, *, interrupted: bool) -> Iterator[None]:
+        """Collect system metrics, which go with what is published; to the end, whatever ends it."""
+        step = system_metrics.next_step(self._journal, interrupted=interrupted)
+        self._system = SystemMetrics(self.id, step)
+        try:
+            yield
+        finally:
+            self._system.stop()
+            self._log_system_metrics()
+
+    def logged(self, name: str) -> dict[int, float]:
+        """Values of a metric by step, as far as they are in the run's folder here."""
+        entries = self._journal.entries.values()
+        return {m[3]: m[1] for entry in entries for m in entry.metrics if m[0] == name}
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags."""
@@ -312,6 +344,7 @@ def open_run(
         InputError: no journal can be kept, or another process has that run.
         ExperimentError: the experiment or MLflow gave up; the run says why.
     """
+    watched = system_metrics.are_wanted(config)
     with in_a_line("no run can be made: "):
         fingerprint = tags.get("pruneflow.fingerprint", "")
         run = Run(writers.take(stage, name, fingerprint, experiment_id, interrupted))
@@ -326,7 +359,9 @@ def open_run(
             described = environment.describe([device] if isinstance(device, str) else device)
             run._write("environment.json", json.dumps(described, indent=1))
             run.publish()
-        yield run
+        again = interrupted is not None
+        with run.with_system_metrics(interrupted=again) if watched else nullcontext():
+            yield run
     except BaseException as error:
         killed = isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit)
         what = "terminated" if killed else type(error).__name__
